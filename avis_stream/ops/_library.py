@@ -1,0 +1,175 @@
+"""The `avis` operator namespace: finds and loads the compiled kernels, and remembers why it could not.
+
+Python defines every schema, fake, gradient and reference; the compiled library only adds implementations for a
+device. So every operator exists without it, and the dispatcher chooses: no file here asks which device a tensor is on.
+A reference runs only where no native kernel is registered, which is why the references themselves report it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from avis_stream.errors import NativeUnavailableError
+
+LIBRARY = torch.library.Library("avis", "DEF")  # type: ignore[no-untyped-call]
+"""Keeps the registrations alive; its lifetime is the process's."""
+
+OPERATORS: list[str] = []
+"""Names of all operators that have a native form, in the order of their definition."""
+
+_NATIVE_TORCH = (2, 13)
+"""The stable ABI that the kernels are written against starts here."""
+
+_FOLDER = Path(__file__).parent
+_DEVICES = {"cpu": "CPU", "cuda": "CUDA"}
+_warned: set[str] = set()
+
+
+class ReferenceKernelWarning(UserWarning):
+    """An operator runs as plain PyTorch, as no native kernel is there; the message says why. Given once a device."""
+
+
+def define(schema: str, *, has_native: bool = True) -> None:
+    """Adds an operator to the namespace; `has_native` operators are listed by `info()`."""
+    LIBRARY.define(schema)  # type: ignore[no-untyped-call]
+    if has_native:
+        OPERATORS.append(schema.partition("(")[0])
+
+
+def implement(name: str, reference: Callable[..., Any]) -> None:
+    """Registers the plain PyTorch form for every device that has no kernel of its own.
+
+    The dispatcher reaches it only in that case, so it warns (or raises, see `AVIS_STREAM_REQUIRE`) before it computes.
+    """
+
+    def fall_back(*args: Any) -> Any:
+        note_fallback(name, next(arg.device.type for arg in args if isinstance(arg, torch.Tensor)))
+        return reference(*args)
+
+    LIBRARY.impl(name, fall_back, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+
+
+def note_fallback(name: str, device: str) -> None:
+    """Says once per device that the reference runs.
+
+    Raises:
+        NativeUnavailableError: `AVIS_STREAM_REQUIRE` lists `native`.
+    """
+    # A meta tensor is asked for its shape only; there is nothing to be slow at.
+    if device == "meta":
+        return
+    reason = missing_reason(device)
+    if "native" in os.environ.get("AVIS_STREAM_REQUIRE", "").split(","):
+        raise NativeUnavailableError(f"AVIS_STREAM_REQUIRE=native, but avis::{name} has no {device} kernel: {reason}")
+    if device not in _warned:
+        _warned.add(device)
+        warnings.warn(
+            f"avis::{name} and its like run as plain PyTorch on {device}, correct but slower: {reason}",
+            ReferenceKernelWarning,
+            stacklevel=4,
+        )
+
+
+def _library_path() -> Path:
+    return _FOLDER / "libavis_ops.so"
+
+
+def _load() -> tuple[ctypes.CDLL | None, str]:
+    """Loads the compiled operators; the second value says why there are none, empty when all is well."""
+    path = _library_path()
+    if not path.is_file():
+        return None, f"{path.name} was not built; install with AVIS_STREAM_BUILD=cpu and a C++ compiler"
+    version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+    if version < _NATIVE_TORCH:
+        wanted = ".".join(map(str, _NATIVE_TORCH))
+        return None, f"the native kernels need torch {wanted} or later, this is {torch.__version__}"
+    try:
+        torch.ops.load_library(str(path))  # type: ignore[no-untyped-call]
+        return ctypes.CDLL(str(path)), ""
+    except OSError as error:  # wrong machine, wrong torch, damaged file: the loader's own words are the best
+        return None, f"{path.name} is there but does not load: {error}"
+
+
+_native, _why_not = _load()
+
+
+def native_library() -> ctypes.CDLL | None:
+    """The loaded operator library, for the few plain C calls that are no operators; None without it."""
+    return _native
+
+
+def has_kernel(name: str, device: str) -> bool:
+    """Whether `avis::name` has a native kernel for `device` ("cpu" or "cuda")."""
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(f"avis::{name}", _DEVICES[device]))
+
+
+def missing_reason(device: str) -> str:
+    """Why an operator has no native kernel on `device`."""
+    if _why_not:
+        return _why_not
+    if device == "cuda":
+        return "this build has no CUDA kernels; install with AVIS_STREAM_BUILD=cuda where nvcc is"
+    return f"this build has no kernel of it for {device}"
+
+
+@dataclass(frozen=True, slots=True)
+class OpsInfo:
+    """Which operators are native, on which device, and why others are not."""
+
+    operators: dict[str, dict[str, str]]
+    """By operator, then device: `"native"`, or `"reference: <reason>"`."""
+    isa: str
+    """Instruction set the CPU kernels run with, `AVIS_STREAM_ISA` taken into account; `"none"` without kernels."""
+    library: str
+    """Path of the operator library, or why there is none."""
+    cuda: str
+    """State of the CUDA kernel library."""
+
+    def __str__(self) -> str:
+        width = max(map(len, self.operators), default=0)
+        rows = [
+            f"{name:<{width}}  {'; '.join(f'{device}: {state}' for device, state in by_device.items())}"
+            for name, by_device in self.operators.items()
+        ]
+        return "\n".join([f"library: {self.library}", f"isa: {self.isa}", f"cuda: {self.cuda}", *rows])
+
+
+def info() -> OpsInfo:
+    """Says per operator and device whether it is native or the reference, and why; the ISA; the CUDA library's state.
+
+    Asks no device anything.
+    """
+
+    def state(name: str, device: str) -> str:
+        return "native" if has_kernel(name, device) else f"reference: {missing_reason(device)}"
+
+    isa = "none"
+    if _native is not None:
+        _native.avis_isa.restype = ctypes.c_char_p
+        isa = _native.avis_isa().decode()
+    cuda = _FOLDER / "libavis_cuda.so"
+    return OpsInfo(
+        operators={name: {device: state(name, device) for device in _DEVICES} for name in OPERATORS},
+        isa=isa,
+        library=str(_library_path()) if _native is not None else _why_not,
+        cuda=str(cuda) if cuda.is_file() else "not built",
+    )
+
+
+def require_native(device: str = "cpu") -> None:
+    """Raises unless every operator has a native kernel on `device`.
+
+    Raises:
+        NativeUnavailableError: Names the operators that have none, and why.
+    """
+    missing = [name for name in OPERATORS if not has_kernel(name, device)]
+    if missing:
+        raise NativeUnavailableError(f"no native {device} kernel for {', '.join(missing)}: {missing_reason(device)}")
