@@ -1,0 +1,272 @@
+"""Configuration: frozen dataclasses, one place for every hyper-parameter, JSON in and out.
+
+Vary a preset with `dataclasses.replace`, or from the command line with `--set tracker.token_window=3`
+(`with_overrides`). Official values are the defaults; `presets.py` names what differs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from avis_stream.checks import require
+from avis_stream.errors import ConfigError
+
+AVISEG_CLASSES = (
+    "person", "violin", "guitar", "cello", "flute", "piano", "ukulele", "accordion", "guzheng", "clarinet",
+    "cat", "car", "saxophone", "dog", "lawn_mover", "tuba", "banjo", "pipa", "bassoon", "airplane",
+    "tree_harvester", "trumpet", "lion", "bass", "erhu", "horse",
+)  # fmt: skip
+"""The 26 classes of AVISeg in id order (index = category_id - 1), spelled as the data set spells them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResNetConfig:
+    """Bottleneck ResNet with frozen batch norm; stride in the 3x3 convolution, as torchvision and detectron2 have it."""
+
+    blocks: tuple[int, ...] = (3, 4, 6, 3)
+    stem_channels: int = 64
+    bottleneck_channels: int = 64
+    """Width of the 3x3 convolutions of the first stage; doubles with each stage."""
+    out_channels: int = 256
+    """Output width of the first stage; doubles with each stage."""
+
+    def __post_init__(self) -> None:
+        require(len(self.blocks) == 4, "ResNetConfig.blocks", self.blocks, "four numbers, one a stage")
+
+    @property
+    def feature_channels(self) -> tuple[int, int, int, int]:
+        """Channels of the outputs at stride 4, 8, 16, 32."""
+        c = self.out_channels
+        return (c, 2 * c, 4 * c, 8 * c)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SwinConfig:
+    """Swin transformer. Defaults are Swin-L at window 12."""
+
+    embed_channels: int = 192
+    depths: tuple[int, ...] = (2, 2, 18, 2)
+    heads: tuple[int, ...] = (6, 12, 24, 48)
+    swin_window: int = 12
+    drop_path: float = 0.3
+    """Largest drop-path rate in training; grows linearly from 0 with depth."""
+
+    def __post_init__(self) -> None:
+        require(len(self.depths) == 4, "SwinConfig.depths", self.depths, "four numbers, one a stage")
+        require(len(self.heads) == 4, "SwinConfig.heads", self.heads, "four numbers, one a stage")
+
+    @property
+    def feature_channels(self) -> tuple[int, int, int, int]:
+        """Channels of the outputs at stride 4, 8, 16, 32."""
+        c = self.embed_channels
+        return (c, 2 * c, 4 * c, 8 * c)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AudioConfig:
+    """Which encoder turns a second of sound into one vector."""
+
+    encoder: Literal["vggish", "yamnet", "none"] = "vggish"
+    """`none`: the caller brings features of his own."""
+    feature_dim: int = 128
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputConfig:
+    """How a picture is brought to the network's size."""
+
+    short_side_px: int = 360
+    long_side_px: int = 1333
+    size_divisor: int = 32
+    """Normalised pictures are zero-padded at the right and bottom to a multiple of this."""
+    pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PixelDecoderConfig:
+    """Multi-scale deformable attention pixel decoder over strides 8, 16, 32, with one FPN step to stride 4."""
+
+    layers: int = 6
+    heads: int = 8
+    points: int = 4
+    ffn_channels: int = 1024
+    """Hard-coded in the official code, whatever its config says (quirk Q15)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalizerConfig:
+    """Frame-level sound source localizer: masked-attention decoder conditioned on the frame's sound."""
+
+    queries: int = 100
+    layers: int = 9
+    heads: int = 8
+    ffn_channels: int = 2048
+    audio_fusion: bool = True
+    """Off: no frame-level audio-visual fusion and none of its parameters (with `TrackerConfig.audio_fusion` off: VITA)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrackerConfig:
+    """Video-level tracker: windowed object encoder, audio-visual fusion, object decoder."""
+
+    queries: int = 100
+    heads: int = 8
+    ffn_channels: int = 2048
+    encoder_layers: int = 6
+    decoder_layers: int = 3
+    token_window: int = 6
+    """Frames in an attention window; 0: every frame sees every other."""
+    audio_fusion: bool = True
+    """Off: object tokens go to the decoder as they are, and the fusion has no parameters."""
+    shift_in_training: bool = False
+    """Whether the object encoder shifts its odd layers' windows in training too; officially it does not (quirk Q3)."""
+
+    def __post_init__(self) -> None:
+        require(self.token_window >= 0, "TrackerConfig.token_window", self.token_window, ">= 0 frames")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PostprocessConfig:
+    """From class scores and mask logits to instances."""
+
+    top_k: int = 100
+    """(query, class) pairs kept for a clip; a query may appear with several classes (quirk Q10)."""
+    score_threshold: float = 0.3
+    """An instance stays if class score x mask quality is above this; hard-coded in the official code (quirk Q11)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AVISMConfig:
+    """A whole audio-visual instance segmentation model."""
+
+    name: str = "avism"
+    classes: tuple[str, ...] = AVISEG_CLASSES
+    classes_trained: tuple[str, ...] | None = None
+    """Classes that the weights have seen examples of; None: all of `classes`."""
+    channels: int = 256
+    """Width of tokens and queries from the pixel decoder to the tracker."""
+    mask_channels: int = 256
+    """Width of mask features and mask embeddings."""
+    backbone: ResNetConfig | SwinConfig = field(default_factory=ResNetConfig)
+    audio: AudioConfig = field(default_factory=AudioConfig)
+    input: InputConfig = field(default_factory=InputConfig)
+    pixel_decoder: PixelDecoderConfig = field(default_factory=PixelDecoderConfig)
+    localizer: LocalizerConfig = field(default_factory=LocalizerConfig)
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    postprocess: PostprocessConfig = field(default_factory=PostprocessConfig)
+
+    def __post_init__(self) -> None:
+        for part in ("pixel_decoder", "localizer", "tracker"):
+            heads = getattr(self, part).heads
+            require(self.channels % heads == 0, f"{part}.heads", heads, f"a divisor of the {self.channels} channels")
+
+    def to_json(self) -> str:
+        """The configuration as one line of JSON, as it is kept in weight files and results."""
+        return json.dumps(_plain(self), sort_keys=True)
+
+    @staticmethod
+    def from_json(text: str) -> AVISMConfig:
+        """The configuration that `to_json` wrote.
+
+        Raises:
+            ConfigError: Unknown or missing fields, or values of another type.
+        """
+        try:
+            plain = json.loads(text)
+        except ValueError as error:
+            raise ConfigError(f"configuration must be JSON as written by AVISMConfig.to_json, got {error}") from error
+        config: AVISMConfig = _build(AVISMConfig, plain, "config")
+        return config
+
+    def with_overrides(self, settings: Iterable[str]) -> AVISMConfig:
+        """A copy with `"tracker.token_window=3"`-like settings applied.
+
+        Raises:
+            ConfigError: A setting is not `field.path=value`, or names no field; the message lists the fields there are.
+        """
+        config = self
+        for setting in settings:
+            path, sign, value = setting.partition("=")
+            require(bool(sign), "--set", setting, "of the form field.path=value")
+            config = _replace_at(config, path.split("."), value, path)
+        return config
+
+
+_BACKBONES = {"resnet": ResNetConfig, "swin": SwinConfig}
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        plain = {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        for kind, cls in _BACKBONES.items():
+            if isinstance(value, cls):
+                plain["kind"] = kind
+        return plain
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _build(cls: type, plain: Any, where: str) -> Any:
+    if not isinstance(plain, dict):
+        raise ConfigError(f"{where} must be an object, got {plain!r}")
+    hints = typing.get_type_hints(cls)
+    if unknown := set(plain) - set(hints) - {"kind"}:
+        raise ConfigError(f"{where} has unknown fields {sorted(unknown)}; written by a newer version?")
+    values = {}
+    for name, value in plain.items():
+        if name == "kind":
+            continue
+        target = hints[name]
+        if name == "backbone":
+            kind = value.get("kind") if isinstance(value, dict) else None
+            if kind not in _BACKBONES:
+                raise ConfigError(f"{where}.backbone.kind must be one of {sorted(_BACKBONES)}, got {kind!r}")
+            target = _BACKBONES[kind]
+        values[name] = (
+            _build(target, value, f"{where}.{name}") if dataclasses.is_dataclass(target) else _value(target, value)
+        )
+    return cls(**values)
+
+
+def _value(target: Any, value: Any) -> Any:
+    is_tuple = typing.get_origin(target) is tuple or any(typing.get_origin(t) is tuple for t in typing.get_args(target))
+    return tuple(value) if is_tuple and value is not None else value
+
+
+def _replace_at(config: Any, path: list[str], text: str, whole: str) -> Any:
+    fields = {f.name for f in dataclasses.fields(config)}
+    if path[0] not in fields:
+        raise ConfigError(f"--set {whole}: no field {path[0]!r} here; there are {sorted(fields)}")
+    current = getattr(config, path[0])
+    if len(path) > 1:
+        if not dataclasses.is_dataclass(current):
+            raise ConfigError(f"--set {whole}: {path[0]!r} is a value, not a group of fields")
+        return dataclasses.replace(config, **{path[0]: _replace_at(current, path[1:], text, whole)})
+    target = typing.get_type_hints(type(config))[path[0]]
+    return dataclasses.replace(config, **{path[0]: _parse(target, text, whole)})
+
+
+def _parse(target: Any, text: str, whole: str) -> Any:
+    if dataclasses.is_dataclass(target):
+        raise ConfigError(f"--set {whole}: names a group of fields; set one of its fields")
+    origin, arguments = typing.get_origin(target), typing.get_args(target)
+    try:
+        if origin in (typing.Union, types.UnionType):
+            return None if text == "none" else _parse(next(a for a in arguments if a is not type(None)), text, whole)
+        if origin is tuple:
+            return tuple(_parse(arguments[0], part, whole) for part in text.split(","))
+        if origin is Literal:
+            if text not in arguments:
+                raise ValueError(f"must be one of {arguments}")
+            return text
+        if target is bool:
+            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+        return target(text)
+    except (ValueError, KeyError) as error:
+        raise ConfigError(f"--set {whole}={text}: {error}") from error

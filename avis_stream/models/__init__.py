@@ -1,0 +1,1 @@
+"""The network: stateless modules, shared by the offline and the online path."""

@@ -1,0 +1,131 @@
+"""AVISM: backbone, pixel decoder, localizer and tracker put together; what a frame gives, and what a clip gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from avis_stream.checks import check_shape
+from avis_stream.config import AVISMConfig, ResNetConfig
+from avis_stream.models.localizer import Localizer
+from avis_stream.models.pixel_decoder import PixelDecoder
+from avis_stream.models.preprocess import normalise_and_pad
+from avis_stream.models.resnet import ResNet
+from avis_stream.models.swin import Swin
+from avis_stream.models.tracker import Tracker
+from avis_stream.nn.layers import fold_frozen_norms
+
+_FRAMES_AT_ONCE = 2
+"""Frames that `raw_outputs` localizes together: enough to fill the cores, few enough to stay in the caches."""
+
+
+@dataclass(frozen=True, slots=True)
+class FrameTokens:
+    """What the localizer makes of T frames: all that later stages know of them."""
+
+    frame_queries: Tensor
+    """[T, N, C]."""
+    logits: Tensor
+    """[T, N, K + 1]; the last class is "no object"."""
+    clip_mask_features: Tensor
+    """[T, Cm, h, w] at stride 4 of the padded input."""
+
+
+@dataclass(frozen=True, slots=True)
+class RawOutputs:
+    """What the network says about a clip, before any threshold."""
+
+    frame_queries: Tensor
+    """[T, N, C], normalised, of the last decoder layer."""
+    clip_mask_features: Tensor
+    """[T, Cm, h, w]."""
+    pred_logits: Tensor
+    """[M, K + 1]; the last class is "no object"."""
+    pred_mask_embed: Tensor
+    """[M, Cm]."""
+
+
+class AVISM(nn.Module):
+    """Audio-visual instance segmentation model: modules without stream state; many streams may share one.
+
+    Source: "Audio-Visual Instance Segmentation", Guo et al., CVPR 2025.
+    """
+
+    localizer_type: type[Localizer] = Localizer
+    tracker_type: type[Tracker] = Tracker
+
+    def __init__(self, config: AVISMConfig) -> None:
+        super().__init__()
+        self.config = config
+        backbone = config.backbone
+        self.backbone = ResNet(backbone) if isinstance(backbone, ResNetConfig) else Swin(backbone)
+        self.pixel_decoder = PixelDecoder(config)
+        self.localizer = self.localizer_type(config)
+        self.clip_mask_features = nn.Conv2d(config.channels, config.mask_channels, 1)
+        self.tracker = self.tracker_type(config)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of `class_id`."""
+        return self.config.classes
+
+    @property
+    def classes_trained(self) -> tuple[str, ...]:
+        """Those of `classes` that the weights have seen examples of."""
+        return self.config.classes if self.config.classes_trained is None else self.config.classes_trained
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.clip_mask_features.weight.device
+
+    def prepare_for_inference(self) -> AVISM:
+        """Evaluation mode, no gradients, frozen norms folded into their convolutions; returns itself."""
+        self.eval().requires_grad_(False)
+        fold_frozen_norms(self)
+        return self
+
+    def localize(self, images: Tensor, audio_features: Tensor) -> FrameTokens:
+        """Sees T frames, each on its own.
+
+        Args:
+            images: float32 [T, 3, Hp, Wp], normalised and padded.
+            audio_features: float32 [T, A], one vector a frame.
+        """
+        features = self.pixel_decoder(self.backbone(images))
+        answer = self.localizer(features, audio_features)[-1]
+        return FrameTokens(answer.queries, answer.logits, self.clip_mask_features(features.stride4))
+
+    @torch.no_grad()
+    def raw_outputs(self, images: Tensor, audio_features: Tensor) -> RawOutputs:
+        """Runs the whole network on a clip.
+
+        Args:
+            images: uint8 [T, 3, H, W], RGB, as the network sees them before normalising and padding.
+            audio_features: float32 [T, A], one vector a frame from the model's audio encoder.
+        Raises:
+            ShapeError: An argument differs; the message says how.
+        """
+        check_shape(images, "images", "T 3 H W", dtype=torch.uint8)
+        check_shape(
+            audio_features, "audio_features", "T A", dtype=torch.float32,
+            T=len(images), A=self.config.audio.feature_dim, hint="one vector a frame",
+        )  # fmt: skip
+        parts = [
+            self.localize(normalise_and_pad(frames.to(self.device), self.config.input), audio.to(self.device))
+            for frames, audio in zip(
+                images.split(_FRAMES_AT_ONCE), audio_features.split(_FRAMES_AT_ONCE), strict=True
+            )
+        ]
+        frame_queries = torch.cat([p.frame_queries for p in parts])
+        clip_mask_features = torch.cat([p.clip_mask_features for p in parts])
+        logits, mask_embed = self.track(frame_queries, audio_features)
+        return RawOutputs(frame_queries, clip_mask_features, logits, mask_embed)
+
+    @torch.no_grad()
+    def track(self, frame_queries: Tensor, audio_features: Tensor) -> tuple[Tensor, Tensor]:
+        """Frame queries [T, N, C] and sound [T, A] of a clip to class logits [M, K + 1] and mask embeddings [M, Cm]."""
+        predictions, _ = self.tracker(frame_queries[None], audio_features.to(self.device))
+        return predictions[-1].logits[0], predictions[-1].mask_embed[0]

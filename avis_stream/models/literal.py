@@ -1,0 +1,121 @@
+"""The official form of everything that the rest of the package computes in a cheaper, exactly equal way.
+
+For comparison and benchmarks (`reference=True`), and for the tests that hold the two together. The parameters are the
+same, so either form loads the other's weights. Nothing outside this file needs to know it.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from torch import Tensor, nn
+
+from avis_stream.config import AVISMConfig
+from avis_stream.models.avism import AVISM
+from avis_stream.models.localizer import Localizer
+from avis_stream.models.pixel_decoder import DeformableAttention, PixelFeatures
+from avis_stream.models.tracker import Tracker
+from avis_stream.nn.attention import AttentionBlock
+from avis_stream.ops.ms_deform_attn import ms_deform_attn_grid_sample
+
+_BLOCKED = -1000.0
+"""Added to blocked scores of shifted windows, as the official code does instead of minus infinity (quirk Q5)."""
+
+
+class LiteralLocalizer(Localizer):
+    """Makes 100 full mask maps before each layer and resizes each of them."""
+
+    def mask_guides(self, features: PixelFeatures) -> list[Tensor]:
+        """The mask features as they are, for every level."""
+        return [features.mask_features.detach()] * len(features.levels)
+
+    def visible(self, mask_embed: Tensor, guide: Tensor, size: torch.Size) -> Tensor:
+        """Full masks, resized, thresholded as probabilities, copied for each head."""
+        masks = torch.einsum("tnc,tchw->tnhw", mask_embed.detach(), guide)
+        masks = F.interpolate(masks, size=size, mode="bilinear", align_corners=False)
+        blocked = masks.sigmoid().flatten(2) < 0.5
+        blocked = torch.where(blocked.all(-1, keepdim=True), False, blocked)
+        return ~blocked[:, None].repeat(1, self.heads, 1, 1)
+
+
+class LiteralTracker(Tracker):
+    """Pads the clip to whole windows, rolls it for shifted ones, masks by adding, and asks one audio query an object."""
+
+    def encode(self, frame_queries: Tensor) -> Tensor:
+        """As `Tracker.encode`."""
+        frames = frame_queries.shape[1]
+        x, padding = self._pad(self.input_proj_dec(frame_queries))
+        shifts = self.config.shift_in_training or not self.training
+        for i, layer in enumerate(self.encoder):
+            x = self._layer(layer, x, x, padding, shifted=shifts and i % 2 == 1)
+        return x[:, :frames]
+
+    def fuse(self, objects: Tensor, audio: Tensor) -> Tensor:
+        """As `Tracker.fuse`."""
+        if self.audio_proj is None:
+            return objects
+        batch, frames, slots, _ = objects.shape
+        y, padding = self._pad(repeat(self.audio_proj(audio), "t c -> b t n c", b=batch, n=slots))
+        keys, _ = self._pad(objects)
+        for i, layer in enumerate(self.fusion):
+            y = self._layer(layer, y, keys, padding, shifted=i % 2 == 1)
+        return objects + y[:, :frames]
+
+    def _pad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        window = self.config.token_window
+        missing = -x.shape[1] % window
+        padding = torch.arange(x.shape[1] + missing, device=x.device) >= x.shape[1]
+        return F.pad(x, (0, 0, 0, 0, 0, missing)), padding
+
+    def _layer(self, layer: nn.Module, x: Tensor, keys: Tensor, padding: Tensor, shifted: bool) -> Tensor:
+        window = self.config.token_window
+        shift = math.ceil(window / 2) if shifted else 0
+        batch, frames, slots, _ = x.shape
+        bias = self._shift_bias(padding, slots) if shifted else self._pad_bias(padding, slots)  # [windows, W N, W N]
+        x, keys = (
+            rearrange(part.roll(shift, dims=1), "b (g w) n c -> (b g) (w n) c", w=window) for part in (x, keys)
+        )
+        attention, ffn = layer.attn, layer.ffn
+        assert isinstance(attention, AttentionBlock)
+        x = attention.masked(x, x, keys, keys, bias.repeat(batch, 1, 1)[:, None].to(x.dtype))
+        x = rearrange(ffn(x), "(b g) (w n) c -> b (g w) n c", b=batch, w=window)
+        return x.roll(-shift, dims=1)
+
+    def _pad_bias(self, padding: Tensor, slots: int) -> Tensor:
+        hidden = rearrange(padding, "(g w) -> g 1 w", w=self.config.token_window).expand(-1, self.config.token_window, -1)
+        bias = torch.zeros(hidden.shape, device=padding.device).masked_fill(hidden, -torch.inf)
+        return self._per_slot(bias, slots)
+
+    def _shift_bias(self, padding: Tensor, slots: int) -> Tensor:
+        window = self.config.token_window
+        shift = math.ceil(window / 2)
+        hidden = rearrange(padding.roll(shift), "(g w) -> g w", w=window)
+        blocked = hidden[:, :, None].expand(-1, -1, window).clone()  # a padded row sees nothing ...
+        for end in (0, -1):  # ... and in the windows where padding can be, nobody sees it
+            blocked[end] |= hidden[end][None, :]
+        blocked[0, :shift, shift:] = True  # the clip's end, rolled to the front, and its beginning are strangers
+        blocked[0, shift:, :shift] = True
+        return self._per_slot(blocked * _BLOCKED, slots)
+
+    def _per_slot(self, bias: Tensor, slots: int) -> Tensor:
+        return repeat(bias, "g i j -> g (i n) (j m)", n=slots, m=slots)
+
+
+class LiteralAVISM(AVISM):
+    """AVISM in the official form: slow, large, and what `AVISM` is measured against."""
+
+    localizer_type = LiteralLocalizer
+    tracker_type = LiteralTracker
+
+    def __init__(self, config: AVISMConfig) -> None:
+        super().__init__(config)
+        for part in self.modules():
+            if isinstance(part, DeformableAttention):
+                part.kernel = ms_deform_attn_grid_sample  # type: ignore[method-assign]
+
+    def prepare_for_inference(self) -> AVISM:
+        """Evaluation mode without gradients; norms stay as they are."""
+        return self.eval().requires_grad_(False)

@@ -1,0 +1,147 @@
+"""Frame-level sound source localizer: a masked-attention decoder conditioned on the sound of the frame's second.
+
+Source: "Audio-Visual Instance Segmentation" (CVPR 2025) section 4.2; decoder from Mask2Former (Cheng et al., CVPR 2022).
+It sees one frame at a time and knows no time, so offline and online call it alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from avis_stream.config import AVISMConfig
+from avis_stream.models.pixel_decoder import FEATURE_LEVELS, PixelFeatures
+from avis_stream.nn.attention import AttentionBlock, FeedForward
+from avis_stream.nn.layers import MLP, sine_position
+
+
+@dataclass(frozen=True, slots=True)
+class FramePrediction:
+    """What the prediction head says after one decoder layer."""
+
+    queries: Tensor
+    """[T, N, C], normalised: this, not the raw state, is a frame query (quirk Q13)."""
+    logits: Tensor
+    """[T, N, K + 1]; the last class is "no object"."""
+    mask_embed: Tensor
+    """[T, N, Cm]; mask logits are its products with the mask features."""
+
+
+class DecoderLayer(nn.Module):
+    """Masked cross-attention, self-attention, feed-forward; each post-norm."""
+
+    def __init__(self, channels: int, heads: int, ffn_channels: int) -> None:
+        super().__init__()
+        self.cross_attn = AttentionBlock(channels, heads)
+        self.self_attn = AttentionBlock(channels, heads)
+        self.ffn = FeedForward(channels, ffn_channels)
+
+    def forward(self, state: Tensor, embed: Tensor, key: Tensor, value: Tensor, visible: Tensor | None) -> Tensor:
+        """State [B, N, C], its position `embed` [N, C], keys and values [B, Nk, C]: new state [B, N, C]."""
+        state = self.cross_attn.masked(state, state + embed, key, value, visible)
+        query = state + embed
+        state = self.self_attn.masked(state, query, query, state)
+        advanced: Tensor = self.ffn(state)
+        return advanced
+
+
+class AudioFusion(nn.Module):
+    """Frame-level audio-visual fusion: the sound looks at each feature level on behalf of every query."""
+
+    def __init__(self, channels: int, heads: int, feature_dim: int, levels: int) -> None:
+        super().__init__()
+        self.audio_proj = nn.Linear(feature_dim, channels)
+        self.levels = nn.ModuleList(AttentionBlock(channels, heads) for _ in range(levels))
+        self.out = nn.Linear(levels * channels, channels)
+
+    def forward(self, audio: Tensor, query_embed: Tensor, levels: list[Tensor]) -> Tensor:
+        """Sound [T, feature_dim] and level tokens [T, HW, C] to what is added to the queries, [T, N, C].
+
+        The keys carry no position, and no feed-forward follows (quirk Q12).
+        """
+        heard = self.audio_proj(audio)[:, None]  # [T, 1, C]
+        query = heard + query_embed
+        looked = [block.masked(heard, query, level, level) for block, level in zip(self.levels, levels, strict=True)]
+        added: Tensor = self.out(torch.cat(looked, dim=-1))
+        return added
+
+
+class Localizer(nn.Module):
+    """Pixel features and sound of each frame to its frame queries."""
+
+    def __init__(self, config: AVISMConfig) -> None:
+        super().__init__()
+        channels, own = config.channels, config.localizer
+        self.heads = own.heads
+        self.query_feat = nn.Embedding(own.queries, channels)
+        self.query_embed = nn.Embedding(own.queries, channels)
+        self.level_embed = nn.Embedding(FEATURE_LEVELS, channels)
+        self.audio_fusion = (
+            AudioFusion(channels, own.heads, config.audio.feature_dim, FEATURE_LEVELS) if own.audio_fusion else None
+        )
+        self.layers = nn.ModuleList(DecoderLayer(channels, own.heads, own.ffn_channels) for _ in range(own.layers))
+        self.decoder_norm = nn.LayerNorm(channels)
+        self.class_embed = nn.Linear(channels, len(config.classes) + 1)
+        self.mask_embed = MLP(channels, channels, config.mask_channels, 3)
+
+    def forward(self, features: PixelFeatures, audio: Tensor) -> list[FramePrediction]:
+        """Decodes each frame on its own.
+
+        Args:
+            features: Of T frames.
+            audio: float [T, feature_dim], one vector a frame.
+        Returns:
+            One `FramePrediction` before the first layer and one after each; the last is the answer.
+        """
+        levels = [
+            m.flatten(2).transpose(1, 2) + embed
+            for m, embed in zip(features.levels, self.level_embed.weight, strict=True)
+        ]  # [T, HW, C] each
+        position = [
+            sine_position(m.shape[1], *m.shape[-2:], m.device, m.dtype).flatten(1).T for m in features.levels
+        ]  # [HW, C] each
+        keys = [level + p for level, p in zip(levels, position, strict=True)]
+        guides = self.mask_guides(features)
+        embed = self.query_embed.weight
+        state = self.query_feat.weight.expand(len(audio), -1, -1)
+        if self.audio_fusion is not None:
+            state = state + self.audio_fusion(audio, embed, levels)
+        predictions = [self.predict(state)]
+        for i, layer in enumerate(self.layers):
+            level = i % len(levels)
+            size = features.levels[level].shape[-2:]
+            visible = self.visible(predictions[-1].mask_embed, guides[level], size)
+            state = layer(state, embed, keys[level], levels[level], visible)
+            predictions.append(self.predict(state))
+        return predictions
+
+    def predict(self, state: Tensor) -> FramePrediction:
+        """The prediction head on a decoder state [T, N, C]."""
+        queries = self.decoder_norm(state)
+        return FramePrediction(queries, self.class_embed(queries), self.mask_embed(queries))
+
+    def mask_guides(self, features: PixelFeatures) -> list[Tensor]:
+        """For each level the mask features [T, Cm, h, w] that `visible` multiplies mask embeddings with.
+
+        Resizing and the product over channels commute, so the features are resized to each level once instead of 100
+        mask maps before every layer; blocked places are equal but where |logit| is within rounding of 0.
+        """
+        fine = features.mask_features.detach()
+        return [
+            F.interpolate(fine, size=level.shape[-2:], mode="bilinear", align_corners=False)
+            for level in features.levels
+        ]
+
+    def visible(self, mask_embed: Tensor, guide: Tensor, size: torch.Size) -> Tensor:
+        """Where each query may look: bool [T, 1, N, h w], True inside its own mask, everywhere if that is empty.
+
+        Args:
+            mask_embed: [T, N, Cm].
+            guide: What `mask_guides` gave for the level.
+            size: (h, w) of the level.
+        """
+        inside = torch.bmm(mask_embed.detach(), guide.flatten(2)) >= 0  # [T, N, h w]
+        return (inside | ~inside.any(dim=-1, keepdim=True))[:, None]

@@ -1,0 +1,143 @@
+"""The offline path: a clip of any length through the model, in memory that a budget bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+from torch import Tensor
+
+from avis_stream.errors import MediaError
+from avis_stream.models.clip import ClipResult
+from avis_stream.models.mask_store import MaskStore
+from avis_stream.models.postprocess import MaskSizes, draw_masks, select_candidates
+from avis_stream.models.preprocess import network_size, normalise_and_pad, resize_images
+
+if TYPE_CHECKING:
+    from avis_stream.models.avism import AVISM, FrameTokens
+
+T = TypeVar("T")
+
+_FRAMES_AT_ONCE = 2
+"""Frames localized together: enough to fill the cores, few enough to stay in the caches."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClipFrame:
+    """One frame of a clip as the model wants it."""
+
+    image: Tensor
+    """uint8 [3, H, W]."""
+    audio_features: Tensor
+    """float32 [A]."""
+
+
+ClipFrames = Callable[[], Iterator[ClipFrame]]
+"""Starts a pass over the frames of a clip; a second pass is asked for when memory and disk are too small."""
+
+
+@torch.no_grad()
+def segment_clip(
+    model: AVISM,
+    frames: ClipFrames,
+    *,
+    out_size: tuple[int, int] | None = None,
+    memory_bytes: int,
+    disk_bytes: int = 0,
+    store: MaskStore | None = None,
+) -> ClipResult:
+    """Finds the sounding objects of a clip.
+
+    Frames are localized as they come and only their queries and mask features are kept; the features find their place
+    in a `MaskStore`.
+
+    Args:
+        model: Prepared for inference.
+        frames: Starts a pass over the clip.
+        out_size: (height, width) of the masks; None: that of the pictures.
+        memory_bytes: For mask features in memory.
+        disk_bytes: For mask features on disk.
+        store: A store to use in place of one of these bounds; the caller closes it.
+    Raises:
+        MediaError: The clip has no frame, or its frames change size.
+    """
+    localized = _Localized(model)
+    own = store or MaskStore(memory_bytes, disk_bytes, recompute=lambda start: _again(model, frames, start))
+    try:
+        for part in localized.run(frames()):
+            own.append(part.clip_mask_features)
+        if localized.input_size is None:
+            raise MediaError("a clip must have at least one frame, got none")
+        logits, mask_embed = model.track(torch.cat(localized.frame_queries), torch.stack(localized.audio))
+        candidates = select_candidates(logits, model.config.postprocess)
+        queries, slot = candidates.query_id.unique(return_inverse=True)
+        height, width = network_size(*localized.input_size, model.config.input)
+        sizes = MaskSizes(localized.padded_size, (height, width), out_size or localized.input_size)
+        quality, tracks = draw_masks(mask_embed[queries], own, sizes)
+    finally:
+        if store is None:
+            own.close()
+    score = candidates.class_score * quality[slot]
+    order = score.argsort(descending=True, stable=True)
+    order = order[score[order] > model.config.postprocess.score_threshold]
+    return ClipResult(
+        score=score[order].cpu(),
+        class_id=candidates.class_id[order].cpu(),
+        query_id=candidates.query_id[order].cpu(),
+        rles=tuple(tuple(tracks[j]) for j in slot[order].tolist()),
+        frames=len(localized.audio),
+        size=sizes.output,
+    )
+
+
+class _Localized:
+    """Runs the localizer over a pass and remembers what the tracker needs."""
+
+    def __init__(self, model: AVISM) -> None:
+        self.model = model
+        self.input_size: tuple[int, int] | None = None
+        self.padded_size = (0, 0)
+        self.frame_queries: list[Tensor] = []
+        self.audio: list[Tensor] = []
+
+    def run(self, frames: Iterator[ClipFrame]) -> Iterator[FrameTokens]:
+        """Yields the tokens of a few frames at a time."""
+        for batch in _batches(frames, _FRAMES_AT_ONCE):
+            images = self._stack(batch)
+            audio = torch.stack([f.audio_features for f in batch])
+            tokens = self.model.localize(images, audio.to(self.model.device))
+            self.frame_queries.append(tokens.frame_queries)
+            self.audio.extend(audio)
+            yield tokens
+
+    def _stack(self, batch: list[ClipFrame]) -> Tensor:
+        for frame in batch:
+            height, width = frame.image.shape[-2:]
+            if self.input_size is None:
+                self.input_size = (height, width)
+            elif self.input_size != (height, width):
+                raise MediaError(
+                    f"all frames of a clip must have one size, got {self.input_size} and then {(height, width)}; "
+                    "cut the clip where the size changes"
+                )
+        assert self.input_size is not None
+        size = network_size(*self.input_size, self.model.config.input)
+        pictures = resize_images(torch.stack([f.image for f in batch]), size)
+        images = normalise_and_pad(pictures.to(self.model.device), self.model.config.input)
+        self.padded_size = (images.shape[-2], images.shape[-1])
+        return images
+
+
+def _again(model: AVISM, frames: ClipFrames, start: int) -> Iterator[Tensor]:
+    """Mask features from frame `start` on, in a second pass."""
+    for tokens in _Localized(model).run(islice(frames(), start, None)):
+        yield tokens.clip_mask_features
+
+
+def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch

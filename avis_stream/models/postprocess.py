@@ -1,0 +1,113 @@
+"""From the tracker's scores and a clip's mask features to instances; every threshold is a field of the configuration.
+
+Source: official `AVISM.inference_video`; quirks Q9 to Q11, Q17 and Q18 of `docs/official_quirks.md`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from avis_stream.config import PostprocessConfig
+from avis_stream.data.rle import RLE, encode_masks
+
+_FRAMES_AT_ONCE = 5
+"""Frames whose masks are drawn together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """(query, class) pairs that may become instances, best class score first."""
+
+    class_score: Tensor
+    """float32 [I]."""
+    class_id: Tensor
+    """int64 [I]."""
+    query_id: Tensor
+    """int64 [I]."""
+
+
+@dataclass(frozen=True, slots=True)
+class MaskSizes:
+    """The three sizes a mask goes through, (height, width) each."""
+
+    padded: tuple[int, int]
+    """Network input with its padding."""
+    network: tuple[int, int]
+    """Network input without padding; mask quality is measured here (quirk Q18)."""
+    output: tuple[int, int]
+    """The masks that the user gets."""
+
+
+def select_candidates(logits: Tensor, config: PostprocessConfig) -> Candidates:
+    """The best (query, class) pairs of class logits [M, K + 1].
+
+    A pair's final score is its class score times a mask quality of at most 1, so pairs whose class score does not pass
+    the threshold are dropped here, before any work on masks, with identical results (quirk Q17).
+    """
+    scores = logits.softmax(-1)[:, :-1]
+    classes = scores.shape[1]
+    best, index = scores.flatten().topk(min(config.top_k, scores.numel()))
+    passes = best > config.score_threshold
+    return Candidates(best[passes], index[passes] % classes, index[passes] // classes)
+
+
+class MaskQuality:
+    """Running mean of a mask's own certainty: mean soft mask value inside the hard mask, over all frames so far."""
+
+    def __init__(self, count: int, device: torch.device) -> None:
+        self._certain = torch.zeros(count, device=device)
+        self._area = torch.zeros(count, device=device)
+
+    def add(self, logits: Tensor) -> None:
+        """Counts mask logits [t, J, H, W] at network size."""
+        hard = logits > 0
+        self._certain += (logits.sigmoid() * hard).sum(dim=(0, 2, 3))
+        self._area += hard.sum(dim=(0, 2, 3))
+
+    def value(self) -> Tensor:
+        """[J], 0 for masks that are empty everywhere."""
+        return self._certain / (self._area + 1e-6)
+
+
+@torch.no_grad()
+def draw_masks(
+    mask_embed: Tensor, features: Iterable[tuple[int, Tensor]], sizes: MaskSizes
+) -> tuple[Tensor, list[list[RLE]]]:
+    """Draws the masks of J queries on all frames, in one pass over the mask features.
+
+    Args:
+        mask_embed: [J, Cm].
+        features: (first frame, [t, Cm, h, w]) in order, as a `MaskStore` yields them.
+        sizes: Through which the masks go.
+    Returns:
+        Mask quality [J], and for each query one RLE a frame at output size.
+    """
+    quality = MaskQuality(len(mask_embed), mask_embed.device)
+    tracks: list[list[RLE]] = [[] for _ in mask_embed]
+    if not len(mask_embed):
+        return quality.value(), tracks
+    for _, stored in features:
+        for part in stored.split(_FRAMES_AT_ONCE):
+            logits = mask_logits(mask_embed, part.to(mask_embed.device), sizes)
+            quality.add(logits)
+            masks = resize_logits(logits, sizes.output) > 0  # [t, J, H, W]
+            for j, track in enumerate(tracks):
+                track.extend(encode_masks(masks[:, j]))
+    return quality.value(), tracks
+
+
+def mask_logits(mask_embed: Tensor, features: Tensor, sizes: MaskSizes) -> Tensor:
+    """Mask logits [t, J, H, W] at network size, of embeddings [J, Cm] on features [t, Cm, h, w]."""
+    logits = torch.einsum("jc,tchw->tjhw", mask_embed, features)
+    height, width = sizes.network
+    return resize_logits(logits, sizes.padded)[..., :height, :width]
+
+
+def resize_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear resize, pixel centres not aligned to the corners, as everywhere in the official code."""
+    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)

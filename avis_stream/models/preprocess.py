@@ -1,0 +1,51 @@
+"""Pictures to the network's input: resize, normalise, pad."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from avis_stream.checks import check_shape
+from avis_stream.config import InputConfig
+
+
+def network_size(height: int, width: int, config: InputConfig) -> tuple[int, int]:
+    """Size (height, width) to which a picture is resized: shorter side as configured, longer side bounded.
+
+    Source: detectron2's `ResizeShortestEdge`, rounding included.
+    """
+    scale = config.short_side_px / min(height, width)
+    new_height, new_width = height * scale, width * scale
+    longest = max(new_height, new_width)
+    if longest > config.long_side_px:
+        new_height, new_width = (side * config.long_side_px / longest for side in (new_height, new_width))
+    return max(1, int(new_height + 0.5)), max(1, int(new_width + 0.5))
+
+
+def resize_images(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear resize of uint8 [T, 3, H, W] to uint8 [T, 3, *size], by Pillow as the official data loader does it."""
+    check_shape(images, "images", "T 3 H W", dtype=torch.uint8)
+    if tuple(images.shape[-2:]) == tuple(size):
+        return images
+    height, width = size
+    resized = []
+    for image in images:
+        picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+        resized.append(np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR)))
+    stacked = np.stack(resized) if resized else np.empty((0, height, width, 3), np.uint8)
+    return torch.from_numpy(stacked).permute(0, 3, 1, 2)
+
+
+def normalise_and_pad(images: Tensor, config: InputConfig) -> Tensor:
+    """Normalises uint8 [T, 3, H, W] and pads right and bottom with zeros: float32 [T, 3, Hp, Wp].
+
+    Zeros after normalising, that is mid-grey; no mask marks the padding anywhere in the network.
+    """
+    mean = torch.tensor(config.pixel_mean, device=images.device)[:, None, None]
+    std = torch.tensor(config.pixel_std, device=images.device)[:, None, None]
+    height, width = images.shape[-2:]
+    pad_y, pad_x = -height % config.size_divisor, -width % config.size_divisor
+    return F.pad((images - mean) / std, (0, pad_x, 0, pad_y))

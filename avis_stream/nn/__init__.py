@@ -1,0 +1,1 @@
+"""Small layers without knowledge of audio-visual segmentation."""
