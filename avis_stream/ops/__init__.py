@@ -2,6 +2,7 @@
 
 from avis_stream.ops._library import OpsInfo, ReferenceKernelWarning, info, require_native
 from avis_stream.ops.ms_deform_attn import ms_deform_attn, ms_deform_attn_grid_sample
+from avis_stream.ops.ms_deform_attn_fused import ms_deform_attn_fused
 from avis_stream.ops.range_attn import range_attn
 from avis_stream.ops.ranges import AttentionPlan, dense_mask, ring_pages, rolling_plan, window_plan
 
@@ -12,6 +13,7 @@ __all__ = [
     "dense_mask",
     "info",
     "ms_deform_attn",
+    "ms_deform_attn_fused",
     "ms_deform_attn_grid_sample",
     "range_attn",
     "require_native",

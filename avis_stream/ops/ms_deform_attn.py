@@ -51,7 +51,7 @@ def ms_deform_attn(
             tensor on a GPU costs a copy to the host: keep the flat list).
         sampling_locations: [N, Q, M, L, P, 2] as (x, y) in [0, 1] of each level's map. Half types are widened to
             float32 first: coordinates are never computed in half precision.
-        attention_weights: [N, Q, M, L, P] in float32 or the dtype of `value`.
+        attention_weights: [N, Q, M, L, P] in the dtype of `value`, or float32; other half types are widened.
     Returns:
         [N, Q, M * D] in the dtype of `value`; sums run in float32 (float64 for float64).
     Raises:
@@ -63,9 +63,9 @@ def ms_deform_attn(
         [[[1.0, 1.0, 1.0, 1.0]]]
     """
     shapes = flat_shapes(spatial_shapes)
-    loc = _coordinates(sampling_locations, value)
-    check_arguments(value, shapes, loc, attention_weights)
-    out: Tensor = torch.ops.avis.ms_deform_attn(value, shapes, loc, attention_weights)
+    loc, weight = coordinates(sampling_locations, value), weights(attention_weights, value)
+    check_arguments(value, shapes, loc, weight)
+    out: Tensor = torch.ops.avis.ms_deform_attn(value, shapes, loc, weight)
     return out
 
 
@@ -91,8 +91,8 @@ def ms_deform_attn_grid_sample(
         samples.append(
             F.grid_sample(maps, grids[:, :, level], mode="bilinear", padding_mode="zeros", align_corners=False)
         )  # [N*M, D, Q, P]
-    weights = attention_weights.transpose(1, 2).reshape(n * m, 1, q, levels * points)
-    summed = (torch.stack(samples, dim=-2).flatten(-2) * weights).sum(-1)  # [N*M, D, Q]
+    by_head = attention_weights.transpose(1, 2).reshape(n * m, 1, q, levels * points)
+    summed = (torch.stack(samples, dim=-2).flatten(-2) * by_head).sum(-1)  # [N*M, D, Q]
     return summed.view(n, m * d, q).transpose(1, 2).contiguous()
 
 
@@ -108,11 +108,16 @@ def flat_shapes(spatial_shapes: Sequence[Any] | Tensor) -> list[int]:
     return list(spatial_shapes)
 
 
-def _coordinates(tensor: Tensor, value: Tensor) -> Tensor:
+def coordinates(tensor: Tensor, value: Tensor) -> Tensor:
     """Coordinates in the precision that they are computed in: float64 beside a float64 value, else float32."""
     if value.dtype == torch.float64:
         return tensor
     return at_least_float32(tensor)
+
+
+def weights(tensor: Tensor, value: Tensor) -> Tensor:
+    """Weights or logits as they are if they have the dtype of `value`, else at least in float32."""
+    return tensor if tensor.dtype == value.dtype else at_least_float32(tensor)
 
 
 def check_arguments(value: Tensor, shapes: Sequence[int], loc: Tensor, weight: Tensor) -> None:
@@ -235,7 +240,7 @@ def _table(value: Tensor, corners: _Corners) -> tuple[Tensor, Tensor]:
     return F.pad(table, (0, 0, 0, 1)), torch.where(corners.exists, corners.row, zero_row)
 
 
-def _ms_deform_attn_reference(value: Tensor, shapes: Sequence[int], loc: Tensor, weight: Tensor) -> Tensor:
+def reference(value: Tensor, shapes: Sequence[int], loc: Tensor, weight: Tensor) -> Tensor:
     check_arguments(value, shapes, loc, weight)
     n, _, m, d = value.shape
     q = loc.shape[1]
@@ -249,13 +254,12 @@ def _ms_deform_attn_reference(value: Tensor, shapes: Sequence[int], loc: Tensor,
     return bags.view(n, q, m * d).to(value.dtype)
 
 
-def _ms_deform_attn_backward_reference(
+def backward_reference(
     grad_out: Tensor, value: Tensor, shapes: Sequence[int], loc: Tensor, weight: Tensor, mask: Sequence[bool]
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     check_arguments(value, shapes, loc, weight)
     if value.numel() == 0 or weight.numel() == 0:
-        zeros = (x.new_zeros(x.shape if wanted else 0) for x, wanted in zip((value, loc, weight), mask, strict=True))
-        return tuple(zeros)  # type: ignore[return-value]
+        return tuple(grad.zero_() for grad in empty_grads((value, loc, weight), mask))
     corners = _corners(value, shapes, loc, weight)
     grad = grad_out.reshape(-1, value.shape[-1]).to(loc.dtype)  # [N*Q*M, D], one row a bag
     grad_value = _scatter(grad, value, corners) if mask[0] else value.new_empty(0)
@@ -270,7 +274,15 @@ def _ms_deform_attn_backward_reference(
     grad_x = torch.lerp(top_right - top_left, bottom_right - bottom_left, corners.fy)
     grad_pixel = torch.stack((grad_x, bottom - top), dim=-1)
     grad_loc = grad_pixel * corners.attention[..., None] * corners.sizes
-    return grad_value, grad_loc, grad_weight
+    return grad_value, grad_loc if mask[1] else loc.new_empty(0), grad_weight if mask[2] else weight.new_empty(0)
+
+
+def empty_grads(inputs: Sequence[Tensor], mask: Sequence[bool]) -> tuple[Tensor, ...]:
+    """Room for the gradient of each input, contiguous; [0] where the mask does not ask for it."""
+    return tuple(
+        torch.empty(x.shape if wanted else 0, dtype=x.dtype, device=x.device)
+        for x, wanted in zip(inputs, mask, strict=True)
+    )
 
 
 def _scatter(grad: Tensor, value: Tensor, corners: _Corners) -> Tensor:
@@ -298,8 +310,8 @@ def _dots(grad: Tensor, value: Tensor, corners: _Corners) -> Tensor:
     return dots.view(row.shape)
 
 
-implement("ms_deform_attn", _ms_deform_attn_reference)
-implement("ms_deform_attn_backward", _ms_deform_attn_backward_reference)
+implement("ms_deform_attn", reference)
+implement("ms_deform_attn_backward", backward_reference)
 
 
 # --- shapes, gradient, autocast --------------------------------------------------------------------------------------
@@ -315,10 +327,7 @@ def _(value: Tensor, spatial_shapes: Sequence[int], loc: Tensor, weight: Tensor)
 def _(
     grad_out: Tensor, value: Tensor, spatial_shapes: Sequence[int], loc: Tensor, weight: Tensor, mask: Sequence[bool]
 ) -> tuple[Tensor, ...]:
-    return tuple(
-        torch.empty(x.shape if wanted else 0, dtype=x.dtype, device=x.device)
-        for x, wanted in zip((value, loc, weight), mask, strict=True)
-    )
+    return empty_grads((value, loc, weight), mask)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -340,7 +349,7 @@ forbid_double_backward("ms_deform_attn_backward")
 
 def _autocast(dtype: torch.dtype, value: Tensor, shapes: list[int], loc: Tensor, weight: Tensor) -> tuple[Any, ...]:
     value = lower(value, dtype)
-    return value, shapes, loc, weight if weight.dtype == value.dtype else at_least_float32(weight)
+    return value, shapes, loc, weights(weight, value)
 
 
 register_autocast("ms_deform_attn", _autocast)

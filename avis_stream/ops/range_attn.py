@@ -201,7 +201,7 @@ def _probabilities(scores: Tensor, lse: Tensor) -> Tensor:
     return torch.exp(scores - torch.where(lse == -torch.inf, 0, lse)[..., None])
 
 
-def _range_attn_reference(
+def reference(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -223,7 +223,7 @@ def _range_attn_reference(
     return out, lse
 
 
-def _range_attn_backward_reference(
+def backward_reference(
     grad_out: Tensor,
     grad_lse: Tensor | None,
     q: Tensor,
@@ -264,8 +264,8 @@ def wide_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-implement("range_attn", _range_attn_reference)
-implement("range_attn_backward", _range_attn_backward_reference)
+implement("range_attn", reference)
+implement("range_attn_backward", backward_reference)
 
 
 # --- shapes, gradient, autocast --------------------------------------------------------------------------------------

@@ -1,0 +1,92 @@
+"""Falling back is said once, and can be forbidden; in processes of their own, since both are decided once a process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from avis_stream import ops
+from avis_stream.errors import NativeUnavailableError
+from avis_stream.ops import _library
+
+CALL = """
+import warnings, torch
+from avis_stream import ops
+from avis_stream.ops import _library
+x = torch.zeros(1, 1, 1, 1)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    for _ in range(2):
+        ops.range_attn(x, x, x, [0, 1], [0, 1])
+        ops.ms_deform_attn(x, [1, 1], torch.zeros(1, 1, 1, 1, 1, 2), torch.ones(1, 1, 1, 1, 1))
+for warning in caught:
+    print(warning.category.__name__, warning.message)
+"""
+WITHOUT_LIBRARY = """
+from pathlib import Path
+import avis_stream
+_is_file = Path.is_file
+Path.is_file = lambda self: self.name != "libavis_ops.so" and _is_file(self)
+"""
+
+
+def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    env = os.environ | {"AVIS_STREAM_REQUIRE": ""} | environment
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)
+
+
+def test_fallback_warns_once_and_says_what_to_do() -> None:
+    done = run(WITHOUT_LIBRARY + CALL)
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    assert line.startswith("ReferenceKernelWarning avis::range_attn and its like run as plain PyTorch on cpu")
+    assert "libavis_ops.so was not built; install with AVIS_STREAM_BUILD=cpu" in line
+
+
+def test_require_native_turns_the_fallback_into_an_error() -> None:
+    done = run(WITHOUT_LIBRARY + CALL, AVIS_STREAM_REQUIRE="gst,native")
+    assert done.returncode == 1
+    assert "NativeUnavailableError: AVIS_STREAM_REQUIRE=native, but avis::range_attn has no cpu kernel" in done.stderr
+
+
+def test_a_library_that_does_not_load_says_why(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = tmp_path / "libavis_ops.so"  # type: ignore[operator]
+    broken.write_bytes(b"not a library")
+    monkeypatch.setattr(_library, "_library_path", lambda: broken)
+    library, why = _library._load()
+    assert library is None
+    assert "libavis_ops.so is there but does not load" in why
+
+
+def test_an_old_torch_is_told(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "libavis_ops.so"  # type: ignore[operator]
+    path.write_bytes(b"")
+    monkeypatch.setattr(_library, "_library_path", lambda: path)
+    monkeypatch.setattr(torch, "__version__", "2.11.1+cpu")
+    assert _library._load() == (None, "the native kernels need torch 2.13 or later, this is 2.11.1+cpu")
+
+
+def test_info_lists_every_operator_and_device() -> None:
+    info = ops.info()
+    assert set(info.operators) >= {"ms_deform_attn", "ms_deform_attn_backward", "range_attn", "range_attn_backward"}
+    for name, states in info.operators.items():
+        assert set(states) == {"cpu", "cuda"}
+        for device, state in states.items():
+            assert (state == "native") == _library.has_kernel(name, device)
+            assert state == "native" or len(state) > len("reference: ")
+        assert name in str(info)
+
+
+def test_require_native_names_what_is_missing() -> None:
+    if _library.native_library() is not None and all(s["cpu"] == "native" for s in ops.info().operators.values()):
+        ops.require_native("cpu")
+    else:
+        with pytest.raises(NativeUnavailableError, match="no native cpu kernel for"):
+            ops.require_native("cpu")
+    if not _library.has_kernel("ms_deform_attn", "cuda"):
+        with pytest.raises(NativeUnavailableError, match="no native cuda kernel for ms_deform_attn"):
+            ops.require_native("cuda")
