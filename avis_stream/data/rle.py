@@ -1,8 +1,4 @@
-"""Masks as COCO run-length codes: pycocotools does the coding, this file the types and the doors.
-
-An RLE here is COCO's compressed form, `{"size": [H, W], "counts": text}`, with text instead of bytes so that it goes
-into JSON as it is. Readers also take COCO's uncompressed form (`counts` a list of numbers) and polygons.
-"""
+"""Masks as COCO run lengths, through pycocotools: the one place that knows its formats."""
 
 from __future__ import annotations
 
@@ -15,70 +11,70 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco
 from torch import Tensor
 
-from avis_stream.checks import describe
-from avis_stream.errors import DataError, ShapeError
+from avis_stream.errors import DataError
 
 
-class RLE(TypedDict):
-    """COCO's compressed run-length code of one mask."""
+class Rle(TypedDict):
+    """A mask as it stands in JSON."""
 
     size: list[int]
     """[H, W]."""
     counts: str
 
 
-def encode_masks(masks: Tensor | NDArray[np.bool_]) -> list[RLE]:
-    """One RLE for each mask of bool [I, H, W]."""
-    array = masks.numpy(force=True) if isinstance(masks, Tensor) else masks
-    if array.ndim != 3 or array.dtype != np.bool_:
-        raise ShapeError(f"masks must be bool [I, H, W], got {describe(masks)}")
-    if not len(array):
-        return []
-    codes = coco.encode(np.asfortranarray(array.transpose(1, 2, 0).view(np.uint8)))
-    return [RLE(size=list(code["size"]), counts=code["counts"].decode("ascii")) for code in codes]
+def encode(mask: Tensor | NDArray[Any]) -> Rle:
+    """Run lengths of a mask, bool [H, W]."""
+    array = mask.detach().cpu().numpy() if isinstance(mask, Tensor) else mask
+    if array.ndim != 2:
+        raise DataError(f"a mask must be [H, W], got {list(array.shape)}; encode one mask at a time")
+    encoded = coco.encode(np.asfortranarray(array, dtype=np.uint8))
+    return Rle(size=[int(side) for side in encoded["size"]], counts=encoded["counts"].decode("ascii"))
 
 
-def encode_mask(mask: Tensor | NDArray[np.bool_]) -> RLE:
-    """The RLE of one mask, bool [H, W]."""
-    return encode_masks(mask[None])[0]
+def decode(segmentation: Any, height: int | None = None, width: int | None = None) -> Tensor:
+    """Bool [H, W] of run lengths (compressed or lists of counts) or of polygons, which need `height` and `width`."""
+    rle = as_rle(segmentation, height, width)
+    return torch.from_numpy(coco.decode({"size": rle["size"], "counts": rle["counts"].encode("ascii")}).astype(bool))
 
 
-def decode_mask(rle: RLE) -> Tensor:
-    """The mask of an RLE, bool [H, W].
-
-    Raises:
-        DataError: `rle` is no RLE.
-    """
-    try:
-        array = coco.decode({"size": rle["size"], "counts": rle["counts"].encode("ascii")})
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(f"a mask must be an RLE with size and counts, got {describe(rle)}") from error
-    return torch.from_numpy(array.view(np.bool_))
-
-
-def rle_from_segmentation(segmentation: Any, height: int, width: int) -> RLE:
-    """An RLE from any form that annotation files use: RLE of either kind, or a list of polygons `[x, y, x, y, ...]`.
+def as_rle(segmentation: Any, height: int | None = None, width: int | None = None) -> Rle:
+    """Brings any of COCO's forms to compressed run lengths: `{"size","counts"}` either way, or a list of polygons.
 
     Raises:
         DataError: It is none of them.
     """
-    try:
-        if isinstance(segmentation, Sequence) and not isinstance(segmentation, str):
-            code = coco.merge(coco.frPyObjects([list(p) for p in segmentation], height, width))
-        elif isinstance(segmentation["counts"], list):
-            code = coco.frPyObjects(segmentation, height, width)
-        else:
-            return RLE(size=list(segmentation["size"]), counts=segmentation["counts"])
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise DataError(f"a segmentation must be an RLE or a list of polygons, got {describe(segmentation)}") from error
-    return RLE(size=list(code["size"]), counts=code["counts"].decode("ascii"))
+    if isinstance(segmentation, dict) and {"size", "counts"} <= segmentation.keys():
+        counts, size = segmentation["counts"], [int(side) for side in segmentation["size"]]
+        if isinstance(counts, list):
+            counts = coco.frPyObjects({"size": size, "counts": counts}, *size)["counts"]
+        return Rle(size=size, counts=counts if isinstance(counts, str) else bytes(counts).decode("ascii"))
+    if isinstance(segmentation, list) and height is not None and width is not None:
+        return from_polygons(segmentation, height, width)
+    raise DataError(
+        f"a segmentation must be run lengths {{size, counts}}, or polygons of a picture of known size, "
+        f"got {str(segmentation)[:60]!r}"
+    )
 
 
-def rle_area(rle: RLE) -> int:
-    """Number of pixels of the mask."""
-    return int(coco.area({"size": rle["size"], "counts": rle["counts"].encode("ascii")}))
+def from_polygons(polygons: Sequence[Sequence[float]], height: int, width: int) -> Rle:
+    """Fills polygons [[x, y, x, y, ...], ...] in pixels and joins them."""
+    # Fewer than three points enclose nothing, and pycocotools takes four numbers for a box.
+    flat = [[float(value) for value in polygon] for polygon in polygons if len(polygon) >= 6]
+    if not flat:
+        return encode(np.zeros((height, width), bool))
+    merged = coco.merge(coco.frPyObjects(flat, height, width))
+    return Rle(size=[height, width], counts=merged["counts"].decode("ascii"))
 
 
-def rle_box(rle: RLE) -> list[float]:
-    """Box around the mask as [x, y, width, height] in pixels; zeros for an empty mask."""
-    return [float(v) for v in coco.toBbox({"size": rle["size"], "counts": rle["counts"].encode("ascii")})]
+def area(rle: Rle) -> int:
+    """Pixels in a mask."""
+    return int(coco.area(_for_coco(rle)))
+
+
+def box(rle: Rle) -> list[float]:
+    """[x, y, width, height] in pixels; zeros for an empty mask."""
+    return [float(value) for value in coco.toBbox(_for_coco(rle))]
+
+
+def _for_coco(rle: Rle) -> dict[str, Any]:
+    return {"size": rle["size"], "counts": rle["counts"].encode("ascii")}

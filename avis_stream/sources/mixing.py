@@ -35,7 +35,9 @@ def samples_of(frame: av.AudioFrame) -> FloatArray:
     if raw.dtype == np.uint8:
         return (raw.astype(np.float32) - np.float32(128)) / np.float32(128)
     if raw.dtype.kind == "i":
-        return raw.astype(np.float32) / np.float32(2 ** (8 * raw.dtype.itemsize - 1))
+        whole: FloatArray = raw.astype(np.float32)
+        whole *= 2.0 ** (1 - 8 * raw.dtype.itemsize)
+        return whole
     # One NaN would spread over the whole length of the resampler's filter.
     return np.nan_to_num(raw, nan=0.0, posinf=0.0, neginf=0.0).astype(np.float32)
 
@@ -52,7 +54,7 @@ def mixed(frame: av.AudioFrame, channels: int) -> FloatArray:
     if count == 1:
         return np.repeat(samples, channels, axis=0)
     if count == 2:
-        return samples.mean(axis=0, keepdims=True, dtype=np.float32)
+        return np.add(samples[:1], samples[1:]) * np.float32(0.5)
     names = [channel.name for channel in frame.layout.channels]
     shares = np.array([_SHARES.get(name, (0.5, 0.5)) for name in names], np.float32).T  # [2, channels]
     if channels == 1:

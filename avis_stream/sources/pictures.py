@@ -181,7 +181,6 @@ def upright_rgb(frame: av.VideoFrame, orientation: Orientation, size: tuple[int,
     """Converts any pixel format to uint8 [H, W, 3], upright; scaled to `size` where a stream changes its own."""
     width, height = orientation.size(*size)
     same = (width, height) == (frame.width, frame.height)
-    array: NDArray[Any] = (
-        frame.to_ndarray(format="rgb24") if same else frame.to_ndarray(format="rgb24", width=width, height=height)
-    )
+    scaled = frame if same else frame.reformat(width=width, height=height)
+    array: NDArray[Any] = scaled.to_ndarray(format="rgb24")
     return orientation.upright(array)
