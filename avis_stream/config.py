@@ -27,7 +27,7 @@ AVISEG_CLASSES = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResNetConfig:
-    """Bottleneck ResNet with frozen batch norm; stride in the 3x3 convolution, as torchvision and detectron2 have it."""
+    """Bottleneck ResNet with frozen batch norm; stride in the 3x3 convolution, as torchvision has it."""
 
     blocks: tuple[int, ...] = (3, 4, 6, 3)
     stem_channels: int = 64
@@ -109,7 +109,7 @@ class LocalizerConfig:
     heads: int = 8
     ffn_channels: int = 2048
     audio_fusion: bool = True
-    """Off: no frame-level audio-visual fusion and none of its parameters (with `TrackerConfig.audio_fusion` off: VITA)."""
+    """Off: no frame-level fusion and none of its parameters (VITA, if `TrackerConfig.audio_fusion` is off too)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,15 +222,14 @@ def _build(cls: type, plain: Any, where: str) -> Any:
     for name, value in plain.items():
         if name == "kind":
             continue
-        target = hints[name]
+        target: Any = hints[name]
         if name == "backbone":
             kind = value.get("kind") if isinstance(value, dict) else None
             if kind not in _BACKBONES:
                 raise ConfigError(f"{where}.backbone.kind must be one of {sorted(_BACKBONES)}, got {kind!r}")
             target = _BACKBONES[kind]
-        values[name] = (
-            _build(target, value, f"{where}.{name}") if dataclasses.is_dataclass(target) else _value(target, value)
-        )
+        is_group = isinstance(target, type) and dataclasses.is_dataclass(target)
+        values[name] = _build(target, value, f"{where}.{name}") if is_group else _value(target, value)
     return cls(**values)
 
 

@@ -21,7 +21,7 @@ class CheckpointError(AvisStreamError):
 
 
 class DataError(AvisStreamError):
-    """A data set, prediction or annotation file is missing, broken or inconsistent; the message names file and field."""
+    """A data set, prediction or annotation file is missing or broken; the message names file and field."""
 
 
 class ClockError(AvisStreamError, ValueError):
@@ -33,7 +33,7 @@ class SourceError(AvisStreamError, OSError):
 
 
 class MediaError(SourceError):
-    """A media file holds nothing that can be segmented, or breaks in the middle."""
+    """A media file holds nothing that can be segmented, or cannot be read."""
 
 
 class NativeUnavailableError(AvisStreamError, RuntimeError):

@@ -7,9 +7,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from avis_stream.checks import check_shape
+from avis_stream.audio.resample import mono_seconds
+from avis_stream.audio.vggish import VGGish
+from avis_stream.checks import check_shape, describe
 from avis_stream.config import AVISMConfig, ResNetConfig
+from avis_stream.errors import CheckpointError, ShapeError
+from avis_stream.memory import available_memory_bytes
+from avis_stream.models.clip import ClipResult
 from avis_stream.models.localizer import Localizer
+from avis_stream.models.offline import ClipFrame, segment_clip
 from avis_stream.models.pixel_decoder import PixelDecoder
 from avis_stream.models.preprocess import normalise_and_pad
 from avis_stream.models.resnet import ResNet
@@ -65,6 +71,7 @@ class AVISM(nn.Module):
         self.localizer = self.localizer_type(config)
         self.clip_mask_features = nn.Conv2d(config.channels, config.mask_channels, 1)
         self.tracker = self.tracker_type(config)
+        self.audio_encoder = VGGish() if config.audio.encoder == "vggish" else None
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -115,9 +122,7 @@ class AVISM(nn.Module):
         )  # fmt: skip
         parts = [
             self.localize(normalise_and_pad(frames.to(self.device), self.config.input), audio.to(self.device))
-            for frames, audio in zip(
-                images.split(_FRAMES_AT_ONCE), audio_features.split(_FRAMES_AT_ONCE), strict=True
-            )
+            for frames, audio in zip(images.split(_FRAMES_AT_ONCE), audio_features.split(_FRAMES_AT_ONCE), strict=True)
         ]
         frame_queries = torch.cat([p.frame_queries for p in parts])
         clip_mask_features = torch.cat([p.clip_mask_features for p in parts])
@@ -129,3 +134,59 @@ class AVISM(nn.Module):
         """Frame queries [T, N, C] and sound [T, A] of a clip to class logits [M, K + 1] and mask embeddings [M, Cm]."""
         predictions, _ = self.tracker(frame_queries[None], audio_features.to(self.device))
         return predictions[-1].logits[0], predictions[-1].mask_embed[0]
+
+    @torch.no_grad()
+    def hear(self, seconds: Tensor, valid_samples: Tensor | None = None) -> Tensor:
+        """Encodes seconds of sound, float32 [T, 16000] in [-1, 1], to audio features float32 [T, A].
+
+        Args:
+            seconds: One second a frame.
+            valid_samples: int64 [T], how many samples of each were really there; None: all.
+        Raises:
+            CheckpointError: The model came without an audio encoder.
+        """
+        if self.audio_encoder is None:
+            raise CheckpointError(
+                f"{self.config.name} has no audio encoder, so it takes features, not sound: load VGGish weights "
+                "with it (audio_weights=...), or call raw_outputs with features of your own"
+            )
+        features: Tensor = self.audio_encoder(seconds.to(self.device), valid_samples)
+        return features
+
+    def segment(
+        self,
+        images: Tensor,
+        audio: Tensor,
+        sample_rate: int = 16_000,
+        previous: Tensor | None = None,
+        out_size: tuple[int, int] | None = None,
+        memory_bytes: int | None = None,
+    ) -> ClipResult:
+        """Finds, outlines, names and follows the sounding objects of a clip held in memory.
+
+        Args:
+            images: uint8 [T, 3, H, W], RGB, one frame a second.
+            audio: float32 [S] or [C, S] in [-1, 1]; frame t belongs to second t of it. Missing sound is silence,
+                sound beyond the last frame is dropped.
+            sample_rate: Of `audio`, in Hz.
+            previous: uint8 [T, 3, H, W], the picture about 100 ms before each frame, for models with a motion cue.
+            out_size: (height, width) of the masks; None: as the images.
+            memory_bytes: Most to hold mask features in; None: half of what is free. Beyond it they are computed twice.
+        Raises:
+            ShapeError: An argument differs; the message says how.
+            CheckpointError: The model came without an audio encoder.
+        """
+        check_shape(images, "images", "T 3 H W", dtype=torch.uint8, hint="stack the frames as RGB, channels first")
+        if not isinstance(audio, Tensor) or audio.dim() not in (1, 2) or not audio.is_floating_point():
+            raise ShapeError(f"audio must be a float tensor [S] or [C, S] in [-1, 1], got {describe(audio)}")
+        if previous is not None:
+            check_shape(previous, "previous", "T 3 H W", dtype=torch.uint8, T=len(images))
+        seconds, valid = mono_seconds(audio.float().cpu(), sample_rate, len(images))
+        features = [self.hear(s, v) for s, v in zip(seconds.split(8), valid.split(8), strict=True)]
+        frames = [ClipFrame(i, a) for i, a in zip(images, torch.cat(features).cpu(), strict=True)] if features else []
+        return segment_clip(
+            self,
+            lambda: iter(frames),
+            out_size=out_size,
+            memory_bytes=available_memory_bytes() // 2 if memory_bytes is None else memory_bytes,
+        )

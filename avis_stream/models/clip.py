@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from avis_stream.data.rle import RLE, decode_mask, rle_area, rle_box
+from avis_stream.data import rle
+from avis_stream.data.rle import Rle
 from avis_stream.types import NANOSECONDS, OnlineResult
 
 
@@ -23,7 +24,7 @@ class ClipResult:
     """int64 [I], index into the model's `classes`."""
     query_id: Tensor
     """int64 [I], the video query it came from; one query may give two instances of different classes."""
-    rles: tuple[tuple[RLE, ...], ...]
+    rles: tuple[tuple[Rle, ...], ...]
     """[I][T]."""
     frames: int
     """T."""
@@ -41,10 +42,10 @@ class ClipResult:
         """Masks of frame t, bool [I, H, W]."""
         if not 0 <= t < self.frames:
             raise IndexError(f"frame {t} of a clip of {self.frames} frames")
-        return torch.stack([decode_mask(track[t]) for track in self.rles]) if len(self) else self._nothing()
+        return torch.stack([rle.decode(track[t]) for track in self.rles]) if len(self) else self._nothing()
 
-    def rle(self, i: int) -> list[RLE]:
-        """Masks of instance i as T COCO RLEs."""
+    def rle(self, i: int) -> list[Rle]:
+        """Masks of instance i as T COCO run-length codes."""
         return list(self.rles[i])
 
     def to_aviseg(self, video_id: int) -> list[dict[str, Any]]:
@@ -59,7 +60,7 @@ class ClipResult:
         return self.masks(t).any(dim=0)
 
     def to_semantic(self, t: int) -> Tensor:
-        """Class of each pixel of frame t, int64 [H, W]: 0 where nothing sounds, else class id + 1, the best score on top."""
+        """Class of each pixel of frame t, int64 [H, W]: 0 for silence, else class id + 1, best score on top."""
         canvas = torch.zeros(self.size, dtype=torch.int64)
         for mask, class_id in zip(reversed(self.masks(t)), reversed(self.class_id.tolist()), strict=True):
             canvas[mask] = class_id + 1
@@ -73,8 +74,8 @@ class ClipResult:
         """
         track_id = torch.arange(1, len(self) + 1)
         for t in range(self.frames):
-            sounding = torch.tensor([rle_area(track[t]) > 0 for track in self.rles], dtype=torch.bool)
-            boxes = [rle_box(track[t]) for track in self.rles]
+            sounding = torch.tensor([rle.area(track[t]) > 0 for track in self.rles], dtype=torch.bool)
+            boxes = [rle.box(track[t]) for track in self.rles]
             yield OnlineResult(
                 pts_ns=round(t * frame_seconds * NANOSECONDS),
                 frame_id=t,

@@ -17,8 +17,7 @@ from avis_stream.config import AVISMConfig
 from avis_stream.models.avism import AVISM
 from avis_stream.models.localizer import Localizer
 from avis_stream.models.pixel_decoder import DeformableAttention, PixelFeatures
-from avis_stream.models.tracker import Tracker
-from avis_stream.nn.attention import AttentionBlock
+from avis_stream.models.tracker import Tracker, WindowLayer
 from avis_stream.ops.ms_deform_attn import ms_deform_attn_grid_sample
 
 _BLOCKED = -1000.0
@@ -42,7 +41,7 @@ class LiteralLocalizer(Localizer):
 
 
 class LiteralTracker(Tracker):
-    """Pads the clip to whole windows, rolls it for shifted ones, masks by adding, and asks one audio query an object."""
+    """Pads the clip to whole windows, rolls it for shifted ones, masks by adding, asks one audio query an object."""
 
     def encode(self, frame_queries: Tensor) -> Tensor:
         """As `Tracker.encode`."""
@@ -73,19 +72,18 @@ class LiteralTracker(Tracker):
     def _layer(self, layer: nn.Module, x: Tensor, keys: Tensor, padding: Tensor, shifted: bool) -> Tensor:
         window = self.config.token_window
         shift = math.ceil(window / 2) if shifted else 0
-        batch, frames, slots, _ = x.shape
+        batch, _, slots, _ = x.shape
         bias = self._shift_bias(padding, slots) if shifted else self._pad_bias(padding, slots)  # [windows, W N, W N]
-        x, keys = (
-            rearrange(part.roll(shift, dims=1), "b (g w) n c -> (b g) (w n) c", w=window) for part in (x, keys)
-        )
-        attention, ffn = layer.attn, layer.ffn
-        assert isinstance(attention, AttentionBlock)
-        x = attention.masked(x, x, keys, keys, bias.repeat(batch, 1, 1)[:, None].to(x.dtype))
-        x = rearrange(ffn(x), "(b g) (w n) c -> b (g w) n c", b=batch, w=window)
+        x, keys = (rearrange(part.roll(shift, dims=1), "b (g w) n c -> (b g) (w n) c", w=window) for part in (x, keys))
+        assert isinstance(layer, WindowLayer)
+        x = layer.attn.masked(x, x, keys, keys, bias.repeat(batch, 1, 1)[:, None].to(x.dtype))
+        x = rearrange(layer.ffn(x), "(b g) (w n) c -> b (g w) n c", b=batch, w=window)
         return x.roll(-shift, dims=1)
 
     def _pad_bias(self, padding: Tensor, slots: int) -> Tensor:
-        hidden = rearrange(padding, "(g w) -> g 1 w", w=self.config.token_window).expand(-1, self.config.token_window, -1)
+        hidden = rearrange(padding, "(g w) -> g 1 w", w=self.config.token_window).expand(
+            -1, self.config.token_window, -1
+        )
         bias = torch.zeros(hidden.shape, device=padding.device).masked_fill(hidden, -torch.inf)
         return self._per_slot(bias, slots)
 
@@ -114,7 +112,7 @@ class LiteralAVISM(AVISM):
         super().__init__(config)
         for part in self.modules():
             if isinstance(part, DeformableAttention):
-                part.kernel = ms_deform_attn_grid_sample  # type: ignore[method-assign]
+                part.kernel = ms_deform_attn_grid_sample
 
     def prepare_for_inference(self) -> AVISM:
         """Evaluation mode without gradients; norms stay as they are."""

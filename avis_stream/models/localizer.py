@@ -1,6 +1,6 @@
 """Frame-level sound source localizer: a masked-attention decoder conditioned on the sound of the frame's second.
 
-Source: "Audio-Visual Instance Segmentation" (CVPR 2025) section 4.2; decoder from Mask2Former (Cheng et al., CVPR 2022).
+Source: "Audio-Visual Instance Segmentation" (CVPR 2025) section 4.2; decoder from Mask2Former (CVPR 2022).
 It sees one frame at a time and knows no time, so offline and online call it alike.
 """
 
@@ -64,7 +64,10 @@ class AudioFusion(nn.Module):
         """
         heard = self.audio_proj(audio)[:, None]  # [T, 1, C]
         query = heard + query_embed
-        looked = [block.masked(heard, query, level, level) for block, level in zip(self.levels, levels, strict=True)]
+        looked = []
+        for block, level in zip(self.levels, levels, strict=True):
+            assert isinstance(block, AttentionBlock)
+            looked.append(block.masked(heard, query, level, level))
         added: Tensor = self.out(torch.cat(looked, dim=-1))
         return added
 
@@ -100,9 +103,7 @@ class Localizer(nn.Module):
             m.flatten(2).transpose(1, 2) + embed
             for m, embed in zip(features.levels, self.level_embed.weight, strict=True)
         ]  # [T, HW, C] each
-        position = [
-            sine_position(m.shape[1], *m.shape[-2:], m.device, m.dtype).flatten(1).T for m in features.levels
-        ]  # [HW, C] each
+        position = [sine_position(m.shape[1], m).flatten(1).T for m in features.levels]  # [HW, C] each
         keys = [level + p for level, p in zip(levels, position, strict=True)]
         guides = self.mask_guides(features)
         embed = self.query_embed.weight

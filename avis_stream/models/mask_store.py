@@ -105,8 +105,8 @@ class MaskStore:
             self._lost += len(features)
         else:
             raise AvisStreamError(
-                f"mask features of {self.frames} frames need more than the {self.memory_bytes / 2**30:.2f} GiB of memory "
-                f"and {self.disk_bytes / 2**30:.2f} GiB of disk allowed; raise --memory-budget"
+                f"mask features of {self.frames} frames need more than the {self.memory_bytes / 2**30:.2f} GiB of "
+                f"memory and {self.disk_bytes / 2**30:.2f} GiB of disk allowed; raise --memory-budget"
             )
 
     def __iter__(self) -> Iterator[tuple[int, Tensor]]:
@@ -131,7 +131,7 @@ class MaskStore:
 
     def _write(self, features: Tensor) -> None:
         if self._spool is None:
-            self._spool = tempfile.TemporaryFile(dir=self._spool_folder)
+            self._spool = tempfile.TemporaryFile(dir=self._spool_folder)  # noqa: SIM115 - closed by close()
             logger.info("mask features go on in a spool file: the memory budget is reached")
         self._spool.write(features.to("cpu", torch.float16).contiguous().numpy().data)
         self._spooled.append(features.shape)

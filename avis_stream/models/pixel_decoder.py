@@ -126,15 +126,16 @@ class PixelDecoder(nn.Module):
             nn.Sequential(nn.Conv2d(c, channels, 1), nn.GroupNorm(32, channels)) for c in reversed(coarser)
         )
         self.level_embed = nn.Parameter(torch.randn(FEATURE_LEVELS, channels))
-        self.layers = nn.ModuleList(DeformableLayer(config.pixel_decoder, channels) for _ in range(config.pixel_decoder.layers))
+        self.layers = nn.ModuleList(
+            DeformableLayer(config.pixel_decoder, channels) for _ in range(config.pixel_decoder.layers)
+        )
         self.lateral = ConvGroupNorm(stride4, channels, 1)
         self.output = ConvGroupNorm(channels, channels, 3)
         self.mask_features = nn.Conv2d(channels, config.mask_channels, 1)
-        for conv in (*(proj[0] for proj in self.input_proj), self.mask_features):
-            assert isinstance(conv, nn.Conv2d)
-            nn.init.kaiming_uniform_(conv.weight, a=1)
-            assert conv.bias is not None
-            nn.init.zeros_(conv.bias)
+        for part in (*self.input_proj.modules(), self.mask_features):
+            if isinstance(part, nn.Conv2d) and part.bias is not None:
+                nn.init.kaiming_uniform_(part.weight, a=1)
+                nn.init.zeros_(part.bias)
 
     def forward(self, features: list[Tensor]) -> PixelFeatures:
         """Backbone maps `[res2, res3, res4, res5]`, each [T, C, H, W], to `PixelFeatures`."""
@@ -157,10 +158,7 @@ class PixelDecoder(nn.Module):
     def _position(self, maps: list[Tensor]) -> Tensor:
         channels = maps[0].shape[1]
         return torch.cat(
-            [
-                sine_position(channels, *m.shape[-2:], m.device, m.dtype).flatten(1).T + embed
-                for m, embed in zip(maps, self.level_embed, strict=True)
-            ]
+            [sine_position(channels, m).flatten(1).T + embed for m, embed in zip(maps, self.level_embed, strict=True)]
         )  # [S, C]
 
 

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from avis_stream.config import PostprocessConfig
-from avis_stream.data.rle import RLE, encode_masks
+from avis_stream.data import rle
+from avis_stream.data.rle import Rle
 
 _FRAMES_AT_ONCE = 5
 """Frames whose masks are drawn together."""
@@ -77,7 +78,7 @@ class MaskQuality:
 @torch.no_grad()
 def draw_masks(
     mask_embed: Tensor, features: Iterable[tuple[int, Tensor]], sizes: MaskSizes
-) -> tuple[Tensor, list[list[RLE]]]:
+) -> tuple[Tensor, list[list[Rle]]]:
     """Draws the masks of J queries on all frames, in one pass over the mask features.
 
     Args:
@@ -88,7 +89,7 @@ def draw_masks(
         Mask quality [J], and for each query one RLE a frame at output size.
     """
     quality = MaskQuality(len(mask_embed), mask_embed.device)
-    tracks: list[list[RLE]] = [[] for _ in mask_embed]
+    tracks: list[list[Rle]] = [[] for _ in mask_embed]
     if not len(mask_embed):
         return quality.value(), tracks
     for _, stored in features:
@@ -97,7 +98,7 @@ def draw_masks(
             quality.add(logits)
             masks = resize_logits(logits, sizes.output) > 0  # [t, J, H, W]
             for j, track in enumerate(tracks):
-                track.extend(encode_masks(masks[:, j]))
+                track.extend(rle.encode(mask) for mask in masks[:, j])
     return quality.value(), tracks
 
 

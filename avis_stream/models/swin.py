@@ -34,7 +34,9 @@ class WindowAttention(nn.Module):
         """Windows [B, nW, window^2, C] to the same; `region_bias` [nW, window^2, window^2] for shifted windows."""
         q, k, v = rearrange(self.qkv(x), "b w n (three a d) -> three b w a n d", three=3, a=self.heads)
         index = self.relative_position_index
-        bias = self.relative_position_bias_table[index.flatten()].unflatten(0, index.shape).permute(2, 0, 1)  # [A, n, n]
+        bias = (
+            self.relative_position_bias_table[index.flatten()].unflatten(0, index.shape).permute(2, 0, 1)
+        )  # [A, n, n]
         if region_bias is not None:
             bias = bias + region_bias[:, None]  # [nW, A, n, n]
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.expand(*q.shape[:-1], q.shape[-2]))
@@ -147,7 +149,8 @@ class Swin(nn.Module):
     def __init__(self, config: SwinConfig) -> None:
         super().__init__()
         self.patch_embed = PatchEmbed(config.embed_channels)
-        drop_paths = torch.linspace(0, config.drop_path, sum(config.depths)).tolist()
+        last = max(1, sum(config.depths) - 1)
+        drop_paths = [config.drop_path * block / last for block in range(last + 1)]
         self.layers = nn.ModuleList()
         for i, (depth, heads, channels) in enumerate(
             zip(config.depths, config.heads, config.feature_channels, strict=True)

@@ -90,18 +90,19 @@ class Tracker(nn.Module):
 
     def encode(self, frame_queries: Tensor) -> Tensor:
         """Object encoder: [B, T, N, C] to [B, T, N, C], by self-attention inside windows, every odd layer's shifted."""
-        batch, frames, slots, _ = frame_queries.shape
+        _, frames, slots, _ = frame_queries.shape
         x = self.input_proj_dec(frame_queries).flatten(1, 2)  # [B, T N, C]
         shifts = self.config.shift_in_training or not self.training
         for i, layer in enumerate(self.encoder):
             plan = window_plan(frames, self.config.token_window, slots, slots, shifted=shifts and i % 2 == 1)
             x = self._over_windows(layer, x, plan)
-        return x.unflatten(1, (frames, slots))
+        objects: Tensor = x.unflatten(1, (frames, slots))
+        return objects
 
     def _over_windows(self, layer: nn.Module, x: Tensor, plan: AttentionPlan) -> Tensor:
         if torch.is_grad_enabled():
-            result: Tensor = layer(x, x, plan)
-            return result
+            together: Tensor = layer(x, x, plan)
+            return together
         # Windows of one layer never meet, so each run of them can replace its own tokens.
         for tokens, part in plan.split(_WINDOWS_AT_ONCE):
             run = x[:, tokens]
@@ -121,7 +122,8 @@ class Tracker(nn.Module):
         keys = objects.flatten(1, 2)
         for i, layer in enumerate(self.fusion):
             y = layer(y, keys, window_plan(frames, self.config.token_window, 1, slots, shifted=i % 2 == 1))
-        return objects + y[:, :, None]
+        fused: Tensor = objects + y[:, :, None]
+        return fused
 
     def decode(self, tokens: Tensor) -> list[ClipPrediction]:
         """Object decoder: video queries over all tokens [B, T, N, C] of the clip; no notion of when."""

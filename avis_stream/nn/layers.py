@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -15,7 +16,7 @@ class MLP(nn.Module):
     def __init__(self, in_channels: int, hidden_channels: int, out_channels: int, layers: int) -> None:
         super().__init__()
         widths = [in_channels, *[hidden_channels] * (layers - 1), out_channels]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in_channels] to [..., out_channels]."""
@@ -26,23 +27,24 @@ class MLP(nn.Module):
         return result
 
 
-def sine_position(channels: int, height: int, width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """2-D sine position encoding [channels, height, width]: half the channels for y, then half for x.
+def sine_position(channels: int, like: Tensor) -> Tensor:
+    """2-D sine position encoding [channels, h, w] of maps `like` [..., h, w]: half the channels for y, half for x.
 
     Coordinates run from 1, are divided by the last one and scaled to 2 pi; sines stand at even channels of a half,
     cosines at odd ones. Source: DETR's `PositionEmbeddingSine` with `normalize=True`, as Mask2Former uses it.
     """
     half = channels // 2
-    frequency = 10_000 ** (2 * (torch.arange(half, device=device) // 2) / half)  # [half]
+    height, width = like.shape[-2:]
+    frequency = 10_000 ** (2 * (torch.arange(half, device=like.device) // 2) / half)  # [half]
 
     def encode(count: int) -> Tensor:
-        position = torch.arange(1, count + 1, device=device, dtype=torch.float32)
+        position = torch.arange(1, count + 1, device=like.device, dtype=torch.float32)
         angle = (position / (count + 1e-6) * (2 * math.pi))[:, None] / frequency  # [count, half]
         return torch.stack((angle[:, 0::2].sin(), angle[:, 1::2].cos()), dim=2).flatten(1)
 
     y = encode(height).T[:, :, None].expand(half, height, width)
     x = encode(width).T[:, None, :].expand(half, height, width)
-    return torch.cat((y, x)).to(dtype)
+    return torch.cat((y, x)).to(like.dtype)
 
 
 class FrozenBatchNorm(nn.Module):
@@ -85,7 +87,7 @@ class ConvFrozenNorm(nn.Conv2d):
 
     @torch.no_grad()
     def fold(self) -> None:
-        """Multiplies the norm into weight and bias, exactly but for rounding; the module cannot train as before after it."""
+        """Multiplies the norm into weight and bias, exact but for rounding; for inference only."""
         if isinstance(self.norm, FrozenBatchNorm):
             scale, shift = self.norm.scale_and_shift()
             self.weight = nn.Parameter(self.weight * scale[:, None, None, None], requires_grad=False)

@@ -158,7 +158,9 @@ class _Sizes:
     def __getitem__(self, where: tuple[str, int]) -> int:
         name, axis = where
         if name not in self.state:
-            raise CheckpointError(f"{name!r} is missing, so the model's size cannot be read; is this an AVISM checkpoint?")
+            raise CheckpointError(
+                f"{name!r} is missing, so the model's size cannot be read; is this an AVISM checkpoint?"
+            )
         return self.state[name].shape[axis]
 
     def count(self, prefix: str) -> int:

@@ -37,7 +37,11 @@ def read_state(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], AVISMCo
     try:
         if path.suffix == ".safetensors":
             return _read_safetensors(path)
-        loaded = _RestrictedUnpickler.load(path) if path.suffix == ".pkl" else torch.load(path, map_location="cpu", weights_only=True)
+        loaded = (
+            _RestrictedUnpickler.load(path)
+            if path.suffix == ".pkl"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, safetensors.SafetensorError) as error:
         raise CheckpointError(
             f"{str(path)!r} cannot be read as weights ({_first_line(error)}); is it complete? "

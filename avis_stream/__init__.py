@@ -1,0 +1,51 @@
+"""Audio-visual instance segmentation, online: which objects are making sound, outlined, named, and followed.
+
+import avis_stream as avs
+model = avs.load("avism_r50_coco", weights="AVISM_R50_COCO.pth", audio_weights="vggish_model.ckpt")
+clip = model.segment(images, audio)
+"""
+
+from avis_stream import ops
+from avis_stream._version import __version__
+from avis_stream.config import AVISMConfig
+from avis_stream.errors import (
+    AvisStreamError,
+    CheckpointError,
+    ClockError,
+    ConfigError,
+    DataError,
+    MediaError,
+    NativeUnavailableError,
+    ShapeError,
+    SourceError,
+    StateConsumedError,
+)
+from avis_stream.models.avism import AVISM, RawOutputs
+from avis_stream.models.clip import ClipResult
+from avis_stream.types import AVPair, Event, OnlineResult, VideoFrame
+from avis_stream.weights import from_official, load
+
+__all__ = [
+    "AVISM",
+    "AVISMConfig",
+    "AVPair",
+    "AvisStreamError",
+    "CheckpointError",
+    "ClipResult",
+    "ClockError",
+    "ConfigError",
+    "DataError",
+    "Event",
+    "MediaError",
+    "NativeUnavailableError",
+    "OnlineResult",
+    "RawOutputs",
+    "ShapeError",
+    "SourceError",
+    "StateConsumedError",
+    "VideoFrame",
+    "__version__",
+    "from_official",
+    "load",
+    "ops",
+]

@@ -1,0 +1,118 @@
+"""Models by name, and from official checkpoints."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from avis_stream.audio.vggish import VGGish
+from avis_stream.config import AVISMConfig
+from avis_stream.errors import CheckpointError
+from avis_stream.models.avism import AVISM
+from avis_stream.models.literal import LiteralAVISM
+from avis_stream.presets import preset
+from avis_stream.weights.files import fill, read_state
+from avis_stream.weights.official import config_of, is_official, rename_state
+from avis_stream.weights.vggish import vggish_state
+
+StrPath = str | os.PathLike[str]
+_BUNDLED = Path(__file__).parents[1] / "assets" / "weights"
+
+
+def load(
+    name: str,
+    weights: StrPath | None = None,
+    device: str | torch.device = "cpu",
+    *,
+    audio_weights: StrPath | None = None,
+    settings: Sequence[str] = (),
+    reference: bool = False,
+) -> AVISM:
+    """A model, ready for inference.
+
+    Args:
+        name: One of the presets (`avism_r50_coco`, ...).
+        weights: An official `.pth` or our `.safetensors`; None: the bundled ones; `"random"`: for benchmarks.
+        device: Where to put it.
+        audio_weights: Public VGGish weights, for models that hear through it; None: none, unless `weights` holds them.
+        settings: Changes to the configuration, `"tracker.token_window=3"`.
+        reference: Build the literal official form, for comparison; slow and large.
+    Raises:
+        ConfigError: No such model or setting.
+        CheckpointError: The weights cannot be read or do not fit.
+    """
+    config = preset(name).with_overrides(settings)
+    if weights is None:
+        weights = _bundled(name)
+    if weights == "random":
+        return _build(config, None, None, "random weights", reference).to(device)
+    state, stored = read_state(weights)
+    if is_official(state):
+        state = rename_state(state)
+    if stored is not None:
+        config = stored.with_overrides(settings)
+    return _build(config, state, audio_weights, str(weights), reference).to(device)
+
+
+def from_official(
+    path_or_state_dict: StrPath | Mapping[str, Tensor],
+    attention_heads: int = 8,
+    token_window: int = 6,
+    top_k: int = 100,
+    *,
+    classes: Sequence[str] | None = None,
+    audio_weights: StrPath | None = None,
+    reference: bool = False,
+) -> AVISM:
+    """A model from an official AVISM or VITA checkpoint, of either variant and any size, ready for inference.
+
+    Args:
+        path_or_state_dict: A `.pth` file or its contents; sizes are read off the tensors.
+        attention_heads: What no tensor tells: heads of all attention but Swin's.
+        token_window: Frames in an attention window of the tracker.
+        top_k: (query, class) pairs that a clip may give.
+        classes: Names of the classes; None: those of AVISeg if there are 26.
+        audio_weights: Public VGGish weights; None: the model takes audio features only.
+        reference: Build the literal official form.
+    Raises:
+        CheckpointError: Missing, unexpected and mis-shaped keys are listed.
+    """
+    if isinstance(path_or_state_dict, Mapping):
+        official, where = dict(path_or_state_dict), "the state dict"
+    else:
+        (official, _), where = read_state(path_or_state_dict), str(path_or_state_dict)
+    if not is_official(official):
+        raise CheckpointError(f"{where} holds no official AVISM or VITA weights, got keys like {sorted(official)[:3]}")
+    state = rename_state(official)
+    config = config_of(state, attention_heads=attention_heads, token_window=token_window, top_k=top_k, classes=classes)
+    return _build(config, state, audio_weights, where, reference)
+
+
+def _build(
+    config: AVISMConfig, state: dict[str, Tensor] | None, audio_weights: StrPath | None, where: str, reference: bool
+) -> AVISM:
+    hears = state is None or audio_weights is not None or any(k.startswith("audio_encoder.") for k in state)
+    if not hears:
+        config = replace(config, audio=replace(config.audio, encoder="none"))
+    model = (LiteralAVISM if reference else AVISM)(config)
+    if audio_weights is not None and isinstance(model.audio_encoder, VGGish):
+        heard = vggish_state(audio_weights)
+        state = {**(state or {}), **{f"audio_encoder.{k}": v for k, v in heard.items()}}
+    if state is not None:
+        fill(model, state, where)
+    return model.prepare_for_inference()
+
+
+def _bundled(name: str) -> Path:
+    path = _BUNDLED / f"{name}.safetensors"
+    if not path.is_file():
+        raise CheckpointError(
+            f"no weights of {name} come with the package: pass weights=PATH (an official .pth or a converted "
+            '.safetensors), or weights="random" for benchmarks'
+        )
+    return path
