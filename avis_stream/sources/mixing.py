@@ -39,7 +39,8 @@ def samples_of(frame: av.AudioFrame) -> FloatArray:
         whole *= 2.0 ** (1 - 8 * raw.dtype.itemsize)
         return whole
     # One NaN would spread over the whole length of the resampler's filter.
-    return np.nan_to_num(raw, nan=0.0, posinf=0.0, neginf=0.0).astype(np.float32)
+    finite: FloatArray = np.nan_to_num(raw, nan=0.0, posinf=0.0, neginf=0.0).astype(np.float32)
+    return finite
 
 
 def mixed(frame: av.AudioFrame, channels: int) -> FloatArray:

@@ -63,7 +63,8 @@ class OverlayWriter:
         self._container = av.open(str(self._pending.path), "w", format="mp4", options={"movflags": "+faststart"})
         self._video: VideoStream | None = None
         self._next_tick = 0
-        self._audio = None if sound is None or sound.sound_rate is None else _SoundCopy(self._container, sound)
+        self._sound = sound
+        self._audio: _SoundCopy | None = None
 
     def write(self, pair: AVPair, result: OnlineResult) -> None:
         """Draws and encodes one frame, and the sound up to its end."""
@@ -71,6 +72,8 @@ class OverlayWriter:
         drawn = _even(draw_result(image, result, self._classes))
         if self._video is None:
             self._video = self._video_stream(drawn.shape[1], drawn.shape[0])
+            if self._sound is not None and self._sound.sound_rate is not None:
+                self._audio = _SoundCopy(self._container, self._sound)
         frame = av.VideoFrame.from_ndarray(drawn, format="rgb24")
         # Without this the colours of a player that assumes HD are a little off.
         converted = frame.reformat(format="yuv420p", dst_colorspace="ITU709")

@@ -70,7 +70,7 @@ def test_resize_and_pad(name: str) -> None:
 
 @pytest.mark.parametrize(("half", "height", "width"), [(16, 3, 5), (32, 2, 3), (128, 4, 6)])
 def test_sine_position(half: int, height: int, width: int) -> None:
-    position = sine_position(2 * half, height, width, torch.device("cpu"), torch.float32)
+    position = sine_position(2 * half, torch.empty(height, width))
     assert_golden(position, FILE, f"sinepos.n{half}.h{height}.w{width}", atol=1e-5, rtol=1e-5)
 
 
