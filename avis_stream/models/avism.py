@@ -15,7 +15,8 @@ from avis_stream.errors import CheckpointError, ShapeError
 from avis_stream.memory import available_memory_bytes
 from avis_stream.models.clip import ClipResult
 from avis_stream.models.localizer import Localizer
-from avis_stream.models.offline import ClipFrame, segment_clip
+from avis_stream.models.mask_store import MaskStore
+from avis_stream.models.offline import ClipFrame, mask_features_again, segment_clip
 from avis_stream.models.pixel_decoder import PixelDecoder
 from avis_stream.models.preprocess import normalise_and_pad
 from avis_stream.models.resnet import ResNet
@@ -184,9 +185,6 @@ class AVISM(nn.Module):
         seconds, valid = mono_seconds(audio.float().cpu(), sample_rate, len(images))
         features = [self.hear(s, v) for s, v in zip(seconds.split(8), valid.split(8), strict=True)]
         frames = [ClipFrame(i, a) for i, a in zip(images, torch.cat(features).cpu(), strict=True)] if features else []
-        return segment_clip(
-            self,
-            lambda: iter(frames),
-            out_size=out_size,
-            memory_bytes=available_memory_bytes() // 2 if memory_bytes is None else memory_bytes,
-        )
+        budget = available_memory_bytes() // 2 if memory_bytes is None else memory_bytes
+        with MaskStore(budget, recompute=lambda start: mask_features_again(self, lambda: iter(frames), start)) as store:
+            return segment_clip(self, lambda: iter(frames), out_size=out_size, store=store)

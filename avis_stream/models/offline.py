@@ -15,6 +15,7 @@ from avis_stream.models.clip import ClipResult
 from avis_stream.models.mask_store import MaskStore
 from avis_stream.models.postprocess import MaskSizes, draw_masks, select_candidates
 from avis_stream.models.preprocess import network_size, normalise_and_pad, resize_images
+from avis_stream.stages import StageTimer
 
 if TYPE_CHECKING:
     from avis_stream.models.avism import AVISM, FrameTokens
@@ -45,9 +46,8 @@ def segment_clip(
     frames: ClipFrames,
     *,
     out_size: tuple[int, int] | None = None,
-    memory_bytes: int,
-    disk_bytes: int = 0,
-    store: MaskStore | None = None,
+    store: MaskStore,
+    timer: StageTimer | None = None,
 ) -> ClipResult:
     """Finds the sounding objects of a clip.
 
@@ -58,28 +58,26 @@ def segment_clip(
         model: Prepared for inference.
         frames: Starts a pass over the clip.
         out_size: (height, width) of the masks; None: that of the pictures.
-        memory_bytes: For mask features in memory.
-        disk_bytes: For mask features on disk.
-        store: A store to use in place of one of these bounds; the caller closes it.
+        store: An empty store for the mask features; the caller closes it.
+        timer: Counts the stages `resize`, `localize`, `store`, `track` and `masks`.
     Raises:
         MediaError: The clip has no frame, or its frames change size.
     """
-    localized = _Localized(model)
-    own = store or MaskStore(memory_bytes, disk_bytes, recompute=lambda start: _again(model, frames, start))
-    try:
-        for part in localized.run(frames()):
-            own.append(part.clip_mask_features)
-        if localized.input_size is None:
-            raise MediaError("a clip must have at least one frame, got none")
+    timer = timer or StageTimer()
+    localized = _Localized(model, timer)
+    for part in localized.run(frames()):
+        with timer("store"):
+            store.append(part.clip_mask_features)
+    if localized.input_size is None:
+        raise MediaError("a clip must have at least one frame, got none")
+    with timer("track"):
         logits, mask_embed = model.track(torch.cat(localized.frame_queries), torch.stack(localized.audio))
-        candidates = select_candidates(logits, model.config.postprocess)
-        queries, slot = candidates.query_id.unique(return_inverse=True)
-        height, width = network_size(*localized.input_size, model.config.input)
-        sizes = MaskSizes(localized.padded_size, (height, width), out_size or localized.input_size)
-        quality, tracks = draw_masks(mask_embed[queries], own, sizes)
-    finally:
-        if store is None:
-            own.close()
+    candidates = select_candidates(logits, model.config.postprocess)
+    queries, slot = candidates.query_id.unique(return_inverse=True)
+    height, width = network_size(*localized.input_size, model.config.input)
+    sizes = MaskSizes(localized.padded_size, (height, width), out_size or localized.input_size)
+    with timer("masks"):
+        quality, tracks = draw_masks(mask_embed[queries], store, sizes)
     score = candidates.class_score * quality[slot]
     order = score.argsort(descending=True, stable=True)
     order = order[score[order] > model.config.postprocess.score_threshold]
@@ -96,8 +94,9 @@ def segment_clip(
 class _Localized:
     """Runs the localizer over a pass and remembers what the tracker needs."""
 
-    def __init__(self, model: AVISM) -> None:
+    def __init__(self, model: AVISM, timer: StageTimer) -> None:
         self.model = model
+        self.timer = timer
         self.input_size: tuple[int, int] | None = None
         self.padded_size = (0, 0)
         self.frame_queries: list[Tensor] = []
@@ -106,9 +105,11 @@ class _Localized:
     def run(self, frames: Iterator[ClipFrame]) -> Iterator[FrameTokens]:
         """Yields the tokens of a few frames at a time."""
         for batch in _batches(frames, _FRAMES_AT_ONCE):
-            images = self._stack(batch)
             audio = torch.stack([f.audio_features for f in batch])
-            tokens = self.model.localize(images, audio.to(self.model.device))
+            with self.timer("resize"):
+                images = self._stack(batch)
+            with self.timer("localize"):
+                tokens = self.model.localize(images, audio.to(self.model.device))
             self.frame_queries.append(tokens.frame_queries)
             self.audio.extend(audio)
             yield tokens
@@ -131,9 +132,9 @@ class _Localized:
         return images
 
 
-def _again(model: AVISM, frames: ClipFrames, start: int) -> Iterator[Tensor]:
-    """Mask features from frame `start` on, in a second pass."""
-    for tokens in _Localized(model).run(islice(frames(), start, None)):
+def mask_features_again(model: AVISM, frames: ClipFrames, start: int) -> Iterator[Tensor]:
+    """Mask features [t, Cm, h, w] of frame `start` and all later ones, in another pass over the clip."""
+    for tokens in _Localized(model, StageTimer()).run(islice(frames(), start, None)):
         yield tokens.clip_mask_features
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from avis_stream.audio.vggish import VGGish
 from avis_stream.config import AVISMConfig
 from avis_stream.errors import CheckpointError
 from avis_stream.models.avism import AVISM
@@ -50,13 +49,14 @@ def load(
     if weights is None:
         weights = _bundled(name)
     if weights == "random":
-        return _build(config, None, None, "random weights", reference).to(device)
+        return unfolded_model(config, None, "", reference=reference).prepare_for_inference().to(device)
     state, stored = read_state(weights)
     if is_official(state):
         state = rename_state(state)
     if stored is not None:
         config = stored.with_overrides(settings)
-    return _build(config, state, audio_weights, str(weights), reference).to(device)
+    state = _with_sound(state, audio_weights)
+    return unfolded_model(config, state, str(weights), reference=reference).prepare_for_inference().to(device)
 
 
 def from_official(
@@ -90,22 +90,26 @@ def from_official(
         raise CheckpointError(f"{where} holds no official AVISM or VITA weights, got keys like {sorted(official)[:3]}")
     state = rename_state(official)
     config = config_of(state, attention_heads=attention_heads, token_window=token_window, top_k=top_k, classes=classes)
-    return _build(config, state, audio_weights, where, reference)
+    state = _with_sound(state, audio_weights)
+    return unfolded_model(config, state, where, reference=reference).prepare_for_inference()
 
 
-def _build(
-    config: AVISMConfig, state: dict[str, Tensor] | None, audio_weights: StrPath | None, where: str, reference: bool
+def unfolded_model(
+    config: AVISMConfig, state: dict[str, Tensor] | None, where: str, *, reference: bool = False
 ) -> AVISM:
-    hears = state is None or audio_weights is not None or any(k.startswith("audio_encoder.") for k in state)
-    if not hears:
+    """A model filled with `state`, every part as it trains; without an audio encoder if `state` has none."""
+    if state is not None and not any(key.startswith("audio_encoder.") for key in state):
         config = replace(config, audio=replace(config.audio, encoder="none"))
     model = (LiteralAVISM if reference else AVISM)(config)
-    if audio_weights is not None and isinstance(model.audio_encoder, VGGish):
-        heard = vggish_state(audio_weights)
-        state = {**(state or {}), **{f"audio_encoder.{k}": v for k, v in heard.items()}}
     if state is not None:
         fill(model, state, where)
-    return model.prepare_for_inference()
+    return model
+
+
+def _with_sound(state: dict[str, Tensor], audio_weights: StrPath | None) -> dict[str, Tensor]:
+    if audio_weights is None:
+        return state
+    return state | {f"audio_encoder.{key}": value for key, value in vggish_state(audio_weights).items()}
 
 
 def _bundled(name: str) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ import avis_stream as avs
 from avis_stream.models.avism import AVISM
 from avis_stream.models.clip import ClipResult
 from avis_stream.models.mask_store import MaskStore
-from avis_stream.models.offline import ClipFrame, segment_clip
+from avis_stream.models.offline import ClipFrame, mask_features_again, segment_clip
 
 CLIPS = ["a_t8", "a_pad13"]
 
@@ -25,9 +26,11 @@ def segment(model: AVISM, clip: str, **bounds: int) -> ClipResult:
         ClipFrame(image, audio)
         for image, audio in zip(tensor(clip, "in.images_u8"), tensor(clip, "in.audio"), strict=True)
     ]
-    return segment_clip(
-        model, lambda: iter(frames), out_size=(meta["out_H"], meta["out_W"]), **{"memory_bytes": 1 << 30, **bounds}
-    )
+    memory, disk = bounds.get("memory_bytes", 1 << 30), bounds.get("disk_bytes", 0)
+    again = partial(mask_features_again, model, lambda: iter(frames))
+    with MaskStore(memory, disk, recompute=again) as store:
+        out_size = (meta["out_H"], meta["out_W"])
+        return segment_clip(model, lambda: iter(frames), out_size=out_size, store=store)
 
 
 def golden_model(clip: str, *, reference: bool = False, score_threshold: float = 0.3) -> AVISM:

@@ -1,0 +1,59 @@
+# make demo    sets everything up, builds for the CPU, runs the main job, leaves ./out/demo/
+# make test    sets everything up and runs the whole suite
+# What set-up picks can be overridden:
+#   PYTHON=...      interpreter for .venv (default: tools/choose-python)
+#   TORCH_SPEC=...  what pip installs as torch: a version, or the path of a wheel (PyPI's is a CUDA build of gigabytes;
+#                   a CPU wheel is 200 MB)
+#   BUILD=...       what to compile: cpu, cuda, auto or 0 (AVIS_STREAM_BUILD)
+PYTHON ?= $(shell tools/choose-python)
+TORCH_SPEC ?= $(shell grep '^torch==' constraints.txt)
+BUILD ?= cpu
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
+
+.PHONY: setup demo test lint type format ci clean
+.DELETE_ON_ERROR:
+
+setup: $(VENV)/.installed
+
+$(VENV)/.torch: constraints.txt
+	@command -v c++ >/dev/null || [ "$(BUILD)" = 0 ] || { echo "a C++ compiler is missing: install g++ (apt-get install g++), or set BUILD=0 for the slower pure PyTorch form" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv --system-site-packages $(VENV) || { echo "$(PYTHON) cannot make virtual environments: apt-get install python3-venv, or set PYTHON=" >&2; exit 1; }
+	$(PIP) "$(TORCH_SPEC)"
+	$(PIP) -c constraints.txt setuptools wheel pybind11 ninja "cmake>=3.24" numpy
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.torch $(SOURCES)
+	AVIS_STREAM_BUILD=$(BUILD) PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.installed
+	$(PIP) -c constraints.txt pytest pytest-benchmark hypothesis ruff mypy clang-format
+	@touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/avis-stream demo --out out/demo
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.cpp' '*.h' '*.inl' '*.cu' '*.cuh')
+	$(BIN)/mypy
+
+type: $(VENV)/.dev
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $$(git ls-files '*.cpp' '*.h' '*.inl' '*.cu' '*.cuh')
+
+ci: lint test
+
+clean:
+	rm -rf build out *.egg-info avis_stream/_host*.so avis_stream/ops/*.so

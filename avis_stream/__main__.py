@@ -1,0 +1,7 @@
+"""`python -m avis_stream`, the same program as `avis-stream`."""
+
+import sys
+
+from avis_stream.cli import main
+
+sys.exit(main())

@@ -1,0 +1,127 @@
+"""`avis-stream`, the command: reads arguments, calls `commands/`, turns errors into one sentence and an exit status.
+
+Exit status: 0 done, 2 wrong use, 1 any other error. Results go to files or stdout, everything else to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from avis_stream._version import __version__
+from avis_stream.errors import AvisStreamError, ConfigError, MediaError
+from avis_stream.memory import parse_bytes
+from avis_stream.presets import PRESETS
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit status."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    try:
+        options.command(options)
+    except ConfigError as error:
+        return _fail(error, options.debug, status=2)
+    except (AvisStreamError, OSError) as error:
+        return _fail(error, options.debug, status=1)
+    except KeyboardInterrupt:
+        sys.stderr.write("avis-stream: interrupted; nothing was written\n")
+        return 1
+    return 0
+
+
+def _fail(error: Exception, debug: bool, status: int) -> int:
+    if debug:
+        raise error
+    sys.stderr.write(f"avis-stream: {error}\n")
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="avis-stream", description="Which objects are making sound, where, and who.")
+    parser.add_argument("--version", action="version", version=__version__)
+    parser.set_defaults(debug=False)
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", parents=[common], help="segment a recording")
+    run.add_argument("input", type=Path, metavar="INPUT", help="media file, folder of images, or AVISeg video folder")
+    run.add_argument("--audio", type=Path, metavar="PATH", help="sound, if it is in a file of its own")
+    run.add_argument("--fps", type=float, default=1.0, help="frames a second to look at (default 1, as trained)")
+    run.add_argument("--save-masks", choices=["png", "rle", "none"], default="none")
+    run.add_argument("--no-video", action="store_true", help="do not write overlay.mp4")
+    run.add_argument("--memory-budget", type=_size, metavar="SIZE", help="for mask features, e.g. 2G (default: half)")
+    run.add_argument("--out", type=Path, help="output folder (default out/NAME)")
+    run.add_argument("--force", action="store_true", help="replace results that are there")
+    _add_model_options(run, default="avism_r50_coco")
+    run.set_defaults(command=_run)
+
+    convert = commands.add_parser("convert", parents=[common], help="official checkpoint to .safetensors")
+    convert.add_argument("official", type=Path, metavar="OFFICIAL.pth")
+    convert.add_argument("target", type=Path, metavar="OUT.safetensors")
+    convert.add_argument("--audio-weights", type=Path, metavar="FILE", help="VGGish weights to put in as well")
+    convert.add_argument("--half", action="store_true", help="store as float16")
+    convert.set_defaults(command=_convert)
+
+    info = commands.add_parser("info", parents=[common], help="what is installed and which kernels run")
+    info.set_defaults(command=_info)
+    return parser
+
+
+def _add_model_options(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument("--model", choices=list(PRESETS), default=default)
+    parser.add_argument("--weights", metavar="FILE", help='an official .pth or a .safetensors; "random" for a dry run')
+    parser.add_argument("--audio-weights", metavar="FILE", help="VGGish weights, for official checkpoints")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", dest="settings")
+
+
+def _size(text: str) -> int:
+    try:
+        return parse_bytes(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+# The commands import what they need themselves: `--help` and wrong use answer at once.
+
+
+def _run(options: argparse.Namespace) -> None:
+    from avis_stream.commands.output import output_folder
+    from avis_stream.commands.run import RunOptions, run_offline
+    from avis_stream.sources.file import open_clip
+    from avis_stream.weights import load
+
+    clip = open_clip(options.input, audio=options.audio, fps=options.fps, previous=False)
+    model = load(
+        options.model,
+        options.weights,
+        options.device,
+        audio_weights=options.audio_weights,
+        settings=options.settings,
+    )
+    out = options.out or Path("out") / clip.name
+    wanted = RunOptions(save_masks=options.save_masks, video=not options.no_video, memory_bytes=options.memory_budget)
+    with output_folder(out, force=options.force) as folder:
+        result = run_offline(model, clip, folder, wanted)
+    if clip.broken is not None:
+        raise MediaError(f"{clip.broken}; the results up to there are in {out}")
+    sys.stderr.write(f"{len(result)} sounding objects in {result.frames} frames: {out}\n")
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from avis_stream.commands.convert import convert
+
+    line = convert(options.official, options.target, options.audio_weights, half=options.half)
+    sys.stdout.write(line + "\n")
+
+
+def _info(options: argparse.Namespace) -> None:
+    from avis_stream.commands.info import print_info
+
+    print_info(sys.stdout)

@@ -1,0 +1,38 @@
+"""The folder a command writes to: nothing of others is lost, nothing of ours is half there."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from avis_stream.errors import AvisStreamError
+
+
+@contextmanager
+def output_folder(out: Path, *, force: bool) -> Iterator[Path]:
+    """A folder to write to, whose contents appear in `out` when the block ends well, and vanish when it does not.
+
+    With `force`, files of the same name in an existing `out` are replaced; other files in it stay.
+
+    Raises:
+        AvisStreamError: `out` is there already and `force` is not given.
+    """
+    if out.exists() and not out.is_dir():
+        raise AvisStreamError(f"--out {out} is a file; give a folder")
+    if out.exists() and any(out.iterdir()) and not force:
+        raise AvisStreamError(f"--out {out} holds files already; give another folder, or --force to replace them")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        yield work
+        out.mkdir(exist_ok=True)
+        for made in work.iterdir():
+            target = out / made.name
+            if target.is_dir():
+                shutil.rmtree(target)
+            made.replace(target)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)

@@ -1,0 +1,121 @@
+"""`avis-stream run`: a recording in, everything about its sounding objects out."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from tqdm import tqdm
+
+from avis_stream.files import atomic_path
+from avis_stream.memory import available_disk_bytes, available_memory_bytes
+from avis_stream.models.avism import AVISM
+from avis_stream.models.clip import ClipResult
+from avis_stream.models.mask_store import MaskStore
+from avis_stream.models.offline import ClipFrame, mask_features_again, segment_clip
+from avis_stream.ops import info
+from avis_stream.sources.clip import Clip
+from avis_stream.stages import StageTimer
+from avis_stream.types import AVPair
+from avis_stream.writers.base import Writer, Writers
+from avis_stream.writers.jsonl import JsonlWriter
+from avis_stream.writers.masks import PngMaskWriter, RleMaskWriter
+from avis_stream.writers.overlay import OverlayWriter
+from avis_stream.writers.summary import SummaryWriter
+from avis_stream.writers.timeline import TimelineWriter
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+_DISK_SHARE = 2
+"""The spool may take one part in this many of what is free on disk."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """What `run` writes, and what it may take."""
+
+    save_masks: str = "none"
+    """`png`, `rle` or `none`."""
+    video: bool = True
+    memory_bytes: int | None = None
+    """For mask features; None: half of what is free."""
+
+
+def run_offline(model: AVISM, clip: Clip, folder: Path, options: RunOptions) -> ClipResult:
+    """Segments a recording as a whole and writes all results into `folder`.
+
+    Args:
+        model: Prepared for inference.
+        clip: The recording; it is read twice, once to segment and once to draw.
+        folder: An existing, empty folder.
+        options: What to write and what it may take.
+    Returns:
+        The result; `clip.broken` says where the recording broke off, if it did.
+    Raises:
+        MediaError: The recording has no frame, or its pictures change size.
+    """
+    timer = StageTimer()
+    memory = available_memory_bytes() // 2 if options.memory_bytes is None else options.memory_bytes
+    disk = available_disk_bytes() // _DISK_SHARE
+
+    def frames() -> Iterator[ClipFrame]:
+        return _heard(model, _progress(clip, clip.expected_frames, "frames"), timer)
+
+    with MaskStore(memory, disk, recompute=lambda start: mask_features_again(model, frames, start)) as store:
+        result = segment_clip(model, frames, store=store, timer=timer)
+        homes = store.homes
+    broken = clip.broken
+    summary = SummaryWriter(folder / "summary.json", model.classes, fps=clip.fps)
+    with Writers([*_writers(model, clip, folder, options), summary]) as writers, timer("write"):
+        pairs = _progress(clip, result.frames, "writing")
+        for pair, frame in zip(pairs, result.results(1 / clip.fps), strict=False):
+            writers.write(pair, frame)
+        summary.add(
+            model=model.config.name,
+            mode="offline",
+            stages={stage: round(seconds, 3) for stage, seconds in timer.seconds.items()},
+            mask_features=homes,
+            broken=broken,
+            threads=torch.get_num_threads(),
+            ops=str(info()),
+        )
+    with atomic_path(folder / "predictions.json") as path:
+        path.write_text(json.dumps(result.to_aviseg(video_id=1)) + "\n", encoding="utf-8")
+    return result
+
+
+def _heard(model: AVISM, pairs: Iterable[AVPair], timer: StageTimer) -> Iterator[ClipFrame]:
+    iterator = iter(pairs)
+    while True:
+        with timer("decode"):
+            pair = next(iterator, None)
+        if pair is None:
+            return
+        with timer("hear"):
+            features = model.hear(pair.audio[None])[0].cpu()
+        yield ClipFrame(pair.frame.image, features)
+
+
+def _writers(model: AVISM, clip: Clip, folder: Path, options: RunOptions) -> Iterator[Writer]:
+    classes = model.classes
+    yield JsonlWriter(folder / "results.jsonl", classes)
+    yield TimelineWriter(folder / "timeline.png", classes, fps=clip.fps, title=clip.name)
+    if options.video:
+        yield OverlayWriter(folder / "overlay.mp4", classes, fps=clip.fps, sound=clip)
+    if options.save_masks == "png":
+        yield PngMaskWriter(folder / "masks")
+    elif options.save_masks == "rle":
+        yield RleMaskWriter(folder / "masks.json", classes)
+
+
+def _progress(items: Iterable[T], total: int | None, what: str) -> Iterable[T]:
+    """A bar with frames done, rate and time left; on a terminal only."""
+    bar: Iterable[T] = tqdm(items, total=total, desc=what, unit="frame", disable=not sys.stderr.isatty())
+    return bar

@@ -1,0 +1,82 @@
+"""Configurations round-trip, vary by name, and say what is wrong with a setting."""
+
+from __future__ import annotations
+
+import pytest
+
+from avis_stream.config import AVISMConfig, ResNetConfig, SwinConfig
+from avis_stream.errors import ConfigError
+from avis_stream.memory import parse_bytes
+from avis_stream.presets import PRESETS, preset
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_json_round_trip(name: str) -> None:
+    config = preset(name)
+    assert AVISMConfig.from_json(config.to_json()) == config
+    assert isinstance(config.backbone, SwinConfig if "swin" in name else ResNetConfig)
+
+
+def test_overrides() -> None:
+    config = AVISMConfig().with_overrides(
+        [
+            "tracker.token_window=3",
+            "localizer.audio_fusion=false",
+            "classes=dog,cat",
+            "backbone.blocks=1,2,3,4",
+            "audio.encoder=none",
+            "classes_trained=none",
+        ]
+    )
+    assert config.tracker.token_window == 3
+    assert not config.localizer.audio_fusion
+    assert config.classes == ("dog", "cat")
+    assert config.backbone == ResNetConfig(blocks=(1, 2, 3, 4))
+    assert config.audio.encoder == "none"
+    assert config.classes_trained is None
+    assert AVISMConfig.from_json(config.to_json()) == config
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("tracker.token_windows=3", "no field 'token_windows' here; there are"),
+        ("tracker.token_window=many", "invalid literal for int"),
+        ("tracker.token_window=-1", "must be >= 0 frames, got -1"),
+        ("tracker.token_window", "of the form field.path=value"),
+        ("tracker=3", "names a group of fields"),
+        ("channels.wide=3", "is a value, not a group"),
+        ("audio.encoder=loud", "must be one of"),
+        ("localizer.heads=7", "a divisor of the 256 channels"),
+    ],
+)
+def test_bad_overrides(setting: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        AVISMConfig().with_overrides([setting])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "must be JSON"),
+        ("[]", "config must be an object"),
+        ('{"colour": 1}', "unknown fields"),
+        ('{"backbone": {"kind": "vgg"}}', "backbone.kind must be one of"),
+    ],
+)
+def test_bad_json(text: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        AVISMConfig.from_json(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("512M", 512 << 20), ("1.5GiB", 3 << 29), ("2000000", 2_000_000), ("4 kb", 4096), ("1t", 1 << 40)],
+)
+def test_sizes(text: str, size: int) -> None:
+    assert parse_bytes(text) == size
+
+
+def test_bad_size() -> None:
+    with pytest.raises(ConfigError, match="must look like 512M or 1.5G, got 'plenty'"):
+        parse_bytes("plenty")

@@ -1,0 +1,41 @@
+"""The names that people outside rely on."""
+
+from __future__ import annotations
+
+import avis_stream as avs
+
+
+def test_names() -> None:
+    assert sorted(avs.__all__) == [
+        "AVISM",
+        "AVISMConfig",
+        "AVPair",
+        "AvisStreamError",
+        "CheckpointError",
+        "ClipResult",
+        "ClockError",
+        "ConfigError",
+        "DataError",
+        "Event",
+        "MediaError",
+        "NativeUnavailableError",
+        "OnlineResult",
+        "RawOutputs",
+        "ShapeError",
+        "SourceError",
+        "StateConsumedError",
+        "VideoFrame",
+        "__version__",
+        "from_official",
+        "load",
+        "ops",
+    ]
+    assert all(hasattr(avs, name) for name in avs.__all__)
+
+
+def test_errors_are_what_python_expects() -> None:
+    assert issubclass(avs.ShapeError, ValueError)
+    assert issubclass(avs.ConfigError, ValueError)
+    assert issubclass(avs.SourceError, OSError)
+    assert issubclass(avs.MediaError, avs.SourceError)
+    assert all(issubclass(getattr(avs, name), avs.AvisStreamError) for name in avs.__all__ if name.endswith("Error"))
