@@ -18,13 +18,13 @@ PictureAt = Callable[[float], NDArray[Any]]
 
 
 def gray_clock(width: int = 64, height: int = 48) -> PictureAt:
-    """Pictures whose brightness tells their time: 20 at 0 s, 10 more each second (up to 23 s)."""
-    return lambda seconds: np.full((height, width, 3), min(255, round(20 + 10 * seconds)), np.uint8)
+    """Pictures whose brightness tells their time: 20 at 0 s, 40 more each second (up to 5.8 s)."""
+    return lambda seconds: np.full((height, width, 3), min(255, round(20 + 40 * seconds)), np.uint8)
 
 
 def seconds_shown(image: Any) -> float:
     """The time that a picture of `gray_clock` shows."""
-    return (float(np.asarray(image).mean()) - 20) / 10
+    return (float(np.asarray(image).mean()) - 20) / 40
 
 
 def tone(seconds: float, rate: int = RATE, hz: float = 440.0, level: float = 0.5, channels: int = 1) -> NDArray[Any]:
@@ -52,6 +52,8 @@ class Media:
     rate: Fraction = Fraction(25)
     turn: tuple[float, bool, bool] = (0, False, False)
     """Counter-clockwise degrees, mirror left-right, mirror up-down: written beside the picture."""
+    color: str | None = None
+    """`bt709` or `smpte170m`, converted and tagged; None: untagged."""
     sound: NDArray[Any] | None = None
     """Float32 [channels, n], or any dtype with `sound_format`."""
     sound_start: float = 0.0
@@ -78,6 +80,8 @@ def write_media(path: Path, media: Media) -> Path:
             first = media.picture(media.stamps[0])
             video = out.add_stream(media.video_codec, rate=media.rate, options=media.video_options)
             video.width, video.height, video.pix_fmt = first.shape[1], first.shape[0], media.pix_fmt
+            if media.color is not None:
+                video.codec_context.colorspace = _SPACES[media.color][1]
             video.time_base = video.codec_context.time_base = _time_base(media)
             if media.turn != (0, False, False):
                 video.set_display_rotation(media.turn[0], hflip=media.turn[1], vflip=media.turn[2])
@@ -91,6 +95,8 @@ def write_media(path: Path, media: Media) -> Path:
             if kind == "video":
                 assert video is not None
                 picture = av.VideoFrame.from_ndarray(media.picture(seconds), format="rgb24")
+                if media.color is not None:
+                    picture = picture.reformat(format=media.pix_fmt, dst_colorspace=_SPACES[media.color][0])
                 picture.time_base = _time_base(media)
                 picture.pts = round(seconds / picture.time_base)
                 out.mux(video.encode(picture))
@@ -101,6 +107,9 @@ def write_media(path: Path, media: Media) -> Path:
             if stream is not None:
                 out.mux(stream.encode(None))
     return path
+
+
+_SPACES = {"bt709": ("ITU709", 1), "smpte170m": ("SMPTE170M", 6)}  # swscale's name, H.273's number
 
 
 def _time_base(media: Media) -> Fraction:

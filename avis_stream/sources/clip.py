@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Iterator
 from contextlib import closing
@@ -15,8 +14,6 @@ from avis_stream.sources.container import BrokenMedia
 from avis_stream.sources.pictures import Picture
 from avis_stream.sources.sound import SecondsOfSound, SoundBlock, SoundTrack
 from avis_stream.types import NANOSECONDS, AVPair, VideoFrame
-
-logger = logging.getLogger(__name__)
 
 
 class Pictures(Protocol):
@@ -122,8 +119,7 @@ class Clip:
             except BrokenMedia as error:
                 if index == 0:
                     raise
-                self.broken = str(error)
-                logger.warning("%s", error)
+                self.broken = str(error)  # whoever asked for the clip says so, once
 
     def __repr__(self) -> str:
         return (

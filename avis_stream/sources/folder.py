@@ -44,7 +44,7 @@ class FolderPictures:
                 before = self._before(index, fps) if previous else None
                 yield Picture(image, None if before is None else self._read(before))
             except MediaError as error:
-                raise BrokenMedia(f"{error}; results up to there are kept") from error
+                raise BrokenMedia(f"breaks off at image {index + 1} of {len(self.images)}: {error}") from error
 
     def _before(self, index: int, fps: Fraction) -> Path | None:
         if self.earlier[index] is not None:

@@ -127,7 +127,7 @@ class MediaPictures:
             raise self._broke(reached - self.origin, f"the file announces {float(announced - self.origin):.2f} s")
 
     def _broke(self, seconds: Fraction, reason: str) -> BrokenMedia:
-        return BrokenMedia(f"{self.path} breaks off at {float(seconds):.2f} s ({reason}); results up to there are kept")
+        return BrokenMedia(f"{self.path} breaks off at {float(seconds):.2f} s ({reason})")
 
 
 def _announced_end(container: InputContainer) -> Fraction | None:
@@ -164,7 +164,8 @@ class _Converter:
         return self._last[1]
 
     def _convert(self, frame: av.VideoFrame) -> Tensor:
-        return torch.from_numpy(upright_rgb(frame, self._orientation, self._size)).permute(2, 0, 1).contiguous()
+        rgb = upright_rgb(frame, self._orientation, self._size)
+        return torch.from_numpy(np.ascontiguousarray(rgb.transpose(2, 0, 1)))
 
 
 def _shown_at(window: deque[tuple[Fraction, av.VideoFrame]], time: Fraction) -> tuple[Fraction, av.VideoFrame] | None:
