@@ -208,8 +208,8 @@ def _as_pictures(masks: dict[str, NDArray[np.bool_]]) -> dict[str, NDArray[np.ui
 def _camera(time: float) -> tuple[float, float, float, float, float, float]:
     """A hand that holds nearly still: the affine map from picture to scene."""
     zoom = 1 + 0.010 * np.sin(2 * np.pi * time / 17)
-    x = (WORLD[0] - WIDTH * zoom) / 2 + 15 * np.sin(2 * np.pi * time / 13 + 0.4) + 1.6 * np.sin(2 * np.pi * time / 2.9)
-    y = (WORLD[1] - HEIGHT * zoom) / 2 + 5 * np.sin(2 * np.pi * time / 9.5) + 1.2 * np.sin(2 * np.pi * time / 2.3)
+    x = (WORLD[0] - WIDTH * zoom) / 2 + 8 * np.sin(2 * np.pi * time / 13 + 0.4) + 0.7 * np.sin(2 * np.pi * time / 2.9)
+    y = (WORLD[1] - HEIGHT * zoom) / 2 + 4 * np.sin(2 * np.pi * time / 9.5) + 0.6 * np.sin(2 * np.pi * time / 2.3)
     return zoom, 0.0, x, 0.0, zoom, y
 
 

@@ -24,6 +24,7 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 from torch import Tensor
 
+from avis_stream.errors import MediaError
 from avis_stream.sources.container import BrokenMedia, opened, reason_of, time_of
 from avis_stream.sources.orientation import Orientation
 
@@ -148,6 +149,7 @@ class _Converter:
     """Turns decoded frames upright and into RGB tensors; remembers the last one, which is often asked for again."""
 
     def __init__(self, pictures: MediaPictures) -> None:
+        self._path = pictures.path
         self._orientation = pictures.orientation
         self._size = (pictures.width, pictures.height)
         self._last: tuple[av.VideoFrame, Tensor] | None = None
@@ -164,7 +166,13 @@ class _Converter:
         return self._last[1]
 
     def _convert(self, frame: av.VideoFrame) -> Tensor:
-        rgb = upright_rgb(frame, self._orientation, self._size)
+        try:
+            rgb = upright_rgb(frame, self._orientation, self._size)
+        except (av.FFmpegError, ValueError) as error:
+            raise MediaError(
+                f"{self._path}: pictures of format {frame.format.name} ({frame.width}x{frame.height}) cannot be "
+                f"converted to RGB ({reason_of(error)}); convert the file to 8-bit YUV first"
+            ) from error
         return torch.from_numpy(np.ascontiguousarray(rgb.transpose(2, 0, 1)))
 
 
