@@ -69,6 +69,19 @@ class SwinConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MobileNetConfig:
+    """MobileNetV2 at width 1 with its batch norm folded into the convolutions; there is nothing to choose."""
+
+    @property
+    def feature_channels(self) -> tuple[int, int, int, int]:
+        """Channels of the outputs at stride 4, 8, 16, 32."""
+        return (24, 32, 96, 320)
+
+
+BackboneConfig = ResNetConfig | SwinConfig | MobileNetConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AudioConfig:
     """Which encoder turns a second of sound into one vector."""
 
@@ -154,7 +167,7 @@ class AVISMConfig:
     """Width of tokens and queries from the pixel decoder to the tracker."""
     mask_channels: int = 256
     """Width of mask features and mask embeddings."""
-    backbone: ResNetConfig | SwinConfig = field(default_factory=ResNetConfig)
+    backbone: BackboneConfig = field(default_factory=ResNetConfig)
     audio: AudioConfig = field(default_factory=AudioConfig)
     input: InputConfig = field(default_factory=InputConfig)
     pixel_decoder: PixelDecoderConfig = field(default_factory=PixelDecoderConfig)
@@ -199,7 +212,7 @@ class AVISMConfig:
         return config
 
 
-_BACKBONES = {"resnet": ResNetConfig, "swin": SwinConfig}
+_BACKBONES = {"resnet": ResNetConfig, "swin": SwinConfig, "mobilenet": MobileNetConfig}
 
 
 def _plain(value: Any) -> Any:

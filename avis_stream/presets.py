@@ -9,7 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from avis_stream.config import AVISMConfig, InputConfig, LocalizerConfig, ResNetConfig, SwinConfig
+from avis_stream.config import (
+    AudioConfig,
+    AVISMConfig,
+    InputConfig,
+    LocalizerConfig,
+    MobileNetConfig,
+    PixelDecoderConfig,
+    ResNetConfig,
+    SwinConfig,
+    TrackerConfig,
+)
 from avis_stream.errors import ConfigError
 
 
@@ -43,8 +53,23 @@ def avism_swinl_coco() -> AVISMConfig:
     return replace(avism_swinl_in(), name="avism_swinl_coco")
 
 
+def avism_mini() -> AVISMConfig:
+    """Small enough for every frame on a laptop: MobileNetV2, YAMNet, the same parts in other sizes. Bundled."""
+    return AVISMConfig(
+        name="avism_mini",
+        channels=128,
+        mask_channels=64,
+        backbone=MobileNetConfig(),
+        audio=AudioConfig(encoder="yamnet", feature_dim=1024),
+        input=InputConfig(short_side_px=192, long_side_px=512),
+        pixel_decoder=PixelDecoderConfig(layers=2, ffn_channels=256),
+        localizer=LocalizerConfig(queries=24, layers=3, ffn_channels=384),
+        tracker=TrackerConfig(queries=24, ffn_channels=384, encoder_layers=4, decoder_layers=3),
+    )
+
+
 PRESETS: dict[str, Callable[[], AVISMConfig]] = {
-    f.__name__: f for f in (avism_r50_in, avism_r50_coco, avism_r101_coco, avism_swinl_in, avism_swinl_coco)
+    f.__name__: f for f in (avism_mini, avism_r50_in, avism_r50_coco, avism_r101_coco, avism_swinl_in, avism_swinl_coco)
 }
 """Every model name that `load` knows, with what builds its configuration."""
 

@@ -9,13 +9,15 @@ from torch import Tensor, nn
 
 from avis_stream.audio.resample import mono_seconds
 from avis_stream.audio.vggish import VGGish
-from avis_stream.checks import check_shape, describe
-from avis_stream.config import AVISMConfig, ResNetConfig
+from avis_stream.audio.yamnet import YAMNet
+from avis_stream.checks import check_shape, describe, require
+from avis_stream.config import AudioConfig, AVISMConfig, BackboneConfig, ResNetConfig, SwinConfig
 from avis_stream.errors import CheckpointError, ShapeError
 from avis_stream.memory import available_memory_bytes
 from avis_stream.models.clip import ClipResult
 from avis_stream.models.localizer import Localizer
 from avis_stream.models.mask_store import MaskStore
+from avis_stream.models.mobilenet import MobileNet
 from avis_stream.models.offline import ClipFrame, mask_features_again, segment_clip
 from avis_stream.models.pixel_decoder import PixelDecoder
 from avis_stream.models.preprocess import normalise_and_pad
@@ -54,6 +56,27 @@ class RawOutputs:
     """[M, Cm]."""
 
 
+def build_backbone(config: BackboneConfig) -> ResNet | Swin | MobileNet:
+    """The backbone that a configuration describes."""
+    if isinstance(config, ResNetConfig):
+        return ResNet(config)
+    return Swin(config) if isinstance(config, SwinConfig) else MobileNet()
+
+
+def build_audio_encoder(config: AudioConfig) -> VGGish | YAMNet | None:
+    """The audio encoder that a configuration names; None if the caller brings features of his own."""
+    if config.encoder == "none":
+        return None
+    encoder = VGGish() if config.encoder == "vggish" else YAMNet()
+    require(
+        config.feature_dim == encoder.feature_dim,
+        "audio.feature_dim",
+        config.feature_dim,
+        f"{encoder.feature_dim}, what {config.encoder} gives",
+    )
+    return encoder
+
+
 class AVISM(nn.Module):
     """Audio-visual instance segmentation model: modules without stream state; many streams may share one.
 
@@ -66,13 +89,12 @@ class AVISM(nn.Module):
     def __init__(self, config: AVISMConfig) -> None:
         super().__init__()
         self.config = config
-        backbone = config.backbone
-        self.backbone = ResNet(backbone) if isinstance(backbone, ResNetConfig) else Swin(backbone)
+        self.backbone = build_backbone(config.backbone)
         self.pixel_decoder = PixelDecoder(config)
         self.localizer = self.localizer_type(config)
         self.clip_mask_features = nn.Conv2d(config.channels, config.mask_channels, 1)
         self.tracker = self.tracker_type(config)
-        self.audio_encoder = VGGish() if config.audio.encoder == "vggish" else None
+        self.audio_encoder = build_audio_encoder(config.audio)
 
     @property
     def classes(self) -> tuple[str, ...]:

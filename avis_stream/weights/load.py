@@ -5,22 +5,22 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from avis_stream.audio.yamnet import YAMNet
 from avis_stream.config import AVISMConfig
 from avis_stream.errors import CheckpointError
 from avis_stream.models.avism import AVISM
 from avis_stream.models.literal import LiteralAVISM
 from avis_stream.presets import preset
+from avis_stream.weights.bundled import bundled_weights, bundled_yamnet
 from avis_stream.weights.files import fill, read_state
 from avis_stream.weights.official import config_of, is_official, rename_state
 from avis_stream.weights.vggish import vggish_state
 
 StrPath = str | os.PathLike[str]
-_BUNDLED = Path(__file__).parents[1] / "assets" / "weights"
 
 
 def load(
@@ -47,7 +47,12 @@ def load(
     """
     config = preset(name).with_overrides(settings)
     if weights is None:
-        weights = _bundled(name)
+        weights = bundled_weights(name)
+    if weights is None:
+        raise CheckpointError(
+            f"no weights of {name} come with the package: pass weights=PATH (an official .pth or a converted "
+            '.safetensors), or weights="random" for benchmarks'
+        )
     if weights == "random":
         return unfolded_model(config, None, "", reference=reference).prepare_for_inference().to(device)
     state, stored = read_state(weights)
@@ -97,10 +102,17 @@ def from_official(
 def unfolded_model(
     config: AVISMConfig, state: dict[str, Tensor] | None, where: str, *, reference: bool = False
 ) -> AVISM:
-    """A model filled with `state`, every part as it trains; without an audio encoder if `state` has none."""
-    if state is not None and not any(key.startswith("audio_encoder.") for key in state):
+    """A model filled with `state` (None: untrained), every part in the form in which it trains.
+
+    Without VGGish weights in `state` there is no audio encoder; YAMNet's come with the package.
+    """
+    hears = state is None or any(key.startswith("audio_encoder.") for key in state)
+    if config.audio.encoder == "vggish" and not hears:
         config = replace(config, audio=replace(config.audio, encoder="none"))
     model = (LiteralAVISM if reference else AVISM)(config)
+    if isinstance(model.audio_encoder, YAMNet):  # frozen and the same for every model, so it is stored once
+        untrained = model.state_dict() if state is None else {}
+        state = untrained | {f"audio_encoder.{k}": v for k, v in bundled_yamnet().items()} | (state or {})
     if state is not None:
         fill(model, state, where)
     return model
@@ -110,13 +122,3 @@ def _with_sound(state: dict[str, Tensor], audio_weights: StrPath | None) -> dict
     if audio_weights is None:
         return state
     return state | {f"audio_encoder.{key}": value for key, value in vggish_state(audio_weights).items()}
-
-
-def _bundled(name: str) -> Path:
-    path = _BUNDLED / f"{name}.safetensors"
-    if not path.is_file():
-        raise CheckpointError(
-            f"no weights of {name} come with the package: pass weights=PATH (an official .pth or a converted "
-            '.safetensors), or weights="random" for benchmarks'
-        )
-    return path

@@ -1,0 +1,23 @@
+"""The weights that come with the package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+
+from avis_stream.weights.files import read_state
+
+_FOLDER = Path(__file__).parents[1] / "assets" / "weights"
+
+
+def bundled_weights(name: str) -> Path | None:
+    """Path of the weights of a model that ships with the package; None if it does not."""
+    path = _FOLDER / f"{name}.safetensors"
+    return path if path.is_file() else None
+
+
+def bundled_yamnet() -> dict[str, Tensor]:
+    """YAMNet's weights (TensorFlow model garden, Apache-2.0), float16 as stored."""
+    state, _ = read_state(_FOLDER / "yamnet.safetensors")
+    return state

@@ -1,0 +1,68 @@
+"""Our YAMNet is the published one: same embedding, same best class, from the same spectrogram."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from avis_stream.audio.logmel import LogMel
+from avis_stream.audio.yamnet import YAMNet
+from avis_stream.weights.bundled import bundled_yamnet
+
+RECORDED = Path(__file__).parents[1] / "fixtures" / "yamnet.npz"
+
+
+def load() -> YAMNet:
+    model = YAMNet().eval()
+    model.load_state_dict(bundled_yamnet())
+    return model
+
+
+@torch.no_grad()
+def test_embeddings_agree_with_the_published_file() -> None:
+    recorded = np.load(RECORDED)
+    expected = torch.from_numpy(recorded["embedding"])
+    embeddings = load().embed(torch.from_numpy(recorded["log_mel"]).float())
+    cosine = F.cosine_similarity(embeddings, expected)
+    assert cosine.min() > 0.999, cosine.min()
+    scores = embeddings @ torch.from_numpy(recorded["classifier_weight"]).float().T
+    scores += torch.from_numpy(recorded["classifier_bias"])
+    best = torch.from_numpy(recorded["best_class"])
+    same = scores.argmax(dim=1) == best
+    assert same.sum() >= 60
+    # The tflite multiplies in 8 bits: where it prefers another class, the two must be as good as tied.
+    behind = scores.amax(dim=1) - scores.gather(1, best[:, None])[:, 0]
+    assert behind.max() < 0.05, behind
+
+
+@torch.no_grad()
+def test_front_end_agrees_where_the_published_one_is_exact_enough() -> None:
+    """The tflite quantises the input of its Fourier transform to 8 bits, so only loud bands are comparable."""
+    recorded = np.load(RECORDED)
+    waves = torch.from_numpy(recorded["wave"]).float() / 32768
+    patches = LogMel(0.001)(F.pad(waves, (0, 400)))
+    published = torch.from_numpy(recorded["wave_log_mel"]).float()
+    for ours, theirs in zip(patches, published, strict=True):
+        loud = theirs > theirs.max() - 3
+        assert (ours - theirs)[loud].mean().abs() < 0.02
+    cosine = F.cosine_similarity(load().embed(patches), torch.from_numpy(recorded["wave_embedding"]))
+    assert cosine[0] > 0.999, cosine  # white noise has no quiet band
+
+
+@torch.no_grad()
+def test_one_second_at_a_time_gives_what_all_at_once_gives() -> None:
+    torch.manual_seed(0)
+    seconds = torch.rand(6, 16_000) * 2 - 1
+    model = load()
+    together = model(seconds)
+    alone = torch.cat([model(second[None]) for second in seconds])
+    assert together.shape == (6, 1024)
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+
+
+def test_silence_has_a_finite_spectrum() -> None:
+    patch = LogMel(0.001)(torch.zeros(1, 16_000))
+    torch.testing.assert_close(patch, torch.full_like(patch, float(np.log(0.001))))
