@@ -25,6 +25,7 @@ class _SameConv(nn.Conv2d):
         super().__init__(in_channels, out_channels, 3, stride, groups=groups)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[T, in, H, W] to [T, out, H / stride, W / stride]."""
         near = 0 if self.stride[0] == 2 else 1
         return F.relu(super().forward(F.pad(x, (near, 1, near, 1))), inplace=True)
 
@@ -58,4 +59,5 @@ class YAMNet(nn.Module):
 
     def embed(self, patches: Tensor) -> Tensor:
         """Log-mel patches [T, 96, 64] to embeddings [T, 1024]."""
-        return self.layers(self.stem(patches[:, None])).mean(dim=(2, 3))
+        maps: Tensor = self.layers(self.stem(patches[:, None]))
+        return maps.mean(dim=(2, 3))

@@ -68,12 +68,8 @@ def build_audio_encoder(config: AudioConfig) -> VGGish | YAMNet | None:
     if config.encoder == "none":
         return None
     encoder = VGGish() if config.encoder == "vggish" else YAMNet()
-    require(
-        config.feature_dim == encoder.feature_dim,
-        "audio.feature_dim",
-        config.feature_dim,
-        f"{encoder.feature_dim}, what {config.encoder} gives",
-    )
+    wanted = f"{encoder.feature_dim}, what {config.encoder} gives"
+    require(config.feature_dim == encoder.feature_dim, "audio.feature_dim", config.feature_dim, wanted)
     return encoder
 
 

@@ -28,7 +28,7 @@ class InvertedResidual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in, H, W] to [B, out, H / stride, W / stride]."""
-        y = x if self.expand is None else F.relu6(self.expand(x), inplace=True)
+        y: Tensor = x if self.expand is None else F.relu6(self.expand(x), inplace=True)
         y = self.project(F.relu6(self.depthwise(y), inplace=True))
         return x + y if self.has_residual else y
 

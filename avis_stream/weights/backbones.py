@@ -22,7 +22,7 @@ def mobilenet_state(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
         CheckpointError: A convolution or its norm is missing.
     """
     names = [key.removesuffix(".running_var") for key in published if key.endswith(".running_var")]
-    state = {}
+    state: dict[str, Tensor] = {}
     for block in range(18):
         norms = sorted(
             (n for n in names if n.startswith(f"features.{block}.")),
@@ -35,6 +35,10 @@ def mobilenet_state(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
         for norm, part in zip(norms, parts, strict=True):
             state |= {f"{part}.{key}": value for key, value in _fold(published, norm).items()}
     return state
+
+
+def _numbers(name: str) -> list[int]:
+    return [int(digits) for digits in re.findall(r"\d+", name)]
 
 
 def _fold(published: Mapping[str, Tensor], norm: str) -> dict[str, Tensor]:
