@@ -1,0 +1,102 @@
+// Stage one of the fast kernels: from locations and weights to the four rows that each point reads.
+//
+// Works on all points of a row at once, a vector of points at a time, whatever their levels and heads: what differs
+// between them lies in tables. With 8 heads, 3 levels and 4 points that is 96 points, whole vectors in every width.
+#pragma once
+
+#include "avis/msda.h"
+#include "vec.h"
+
+namespace avis::AVIS_ISA {
+
+constexpr int kMaxPoints = 512;  // of a row; longer ones take the general kernels
+// Columns that are a power of two apart would all fall into the same few sets of the first cache.
+constexpr int kColumn = kMaxPoints + 16;
+
+// Points of one row. Corners in the order top left, top right, bottom left, bottom right.
+struct RowPoints {
+  alignas(64) std::int32_t inside[kColumn];     // -1, or 0 for points that are skipped
+  alignas(64) std::int32_t offset[4][kColumn];  // of a corner that exists: itself, or its neighbour
+  alignas(64) float weight[4][kColumn];         // bilinear factor times attention weight; 0 for absent corners
+};
+
+// What the gradients of locations and weights need besides.
+struct RowSlopes {
+  alignas(64) float fx[kColumn], fy[kColumn];  // distance from the left and top corners, in [0, 1)
+  alignas(64) float attention[kColumn];        // 0 for skipped points
+  alignas(64) std::int32_t left[kColumn], right[kColumn], top[kColumn], bottom[kColumn];  // exists: -1
+};
+
+// A vector of points.
+struct PointVector {
+  Vf x, y, attention;
+
+  static AVIS_INLINE PointVector read(const float* loc, const float* weight) {
+    const Vf a = load(loc), b = load(loc + kLanes);
+    return {even(a, b), odd(a, b), load(weight)};
+  }
+  // The last few points of a list, which may end where readable memory does.
+  static __attribute__((noinline)) void read_some(const float* loc, const float* weight, int count, PointVector* out) {
+    float copy[3 * kLanes] = {};
+    for (int i = 0; i < 2 * count; ++i) copy[i] = loc[i];
+    for (int i = 0; i < count; ++i) copy[2 * kLanes + i] = weight[i];
+    *out = read(copy, copy + 2 * kLanes);
+  }
+};
+
+template <bool kSlopes>
+AVIS_INLINE void locate(const PointTable& table, const float* loc, const float* attention, RowPoints* points,
+                        RowSlopes* slopes) {
+  const Vf one = splat(1.0f), half = splat(0.5f);
+  const Vi col_step = splat(table.col_step);
+  for (int i = 0; i < table.count; i += kLanes) {
+    const Vf width = load(table.width + i), height = load(table.height + i);
+    PointVector point;
+    if (const int left = table.count - i; left >= kLanes)
+      point = PointVector::read(loc + 2 * i, attention + i);
+    else
+      PointVector::read_some(loc + 2 * i, attention + i, left, &point);
+    Vf x = point.x * width - half, y = point.y * height - half;
+    // All comparisons are false for NaN, and nothing lies between -1 and the size -1 of a padding entry.
+    const Vi inside = (x > -one) & (y > -one) & (x < width) & (y < height);
+    x = zero_unless(inside, x);
+    y = zero_unless(inside, y);
+    const Vf a = zero_unless(inside, point.attention);
+
+    // floor: conversion cuts towards zero, which is one too many just for -1 < x < 0.
+    Vi x0 = to_int(x), y0 = to_int(y);
+    x0 += to_float(x0) > x;
+    y0 += to_float(y0) > y;
+    const Vf fx = x - to_float(x0), fy = y - to_float(y0);
+    const Vi x1 = x0 + 1, y1 = y0 + 1, last_x = to_int(width) - 1, last_y = to_int(height) - 1;
+    const Vi left = (x0 >= 0) & inside, top = (y0 >= 0) & inside;
+    const Vi right = (x1 <= last_x) & inside, bottom = (y1 <= last_y) & inside;
+
+    const Vi row_step = load(table.row_step + i), base = load(table.base + i), none = splat(0);
+    const Vi row0 = base + max(y0, none) * row_step, row1 = base + min(y1, last_y) * row_step;
+    const Vi col0 = max(x0, none) * col_step, col1 = min(x1, last_x) * col_step;
+    store(points->inside + i, inside);
+    store(points->offset[0] + i, row0 + col0);
+    store(points->offset[1] + i, row0 + col1);
+    store(points->offset[2] + i, row1 + col0);
+    store(points->offset[3] + i, row1 + col1);
+
+    const Vf above = zero_unless(top, a * (one - fy)), below = zero_unless(bottom, a * fy);
+    const Vf before = zero_unless(left, one - fx), behind = zero_unless(right, fx);
+    store(points->weight[0] + i, above * before);
+    store(points->weight[1] + i, above * behind);
+    store(points->weight[2] + i, below * before);
+    store(points->weight[3] + i, below * behind);
+    if constexpr (kSlopes) {
+      store(slopes->fx + i, fx);
+      store(slopes->fy + i, fy);
+      store(slopes->attention + i, a);
+      store(slopes->left + i, left);
+      store(slopes->right + i, right);
+      store(slopes->top + i, top);
+      store(slopes->bottom + i, bottom);
+    }
+  }
+}
+
+}  // namespace avis::AVIS_ISA

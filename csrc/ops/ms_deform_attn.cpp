@@ -1,0 +1,201 @@
+// avis::ms_deform_attn on the CPU: checks, tables, and who computes which rows. The arithmetic is in csrc/cpu.
+
+#include <limits>
+
+#include "avis/kernels.h"
+#include "tensors.h"
+
+namespace avis {
+namespace {
+
+using Sizes = std::vector<std::int64_t>;
+
+// Rows a thread takes at least: 100 us of work at the model's size, against 5 us to start a thread.
+constexpr std::int64_t kRowsAtLeast = 256;
+
+std::int64_t check_shapes(const Tensor& value, const Sizes& shapes) {
+  STD_TORCH_CHECK(!shapes.empty() && shapes.size() % 2 == 0,
+                  "spatial_shapes must be [H0, W0, H1, W1, ...], two numbers a level, got ", shapes.size(), " numbers");
+  std::int64_t tokens = 0;
+  for (std::size_t i = 0; i < shapes.size(); i += 2) {
+    STD_TORCH_CHECK(shapes[i] >= 1 && shapes[i + 1] >= 1,
+                    "spatial_shapes must be at least 1 everywhere; drop empty levels");
+    tokens += shapes[i] * shapes[i + 1];
+  }
+  STD_TORCH_CHECK(value.dim() == 4 && value.size(1) == tokens, "value must be [N, S=", tokens,
+                  ", M, D], S the pixels of spatial_shapes, got ", describe(value));
+  return tokens;
+}
+
+void check_arguments(const Tensor& value, const Sizes& shapes, const Tensor& loc, const Tensor& weight) {
+  check_shapes(value, shapes);
+  const auto levels = static_cast<std::int64_t>(shapes.size() / 2);
+  const bool fits = loc.dim() == 6 && loc.size(0) == value.size(0) && loc.size(2) == value.size(2) &&
+                    loc.size(3) == levels && loc.size(5) == 2;
+  STD_TORCH_CHECK(fits, "sampling_locations must be [N=", value.size(0), ", Q, M=", value.size(2), ", L=", levels,
+                  ", P, 2] to fit value and spatial_shapes, got ", describe(loc));
+  bool same = weight.dim() == 5;
+  for (int i = 0; same && i < 5; ++i) same = weight.size(i) == loc.size(i);
+  STD_TORCH_CHECK(same, "attention_weights must be [N, Q, M, L, P] to fit sampling_locations ", describe(loc), ", got ",
+                  describe(weight));
+  const ScalarType wide = wide_type(value);
+  STD_TORCH_CHECK(loc.scalar_type() == wide, "sampling_locations must be ",
+                  wide == ScalarType::Double ? "float64" : "float32", " beside value ", describe(value), ", got ",
+                  describe(loc));
+  STD_TORCH_CHECK(weight.scalar_type() == wide || weight.scalar_type() == value.scalar_type(),
+                  "attention_weights must be float32 or the dtype of value ", describe(value), ", got ",
+                  describe(weight));
+  STD_TORCH_CHECK(value.is_cpu() && loc.is_cpu() && weight.is_cpu(), "all tensors must be on one device, the CPU here");
+}
+
+// The columns of a PointTable and the memory behind them.
+class Table {
+ public:
+  // One entry for each head, level and point; `head_stride` 0 with one head makes the table of a slab.
+  Table(const Sizes& shapes, std::int64_t points, std::int64_t heads, std::int64_t head_stride,
+        std::int64_t token_stride) {
+    const std::size_t count = heads * (shapes.size() / 2) * points;
+    const std::size_t padded = (count + kPadding - 1) / kPadding * kPadding;
+    width_.assign(padded, -1.0f);
+    height_.assign(padded, -1.0f);
+    base_.assign(padded, 0);
+    row_step_.assign(padded, 0);
+    std::size_t i = 0;
+    for (std::int64_t head = 0; head < heads; ++head) {
+      std::int64_t first = 0;
+      for (std::size_t level = 0; level < shapes.size(); level += 2) {
+        for (std::int64_t p = 0; p < points; ++p, ++i) {
+          height_[i] = static_cast<float>(shapes[level]);
+          width_[i] = static_cast<float>(shapes[level + 1]);
+          base_[i] = static_cast<std::int32_t>(first * token_stride + head * head_stride);
+          row_step_[i] = static_cast<std::int32_t>(shapes[level + 1] * token_stride);
+        }
+        first += shapes[level] * shapes[level + 1];
+      }
+    }
+    table_ = {width_.data(),
+              height_.data(),
+              base_.data(),
+              row_step_.data(),
+              static_cast<std::int32_t>(token_stride),
+              static_cast<std::int32_t>(count)};
+  }
+  const PointTable& get() const { return table_; }
+
+ private:
+  static constexpr std::size_t kPadding = 16;  // the widest vector
+  std::vector<float> width_, height_;
+  std::vector<std::int32_t> base_, row_step_;
+  PointTable table_;
+};
+
+// The arguments of a call in the layout that the kernels want, and everything that must live as long as they run.
+struct Call {
+  Tensor value, loc, weight;
+  Sizes shapes;
+  Table row_table, slab_table;
+  MsdaArgs args{};
+
+  static Tensor channels_contiguous(const Tensor& value) {
+    // Offsets within one image are 32-bit; a layout that needs more is copied into one that does not.
+    std::int64_t reach = 0;
+    for (int i = 1; i < 4; ++i) reach += (value.size(i) - 1) * value.stride(i);
+    const bool usable = value.stride(3) == 1 && reach < std::numeric_limits<std::int32_t>::max();
+    return usable ? value : torch::stable::contiguous(value);
+  }
+
+  Call(const Tensor& value_, const Sizes& shapes_, const Tensor& loc_, const Tensor& weight_)
+      : value(channels_contiguous(value_)),
+        loc(contiguous_as(loc_, wide_type(value_))),
+        weight(contiguous_as(weight_, wide_type(value_))),
+        shapes(shapes_),
+        row_table(shapes, loc.size(4), value.size(2), value.stride(2), value.stride(1)),
+        slab_table(shapes, loc.size(4), 1, 0, value.size(3)) {
+    const std::int64_t image = value.size(1) * value.size(2) * value.size(3);
+    STD_TORCH_CHECK(image < std::numeric_limits<std::int32_t>::max(),
+                    "value must have less than 2^31 elements an image, got ", describe(value));
+    args.images = value.size(0);
+    args.tokens = value.size(1);
+    args.heads = value.size(2);
+    args.channels = value.size(3);
+    args.queries = loc.size(1);
+    args.levels = loc.size(3);
+    args.points = loc.size(4);
+    args.sizes = shapes.data();
+    args.storage = storage_of(value, "value");
+    args.value = value.const_data_ptr();
+    args.image_stride = value.stride(0);
+    args.token_stride = value.stride(1);
+    args.head_stride = value.stride(2);
+    args.source = {loc.const_data_ptr(), weight.const_data_ptr(), nullptr};
+    args.row_points = row_table.get();
+    args.slab_points = slab_table.get();
+  }
+};
+
+Tensor forward(const Tensor& value, const Sizes shapes, const Tensor& loc, const Tensor& weight) {
+  check_arguments(value, shapes, loc, weight);
+  storage_of(value, "value");
+  Tensor out = empty_like(value, {value.size(0), loc.size(1), value.size(2) * value.size(3)}, value.scalar_type());
+  if (out.numel() == 0) return out;
+  if (weight.numel() == 0) return torch::stable::zero_(out);
+  Call call(value, shapes, loc, weight);
+  call.args.out = out.mutable_data_ptr();
+  torch::stable::parallel_for(
+      0, call.args.images * call.args.queries, kRowsAtLeast,
+      [&](std::int64_t first, std::int64_t last) { kernels().msda_forward(call.args, first, last); });
+  return out;
+}
+
+// One task is a head of an image; where those are fewer than threads, one level of it. Both add in the same order.
+void backward_value(const MsdaArgs& args, ScalarType wide) {
+  const bool split = args.images * args.heads < torch::stable::get_num_threads();
+  const std::int64_t per_head = split ? args.levels : 1;
+  const std::size_t slab_bytes = args.tokens * args.channels * (wide == ScalarType::Double ? 8 : 4);
+  torch::stable::parallel_for(0, args.images * args.heads * per_head, 1, [&](std::int64_t first, std::int64_t last) {
+    const Scratch slab(slab_bytes);
+    for (std::int64_t task = first; task < last; ++task) {
+      const std::int64_t head = task / per_head, level = task % per_head;
+      kernels().msda_backward_value(args, head / args.heads, head % args.heads, level, split ? level + 1 : args.levels,
+                                    slab.get());
+    }
+  });
+}
+
+std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_out, const Tensor& value, const Sizes shapes,
+                                            const Tensor& loc, const Tensor& weight, const std::vector<bool> mask) {
+  check_arguments(value, shapes, loc, weight);
+  storage_of(value, "value");
+  const ScalarType wide = wide_type(value);
+  const bool fits = grad_out.dim() == 3 && grad_out.size(0) == value.size(0) && grad_out.size(1) == loc.size(1) &&
+                    grad_out.size(2) == value.size(2) * value.size(3);
+  STD_TORCH_CHECK(fits && grad_out.is_cpu(), "grad_out must be [N, Q, M * D] as the output, got ", describe(grad_out));
+  Tensor grad_value = empty_like(value, mask[0] ? sizes_of(value) : Sizes{0}, value.scalar_type());
+  Tensor grad_loc = empty_like(loc, mask[1] ? sizes_of(loc) : Sizes{0}, wide);
+  Tensor grad_weight = empty_like(weight, mask[2] ? sizes_of(weight) : Sizes{0}, wide);
+  if (value.numel() == 0 || weight.numel() == 0) {
+    for (Tensor* grad : {&grad_value, &grad_loc, &grad_weight}) torch::stable::zero_(*grad);
+  } else {
+    Call call(value, shapes, loc, weight);
+    const Tensor grad = contiguous_as(grad_out, wide);
+    call.args.grad_out = grad.const_data_ptr();
+    call.args.grad_value = mask[0] ? grad_value.mutable_data_ptr() : nullptr;
+    call.args.grad_loc = mask[1] ? grad_loc.mutable_data_ptr() : nullptr;
+    call.args.grad_weight = mask[2] ? grad_weight.mutable_data_ptr() : nullptr;
+    if (mask[0]) backward_value(call.args, wide);
+    if (mask[1] || mask[2])
+      torch::stable::parallel_for(
+          0, call.args.images * call.args.queries, kRowsAtLeast,
+          [&](std::int64_t first, std::int64_t last) { kernels().msda_backward_points(call.args, first, last); });
+  }
+  return {grad_value, grad_loc, contiguous_as(grad_weight, weight.scalar_type())};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(avis, CPU, m) {
+  m.impl("ms_deform_attn", TORCH_BOX(&forward));
+  m.impl("ms_deform_attn_backward", TORCH_BOX(&backward));
+}
+
+}  // namespace avis

@@ -1,0 +1,49 @@
+#include "tensors.h"
+
+namespace avis {
+namespace {
+
+const char* type_name(ScalarType type) {
+  switch (type) {
+    case ScalarType::Float:
+      return "float32";
+    case ScalarType::Double:
+      return "float64";
+    case ScalarType::Half:
+      return "float16";
+    case ScalarType::BFloat16:
+      return "bfloat16";
+    default:
+      return "another dtype";
+  }
+}
+
+}  // namespace
+
+std::string describe(const Tensor& tensor) {
+  std::string text = "[";
+  for (std::int64_t i = 0; i < tensor.dim(); ++i) text += (i ? ", " : "") + std::to_string(tensor.size(i));
+  return text + "] " + type_name(tensor.scalar_type());
+}
+
+Storage storage_of(const Tensor& tensor, const char* name) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float:
+      return Storage::kFloat32;
+    case ScalarType::BFloat16:
+      return Storage::kBFloat16;
+    case ScalarType::Half:
+      return Storage::kFloat16;
+    case ScalarType::Double:
+      return Storage::kFloat64;
+    default:
+      STD_TORCH_CHECK(false, name, " must be float32, float64, bfloat16 or float16, got ", describe(tensor));
+  }
+}
+
+Tensor contiguous_as(const Tensor& tensor, ScalarType type) {
+  const Tensor typed = tensor.scalar_type() == type ? tensor : torch::stable::to(tensor, type);
+  return typed.is_contiguous() ? typed : torch::stable::contiguous(typed);
+}
+
+}  // namespace avis

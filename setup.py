@@ -1,0 +1,79 @@
+"""Hands the native build to CMake and Ninja; everything else about the package is in pyproject.toml.
+
+`AVIS_STREAM_BUILD` decides what is compiled: `auto` (default), `cpu`, `cuda`, or `0` for a pure PyTorch install.
+`auto` looks for nvcc, never for a GPU. A build that fails, fails the install: see `_FAILED` for its words.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent
+OPERATORS = "avis_stream.ops.libavis_ops"
+MODES = ("auto", "cpu", "cuda", "0")
+
+_FAILED = """
+avis_stream: building the native kernels failed ({reason}).
+  AVIS_STREAM_BUILD=0 pip install ...     installs without them: correct, several times slower
+  AVIS_STREAM_BUILD=cpu pip install ...   leaves out CUDA
+A C++20 compiler (g++ 11, clang 14 or later), cmake 3.24 and torch 2.13 are needed; with torch already installed, add
+--no-build-isolation, so that the build sees the torch that will run.
+"""
+
+
+def build_mode() -> str:
+    """What `AVIS_STREAM_BUILD` asks for: `cpu`, `cuda` or `0`; `auto` is decided here."""
+    mode = os.environ.get("AVIS_STREAM_BUILD", "auto")
+    if mode not in MODES:
+        raise SystemExit(f"AVIS_STREAM_BUILD must be one of {', '.join(MODES)}, got {mode!r}")
+    has_cuda_sources = (ROOT / "csrc" / "gpu").is_dir()
+    if mode == "cuda" and not has_cuda_sources:
+        raise SystemExit("AVIS_STREAM_BUILD=cuda: this version has no CUDA kernels yet; use cpu")
+    if mode == "auto":
+        return "cuda" if has_cuda_sources and shutil.which("nvcc") else "cpu"
+    return mode
+
+
+class CMakeBuild(build_ext):
+    """Runs CMake once for all native libraries; they land in the package folder."""
+
+    def build_extensions(self) -> None:
+        """Configures and builds; exits with what to set if that does not work."""
+        package = ROOT / "avis_stream" if self.inplace else Path(self.build_lib).resolve() / "avis_stream"
+        build = Path(self.build_temp).resolve()
+        build.mkdir(parents=True, exist_ok=True)
+        arguments = [
+            "-G",
+            "Ninja",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-DAVIS_PACKAGE_DIR={package}",
+            f"-DAVIS_CUDA={'ON' if build_mode() == 'cuda' else 'OFF'}",
+        ]
+        ninja = shutil.which("ninja", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+        if ninja:
+            arguments.append(f"-DCMAKE_MAKE_PROGRAM={ninja}")
+        try:
+            subprocess.run(["cmake", "-S", str(ROOT), "-B", str(build), *arguments], check=True)
+            subprocess.run(["cmake", "--build", str(build)], check=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise SystemExit(_FAILED.format(reason=error)) from error
+
+    def get_ext_filename(self, fullname: str) -> str:
+        """Where a library lies; that of the operators has no Python ABI in its name."""
+        if fullname.endswith(OPERATORS.rpartition(".")[-1]):
+            return str(Path(*fullname.split("."))) + ".so"
+        return str(super().get_ext_filename(fullname))
+
+
+if build_mode() == "0":
+    setup()
+else:
+    extensions = [Extension(name, sources=[]) for name in (OPERATORS, "avis_stream._host")]
+    setup(ext_modules=extensions, cmdclass={"build_ext": CMakeBuild})
