@@ -18,7 +18,7 @@ from avis_stream.writers.colors import identity_color, text_color
 FILL = 0.34
 """Share of the identity's colour in the pixels of its mask: enough to see, little enough to see through."""
 
-_CASING = 0.55  # darkness of the thin rim on both sides of the outline, which keeps it visible on its own colour
+_CASING = 0.72  # darkness of the thin rim on both sides of the outline, which keeps it visible on its own colour
 
 Rect = tuple[int, int, int, int]
 """Left, top, right, bottom in pixels."""
@@ -28,7 +28,7 @@ def draw_result(image: NDArray[np.uint8], result: OnlineResult, classes: Sequenc
     """Returns a copy of uint8 [H, W, 3] with every sounding object filled, outlined and labelled; others left alone."""
     canvas = image.astype(np.float32)
     height, width = canvas.shape[:2]
-    stroke = max(1.2, min(height, width) / 170)
+    stroke = max(2.0, min(height, width) / 160)
     rows = [row for row in range(len(result)) if bool(result.sounding[row]) and bool(result.mask[row].any())]
     masks = {row: _at_size(result.mask[row], height, width) for row in rows}
     for row in reversed(rows):  # best last, so on top

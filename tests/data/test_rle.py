@@ -1,0 +1,60 @@
+"""Run lengths and polygons of masks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from avis_stream.data import rle
+from avis_stream.errors import DataError
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (5, 1), (1, 9), (48, 64), (720, 1280)])
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_there_and_back(shape: tuple[int, int], share: float) -> None:
+    mask = torch.rand(shape, generator=torch.Generator().manual_seed(0)) < share
+    encoded = rle.encode(mask)
+    assert encoded["size"] == list(shape)
+    assert torch.equal(rle.decode(encoded), mask)
+    assert rle.encode(mask.numpy()) == encoded
+    assert rle.area(encoded) == int(mask.sum())
+
+
+def test_any_memory_layout() -> None:
+    mask = torch.zeros(20, 30, dtype=torch.bool)
+    mask[3:9, 10:12] = True
+    assert rle.encode(mask.T.contiguous().T) == rle.encode(mask)
+    assert rle.encode(np.asfortranarray(mask.numpy())) == rle.encode(mask)
+    assert rle.box(rle.encode(mask)) == [10, 3, 2, 6]
+
+
+def test_every_form_that_coco_knows() -> None:
+    mask = torch.zeros(4, 5, dtype=torch.bool)
+    mask[1:3, 2:4] = True
+    forms = [
+        rle.encode(mask),
+        {"size": [4, 5], "counts": rle.encode(mask)["counts"].encode()},
+        {"size": [4, 5], "counts": [9, 2, 2, 2, 5]},
+        [[2, 1, 4, 1, 4, 3, 2, 3]],
+    ]
+    for form in forms:
+        assert torch.equal(rle.decode(form, 4, 5), mask)
+
+
+def test_polygons_are_joined_and_crumbs_ignored() -> None:
+    two = rle.from_polygons([[0, 0, 2, 0, 2, 2, 0, 2], [4, 4, 6, 4, 6, 6, 4, 6], [1, 1, 3, 3]], 8, 8)
+    assert rle.area(two) == 8
+    assert rle.area(rle.from_polygons([], 8, 8)) == 0
+    assert rle.box(rle.from_polygons([], 8, 8)) == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("wrong", [None, "abc", {"size": [1, 1]}, [[0, 0, 1, 1, 2, 2]]])
+def test_anything_else_is_refused(wrong: object) -> None:
+    with pytest.raises(DataError, match="a segmentation must be"):
+        rle.decode(wrong)
+
+
+def test_one_mask_at_a_time() -> None:
+    with pytest.raises(DataError, match="one mask at a time"):
+        rle.encode(torch.zeros(2, 4, 4, dtype=torch.bool))

@@ -1,0 +1,100 @@
+"""A result appears complete or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from fake_results import CLASSES, pair_at, result_for
+
+from avis_stream.writers.base import Writer, Writers
+from avis_stream.writers.jsonl import JsonlWriter
+from avis_stream.writers.masks import PngMaskWriter, RleMaskWriter
+from avis_stream.writers.overlay import OverlayWriter
+from avis_stream.writers.predictions import PredictionsWriter
+from avis_stream.writers.summary import SummaryWriter
+from avis_stream.writers.timeline import TimelineWriter
+
+MAKERS: dict[str, Callable[[Path], Writer]] = {
+    "results.jsonl": lambda path: JsonlWriter(path, CLASSES),
+    "predictions.json": lambda path: PredictionsWriter(path),
+    "overlay.mp4": lambda path: OverlayWriter(path, CLASSES, fps=1),
+    "timeline.png": lambda path: TimelineWriter(path, CLASSES, fps=1),
+    "masks": lambda path: PngMaskWriter(path),
+    "masks.json": lambda path: RleMaskWriter(path, CLASSES),
+    "summary.json": lambda path: SummaryWriter(path, CLASSES, fps=1),
+}
+
+
+def write_some(writer: Writer | Writers, frames: int = 3) -> None:
+    for index in range(frames):
+        pair = pair_at(index)
+        writer.write(pair, result_for(pair, [(1, 1, 0.9, (4, 4, 20, 20))]))
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_nothing_is_there_before_it_is_complete(tmp_path: Path, name: str) -> None:
+    writer = MAKERS[name](tmp_path / name)
+    write_some(writer)
+    assert not (tmp_path / name).exists()
+    writer.close()
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    writer.abort()  # too late, and harmless
+    assert (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_abort_leaves_nothing(tmp_path: Path, name: str) -> None:
+    for frames in (0, 2):
+        writer = MAKERS[name](tmp_path / name)
+        write_some(writer, frames)
+        writer.abort()
+        writer.abort()
+        assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_abort_keeps_what_was_there(tmp_path: Path, name: str) -> None:
+    first = MAKERS[name](tmp_path / name)
+    write_some(first)
+    first.close()
+    writer = MAKERS[name](tmp_path / name)
+    write_some(writer)
+    writer.abort()
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_error_in_the_middle_leaves_nothing_of_any_writer(tmp_path: Path, error: type[BaseException]) -> None:
+    def interrupted() -> None:
+        with Writers([make(tmp_path / name) for name, make in MAKERS.items()]) as writers:
+            write_some(writers)
+            raise error
+
+    with pytest.raises(error):
+        interrupted()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_all_writers_together(tmp_path: Path) -> None:
+    with Writers([make(tmp_path / name) for name, make in MAKERS.items()]) as writers:
+        write_some(writers)
+    assert {path.name for path in tmp_path.iterdir()} == set(MAKERS)
+
+
+def test_a_writer_that_cannot_close_takes_the_later_ones_along(tmp_path: Path) -> None:
+    class Failing(PredictionsWriter):
+        def close(self) -> None:
+            raise OSError("disk full")
+
+    writers = Writers([Failing(tmp_path / "a.json"), JsonlWriter(tmp_path / "b.jsonl", CLASSES)])
+    write_some(writers)
+    with pytest.raises(OSError, match="disk full"):
+        writers.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_frame_makes_no_film(tmp_path: Path) -> None:
+    OverlayWriter(tmp_path / "overlay.mp4", CLASSES, fps=1).close()
+    assert list(tmp_path.iterdir()) == []
