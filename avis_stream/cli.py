@@ -10,11 +10,15 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from avis_stream._version import __version__
 from avis_stream.errors import AvisStreamError, ConfigError, MediaError
 from avis_stream.memory import parse_bytes
 from avis_stream.presets import PRESETS
+
+if TYPE_CHECKING:
+    from avis_stream.models.clip import ClipResult
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,6 +52,10 @@ def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    demo = commands.add_parser("demo", parents=[common], help="segment the clip that comes with the package")
+    demo.add_argument("--out", type=Path, default=Path("out/demo"), help="output folder (default out/demo), replaced")
+    demo.set_defaults(command=_demo)
 
     run = commands.add_parser("run", parents=[common], help="segment a recording")
     run.add_argument("input", type=Path, metavar="INPUT", help="media file, folder of images, or AVISeg video folder")
@@ -91,6 +99,15 @@ def _size(text: str) -> int:
 # The commands import what they need themselves: `--help` and wrong use answer at once.
 
 
+def _demo(options: argparse.Namespace) -> None:
+    from avis_stream.commands.demo import run_demo
+    from avis_stream.commands.output import output_folder
+
+    with output_folder(options.out, force=True) as folder:
+        result = run_demo(folder)
+    _report(result, options.out)
+
+
 def _run(options: argparse.Namespace) -> None:
     from avis_stream.commands.output import output_folder
     from avis_stream.commands.run import RunOptions, run_offline
@@ -111,7 +128,11 @@ def _run(options: argparse.Namespace) -> None:
         result = run_offline(model, clip, folder, wanted)
     if clip.broken is not None:
         raise MediaError(f"{clip.broken}; the results up to there are in {out}")
-    sys.stderr.write(f"{len(result)} sounding objects in {result.frames} frames: {out}\n")
+    _report(result, out)
+
+
+def _report(result: ClipResult, out: Path) -> None:
+    sys.stderr.write(f"{len(result)} sounding objects in {result.frames} frames; results are in {out}\n")
 
 
 def _convert(options: argparse.Namespace) -> None:

@@ -1,0 +1,154 @@
+"""The command as people use it: files appear complete, wrong use and broken files end with one sentence."""
+
+from __future__ import annotations
+
+import json
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import pytest
+import torch
+from golden_data import state
+from media_files import Media, clicks, regular, write_media
+from PIL import Image
+
+from avis_stream.cli import main
+
+DRY = ["--model", "avism_mini", "--weights", "random"]
+EVERYTHING = ["--set", "postprocess.score_threshold=0.0001", "--set", "postprocess.top_k=3"]
+"""Untrained scores are low; with this threshold some pairs pass, so that every writer has something to write."""
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    media = Media(stamps=regular(3.0, 10.0), rate=Fraction(10), sound=clicks(3.0, [0.5, 1.5]))
+    return write_media(tmp_path / "clip.mp4", media)
+
+
+def test_run_writes_everything(clip: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    out = tmp_path / "out"
+    assert main(["run", str(clip), *DRY, *EVERYTHING, "--out", str(out), "--save-masks", "rle"]) == 0
+    assert sorted(p.name for p in out.iterdir()) == [
+        "masks.json",
+        "overlay.mp4",
+        "predictions.json",
+        "results.jsonl",
+        "summary.json",
+        "timeline.png",
+    ]
+    predictions = json.loads((out / "predictions.json").read_text())
+    assert predictions
+    assert all(len(entry["segmentations"]) == 3 for entry in predictions)
+    lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    assert [line["frame_id"] for line in lines] == [0, 1, 2]
+    assert [line["pts"] for line in lines] == [0.0, 1.0, 2.0]
+    assert {track["id"] for track in lines[0]["tracks"]} == set(range(1, len(predictions) + 1))
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["frames"] == 3
+    assert summary["stages"]["localize"] > 0
+    with av.open(str(out / "overlay.mp4")) as container:
+        assert len(container.streams.audio) == 1
+        assert sum(1 for _ in container.decode(video=0)) == 3
+
+
+def test_existing_results_are_not_overwritten(clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "notes.txt").write_text("mine")
+    (out / "summary.json").write_text("old")
+    command = ["run", str(clip), *DRY, "--no-video", "--out", str(out)]
+    assert main(command) == 1
+    assert "--force" in capsys.readouterr().err
+    assert (out / "summary.json").read_text() == "old"
+    assert main([*command, "--force"]) == 0
+    assert (out / "notes.txt").read_text() == "mine"
+    assert json.loads((out / "summary.json").read_text())["frames"] == 3
+    assert not (out / "overlay.mp4").exists()
+
+
+def test_an_interrupted_run_leaves_nothing(clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("avis_stream.writers.timeline.TimelineWriter.close", interrupt)
+    before = sorted(tmp_path.iterdir())
+    assert main(["run", str(clip), *DRY, "--out", str(tmp_path / "out")]) == 1
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (["run", "absent.mp4", *DRY], 1, "absent.mp4: no such file or folder"),
+        (["run", "text.mp4", *DRY], 1, "text.mp4"),
+        (["run", "clip.mp4"], 1, "no weights of avism_r50_coco come with the package"),
+        (["run", "clip.mp4", *DRY, "--set", "tracker.windows=3"], 2, "no field 'windows' here"),
+        (["run", "clip.mp4", *DRY, "--fps", "0"], 2, "fps must be"),
+        (["run", "clip.mp4", "--weights", "absent.pth"], 1, "no weight file 'absent.pth'"),
+        (["convert", "absent.pth", "out.safetensors"], 1, "no weight file 'absent.pth'"),
+        (["convert", "absent.pth", "out.pth"], 1, "must end in .safetensors"),
+    ],
+)
+def test_errors_are_one_sentence(
+    arguments: list[str],
+    status: int,
+    words: str,
+    clip: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.mp4").write_text("this is no film")
+    before = sorted(tmp_path.iterdir())
+    assert main(arguments) == status
+    captured = capsys.readouterr()
+    assert words in captured.err
+    assert "Traceback" not in captured.err
+    assert len(captured.err.strip().splitlines()) == 1
+    assert not captured.out
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("arguments", [[], ["dance"], ["run"], ["run", "x.mp4", "--memory-budget", "plenty"]])
+def test_wrong_use_exits_with_2(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+
+
+def test_a_recording_that_breaks_off_keeps_what_came_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "clip"
+    folder.mkdir()
+    for number in range(1, 6):
+        Image.new("RGB", (48, 32), (50 * number, 0, 0)).save(folder / f"{number}.png")
+    (folder / "4.png").write_bytes((folder / "4.png").read_bytes()[:40])
+    out = tmp_path / "out"
+    assert main(["run", str(folder), *DRY, "--no-video", "--out", str(out)]) == 1
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["frames"] == 3
+    assert "image 4 of 5" in summary["broken"]
+    assert "image 4 of 5" in capsys.readouterr().err
+
+
+def test_convert_writes_weights_that_load(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from avis_stream.weights.files import read_state
+
+    source, target = tmp_path / "official.pth", tmp_path / "ours.safetensors"
+    torch.save({"model": state("a_state")}, source)
+    assert main(["convert", str(source), str(target), "--half"]) == 0
+    assert "ours.safetensors" in capsys.readouterr().out
+    stored, config = read_state(target)
+    assert config is not None
+    assert config.name == "ours"
+    assert config.audio.encoder == "none"
+    assert stored["tracker.query_feat.weight"].dtype == torch.float16
+
+
+def test_info_names_kernels_and_models(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info"]) == 0
+    printed = capsys.readouterr().out
+    assert "ms_deform_attn" in printed
+    assert "avism_swinl_coco" in printed
