@@ -106,8 +106,9 @@ class MediaPictures:
                     packet = next(packets, None)
                     if packet is None:
                         break
-                    if packet.pts is not None:
-                        reached = max(reached, (packet.pts + (packet.duration or 0)) * packet.time_base)
+                    stamp = packet.pts if packet.pts is not None else packet.dts  # AVI has no pts
+                    if stamp is not None:
+                        reached = max(reached, (stamp + (packet.duration or 0)) * packet.time_base)
                     frames = packet.decode() if packet.stream_index == self.stream_index else []
                 except av.FFmpegError as error:
                     if last is None:

@@ -236,6 +236,13 @@ def test_a_hole_that_the_container_gets_over(tmp_path: Path, caplog: pytest.LogC
     assert caplog.text.count("sound is damaged") == 1
 
 
+@pytest.mark.parametrize(("name", "codec"), [("a.avi", "mpeg4"), ("a.ts", "libx264"), ("a.h264", "libx264")])
+def test_formats_that_say_little_about_time(tmp_path: Path, name: str, codec: str) -> None:
+    clip = open_clip(write_media(tmp_path / name, Media(regular(2), video_codec=codec)))
+    assert len(list(clip)) == 2
+    assert clip.broken is None
+
+
 def test_a_whole_file_is_not_called_broken(tmp_path: Path) -> None:
     clip = open_clip(write_media(tmp_path / "a.mkv", Media(regular(2), sound=tone(6))), fps=4)
     assert len(list(clip)) == 8
