@@ -71,7 +71,7 @@ def run_offline(model: AVISM, clip: Clip, folder: Path, options: RunOptions) -> 
     with MaskStore(memory, disk, recompute=lambda start: mask_features_again(model, frames, start)) as store:
         result = segment_clip(model, frames, store=store, timer=timer)
         homes = store.homes
-    broken = clip.broken
+    broken, kernels = clip.broken, info()
     summary = SummaryWriter(folder / "summary.json", model.classes, fps=clip.fps)
     with Writers([*_writers(model, clip, folder, options), summary]) as writers, timer("write"):
         pairs = _progress(clip, result.frames, "writing")
@@ -84,7 +84,8 @@ def run_offline(model: AVISM, clip: Clip, folder: Path, options: RunOptions) -> 
             mask_features=homes,
             broken=broken,
             threads=torch.get_num_threads(),
-            ops=str(info()),
+            isa=kernels.isa,
+            native=[name for name, by_device in kernels.operators.items() if by_device["cpu"] == "native"],
         )
     with atomic_path(folder / "predictions.json") as path:
         path.write_text(json.dumps(result.to_aviseg(video_id=1)) + "\n", encoding="utf-8")
