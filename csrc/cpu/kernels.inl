@@ -4,6 +4,9 @@
 #include "msda_backward.h"
 #include "msda_forward.h"
 #include "msda_general.h"
+#include "range_attn_backward.h"
+#include "range_attn_forward.h"
+#include "range_attn_general.h"
 
 namespace avis::AVIS_ISA {
 
@@ -90,5 +93,55 @@ void msda_backward_value(const MsdaArgs& args, std::int64_t image, std::int64_t 
       msda_backward_value_general<T, typename WideOf<T>::type>(args, image, head, first_level, last_level, slab);
   });
 }
+
+template <class What>
+void by_storage(Storage storage, const What& what) {
+  switch (storage) {
+    case Storage::kFloat32:
+      return what(Type<float>{});
+    case Storage::kBFloat16:
+      return what(Type<BFloat16>{});
+    case Storage::kFloat16:
+      return what(Type<Float16>{});
+    case Storage::kFloat64:
+      return what(Type<double>{});
+  }
+}
+
+std::size_t range_attn_scratch(const RangeAttnArgs& args, const RangeGroup& group, bool backward) {
+  if (args.storage == Storage::kFloat64) return group.seen * sizeof(double);
+  const std::int64_t padded = round_up(args.channels, kLanes);
+  const std::int64_t floats = backward ? BackwardRoom(nullptr, group.q_last - group.q_first, group.seen, padded).floats
+                                       : ForwardRoom(nullptr, group.seen, padded).floats;
+  return floats * sizeof(float);
+}
+
+void range_attn_forward(const RangeAttnArgs& args, std::int64_t batch, std::int64_t head, const RangeGroup& group,
+                        void* scratch) {
+  by_storage(args.storage, [&](auto type) {
+    using T = typename decltype(type)::type;
+    if constexpr (sizeof(T) == 8)
+      range_attn_forward_general(args, batch, head, group, scratch);
+    else
+      range_attn_forward_fast<T>(args, batch, head, group, scratch);
+  });
+}
+
+void range_attn_backward(const RangeAttnArgs& args, std::int64_t batch, std::int64_t head, const RangeGroup& group,
+                         void* scratch) {
+  by_storage(args.storage, [&](auto type) {
+    using T = typename decltype(type)::type;
+    if constexpr (sizeof(T) == 8)
+      range_attn_backward_general(args, batch, head, group, scratch);
+    else
+      range_attn_backward_fast<T>(args, batch, head, group, scratch);
+  });
+}
+
+// The table that kernels_<isa>.cpp publishes.
+#define AVIS_KERNELS                                                                            \
+  {AVIS_STRING(AVIS_ISA),         AVIS_ISA::msda_forward,       AVIS_ISA::msda_backward_points, \
+   AVIS_ISA::msda_backward_value, AVIS_ISA::range_attn_scratch, AVIS_ISA::range_attn_forward,   \
+   AVIS_ISA::range_attn_backward}
 
 }  // namespace avis::AVIS_ISA

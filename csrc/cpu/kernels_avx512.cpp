@@ -1,5 +1,6 @@
 #define AVIS_ISA avx512
 #include "kernels.inl"
 
-const avis::Kernels avis::kernels_avx512 = {"avx512", avis::avx512::msda_forward, avis::avx512::msda_backward_points,
-                                            avis::avx512::msda_backward_value};
+namespace avis {
+const Kernels kernels_avx512 = AVIS_KERNELS;
+}

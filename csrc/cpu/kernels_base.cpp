@@ -1,5 +1,6 @@
 #define AVIS_ISA base
 #include "kernels.inl"
 
-const avis::Kernels avis::kernels_base = {"base", avis::base::msda_forward, avis::base::msda_backward_points,
-                                          avis::base::msda_backward_value};
+namespace avis {
+const Kernels kernels_base = AVIS_KERNELS;
+}

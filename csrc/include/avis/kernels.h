@@ -2,6 +2,7 @@
 #pragma once
 
 #include "avis/msda.h"
+#include "avis/range_attn.h"
 
 namespace avis {
 
@@ -16,6 +17,15 @@ struct Kernels {
   // (doubles).
   void (*msda_backward_value)(const MsdaArgs& args, std::int64_t image, std::int64_t head, std::int64_t first_level,
                               std::int64_t last_level, void* slab);
+
+  // Bytes of scratch that one group needs, forward and backward.
+  std::size_t (*range_attn_scratch)(const RangeAttnArgs& args, const RangeGroup& group, bool backward);
+  // One group of one head: its rows of out and lse.
+  void (*range_attn_forward)(const RangeAttnArgs& args, std::int64_t batch, std::int64_t head, const RangeGroup& group,
+                             void* scratch);
+  // One group of one head: its rows of dq, and what it adds to dk, dv and dbias.
+  void (*range_attn_backward)(const RangeAttnArgs& args, std::int64_t batch, std::int64_t head, const RangeGroup& group,
+                              void* scratch);
 };
 
 extern const Kernels kernels_base;

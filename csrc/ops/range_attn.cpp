@@ -1,0 +1,255 @@
+// avis::range_attn on the CPU: checks, groups, and who computes which. The arithmetic is in csrc/cpu.
+
+#include <algorithm>
+#include <numeric>
+#include <optional>
+
+#include "avis/kernels.h"
+#include "tensors.h"
+
+namespace avis {
+namespace {
+
+using Ints = std::vector<std::int64_t>;
+
+void check_tensors(const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& key_bias) {
+  STD_TORCH_CHECK(q.dim() == 4, "q must be a tensor [B, Nq, H, D], got ", describe(q));
+  const bool k_fits = k.dim() == 4 && k.size(0) == q.size(0) && k.size(2) == q.size(2) && k.size(3) == q.size(3);
+  STD_TORCH_CHECK(k_fits, "k must be [B=", q.size(0), ", Nk, H=", q.size(2), ", D=", q.size(3), "] to fit q, got ",
+                  describe(k));
+  STD_TORCH_CHECK(sizes_of(v) == sizes_of(k), "v must have the shape of k ", describe(k), ", got ", describe(v));
+  storage_of(q, "q");
+  STD_TORCH_CHECK(k.scalar_type() == q.scalar_type() && v.scalar_type() == q.scalar_type(),
+                  "k and v must have the dtype of q ", describe(q), ", got ", describe(k), " and ", describe(v));
+  STD_TORCH_CHECK(q.is_cpu() && k.is_cpu() && v.is_cpu(), "all tensors must be on one device, the CPU here");
+  if (key_bias) {
+    const bool fits = key_bias->dim() == 2 && key_bias->size(0) == k.size(0) && key_bias->size(1) == k.size(1) &&
+                      key_bias->scalar_type() == wide_type(q) && key_bias->is_cpu();
+    STD_TORCH_CHECK(fits, "key_bias must be float32 (float64 beside float64) [B=", k.size(0), ", Nk=", k.size(1),
+                    "], got ", describe(*key_bias));
+  }
+}
+
+std::vector<RangeGroup> check_groups(std::int64_t queries, std::int64_t keys, const Ints& starts, const Ints& ranges) {
+  STD_TORCH_CHECK(!starts.empty() && starts.front() == 0 && starts.back() == queries,
+                  "q_starts must begin with 0 and end with Nq=", queries);
+  const auto groups = static_cast<std::int64_t>(starts.size()) - 1;
+  const auto numbers = static_cast<std::int64_t>(ranges.size());
+  STD_TORCH_CHECK(groups ? numbers % (2 * groups) == 0 : numbers == 0, "k_ranges must be [G=", groups,
+                  ", R, 2] to fit q_starts, got ", numbers, " numbers");
+  const std::int64_t per_group = groups ? numbers / groups / 2 : 0;
+  std::vector<RangeGroup> result;
+  std::vector<std::pair<std::int64_t, std::int64_t>> sorted;
+  for (std::int64_t g = 0; g < groups; ++g) {
+    STD_TORCH_CHECK(starts[g] <= starts[g + 1], "q_starts must not descend, got ", starts[g], " before ",
+                    starts[g + 1]);
+    const std::int64_t* own = ranges.data() + g * per_group * 2;
+    RangeGroup group{starts[g], starts[g + 1], own, per_group, 0};
+    sorted.clear();
+    for (std::int64_t r = 0; r < per_group; ++r) {
+      const std::int64_t start = own[2 * r], stop = own[2 * r + 1];
+      if (start == stop) continue;
+      STD_TORCH_CHECK(0 <= start && start < stop && stop <= keys, "k_ranges must lie within [0, Nk=", keys, "], group ",
+                      g, " has (", start, ", ", stop, ")");
+      sorted.emplace_back(start, stop);
+      group.seen += stop - start;
+    }
+    std::sort(sorted.begin(), sorted.end());
+    for (std::size_t i = 1; i < sorted.size(); ++i)
+      STD_TORCH_CHECK(sorted[i - 1].second <= sorted[i].first, "k_ranges of a group must be disjoint, group ", g,
+                      " has overlapping ones");
+    result.push_back(group);
+  }
+  return result;
+}
+
+Tensor channels_contiguous(const Tensor& x) {
+  return x.size(3) <= 1 || x.stride(3) == 1 ? x : torch::stable::contiguous(x);
+}
+
+HeadTokens head_tokens(const Tensor& x) { return {x.const_data_ptr(), x.stride(0), x.stride(1), x.stride(2)}; }
+
+// The tensors of a call in usable layouts, and the arguments that point into them.
+struct Call {
+  Tensor q, k, v;
+  std::optional<Tensor> key_bias;
+  RangeAttnArgs args{};
+
+  Call(const Tensor& q_, const Tensor& k_, const Tensor& v_, const std::optional<Tensor>& bias, double scale)
+      : q(channels_contiguous(q_)), k(channels_contiguous(k_)), v(channels_contiguous(v_)) {
+    if (bias) key_bias = contiguous_as(*bias, wide_type(q));
+    args.batch = q.size(0);
+    args.queries = q.size(1);
+    args.keys = k.size(1);
+    args.heads = q.size(2);
+    args.channels = q.size(3);
+    args.storage = storage_of(q, "q");
+    args.q = head_tokens(q);
+    args.k = head_tokens(k);
+    args.v = head_tokens(v);
+    args.key_bias = key_bias ? key_bias->const_data_ptr() : nullptr;
+    args.scale = scale;
+  }
+};
+
+std::size_t scratch_bytes(const RangeAttnArgs& args, const std::vector<RangeGroup>& groups, bool backward) {
+  std::size_t bytes = 64;
+  for (const RangeGroup& group : groups) bytes = std::max(bytes, kernels().range_attn_scratch(args, group, backward));
+  return bytes;
+}
+
+// Queries of a few groups are shared out too, in pieces, where heads and groups alone would leave threads idle. A
+// query's result does not depend on the piece that it is in.
+std::vector<RangeGroup> cut(const std::vector<RangeGroup>& groups, std::int64_t heads) {
+  constexpr std::int64_t kPiece = 48;
+  const auto tasks = static_cast<std::int64_t>(groups.size()) * heads;
+  if (tasks >= 2 * static_cast<std::int64_t>(torch::stable::get_num_threads())) return groups;
+  std::vector<RangeGroup> pieces;
+  for (const RangeGroup& group : groups)
+    for (std::int64_t first = group.q_first; first < group.q_last; first += kPiece) {
+      RangeGroup piece = group;
+      piece.q_first = first;
+      piece.q_last = std::min(group.q_last, first + kPiece);
+      pieces.push_back(piece);
+    }
+  return pieces;
+}
+
+std::tuple<Tensor, Tensor> forward(const Tensor& q, const Tensor& k, const Tensor& v, const Ints q_starts,
+                                   const Ints k_ranges, const std::optional<Tensor> key_bias, double scale) {
+  check_tensors(q, k, v, key_bias);
+  const auto groups = cut(check_groups(q.size(1), k.size(1), q_starts, k_ranges), q.size(0) * q.size(2));
+  Tensor out = empty_like(q, sizes_of(q), q.scalar_type());
+  Tensor lse = empty_like(q, {q.size(0), q.size(2), q.size(1)}, wide_type(q));
+  if (lse.numel() == 0) return {out, lse};
+  Call call(q, k, v, key_bias, scale);
+  call.args.out = out.mutable_data_ptr();
+  call.args.lse = lse.mutable_data_ptr();
+  const std::size_t bytes = scratch_bytes(call.args, groups, false);
+  const auto count = static_cast<std::int64_t>(groups.size());
+  torch::stable::parallel_for(
+      0, call.args.batch * call.args.heads * count, 1, [&](std::int64_t first, std::int64_t last) {
+        const Scratch scratch(bytes);
+        for (std::int64_t task = first; task < last; ++task) {
+          const std::int64_t head = task / count;
+          kernels().range_attn_forward(call.args, head / call.args.heads, head % call.args.heads, groups[task % count],
+                                       scratch.get());
+        }
+      });
+  return {out, lse};
+}
+
+// Groups that share keys must not run at the same time: lists of groups, each list in order, no two lists sharing keys.
+std::vector<std::vector<RangeGroup>> components(const std::vector<RangeGroup>& groups) {
+  std::vector<std::size_t> leader(groups.size());
+  std::iota(leader.begin(), leader.end(), 0);
+  const auto find = [&](std::size_t g) {
+    while (leader[g] != g) g = leader[g] = leader[leader[g]];
+    return g;
+  };
+  std::vector<std::tuple<std::int64_t, std::int64_t, std::size_t>> ranges;
+  for (std::size_t g = 0; g < groups.size(); ++g)
+    for (std::int64_t r = 0; r < groups[g].range_count; ++r)
+      if (groups[g].ranges[2 * r] < groups[g].ranges[2 * r + 1])
+        ranges.emplace_back(groups[g].ranges[2 * r], groups[g].ranges[2 * r + 1], g);
+  std::sort(ranges.begin(), ranges.end());
+  std::int64_t reach = -1;
+  std::size_t last = 0;
+  for (const auto& [start, stop, g] : ranges) {
+    if (start < reach) {
+      const auto a = find(last), b = find(g);
+      leader[std::max(a, b)] = std::min(a, b);
+    }
+    if (stop > reach) {
+      reach = stop;
+      last = g;
+    }
+  }
+  std::vector<std::vector<RangeGroup>> lists(groups.size());
+  for (std::size_t g = 0; g < groups.size(); ++g) lists[find(g)].push_back(groups[g]);
+  std::erase_if(lists, [](const auto& list) { return list.empty(); });
+  return lists;
+}
+
+Tensor zeros(const Tensor& like, const Ints& sizes, ScalarType type) {
+  Tensor result = empty_like(like, sizes, type);
+  return torch::stable::zero_(result);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_out, const std::optional<Tensor> grad_lse,
+                                                    const Tensor& q, const Tensor& k, const Tensor& v,
+                                                    const Tensor& out, const Tensor& lse, const Ints q_starts,
+                                                    const Ints k_ranges, const std::optional<Tensor> key_bias,
+                                                    double scale, const std::vector<bool> mask) {
+  check_tensors(q, k, v, key_bias);
+  const auto groups = check_groups(q.size(1), k.size(1), q_starts, k_ranges);
+  const ScalarType wide = wide_type(q);
+  const std::int64_t batch = q.size(0), queries = q.size(1), heads = q.size(2), channels = q.size(3);
+  STD_TORCH_CHECK(sizes_of(grad_out) == sizes_of(q) && sizes_of(out) == sizes_of(q),
+                  "grad_out and out must have the shape of q ", describe(q), ", got ", describe(grad_out), " and ",
+                  describe(out));
+  STD_TORCH_CHECK(sizes_of(lse) == (Ints{batch, heads, queries}) && lse.scalar_type() == wide,
+                  "lse must be as the forward returned it, got ", describe(lse));
+  Tensor dq = zeros(q, mask[0] ? sizes_of(q) : Ints{0}, wide), dk = zeros(q, mask[1] ? sizes_of(k) : Ints{0}, wide);
+  Tensor dv = zeros(q, mask[2] ? sizes_of(v) : Ints{0}, wide);
+  Tensor dbias = zeros(q, mask[3] ? Ints{batch, heads, k.size(1)} : Ints{0}, wide);
+
+  if (lse.numel() > 0 && k.numel() > 0) {
+    // row = sum(grad_out * out) - grad_lse; see the reference.
+    const Tensor grad = contiguous_as(grad_out, wide), wide_out = contiguous_as(out, wide);
+    const Tensor wide_lse = contiguous_as(lse, wide);
+    Tensor row = empty_like(q, {batch, heads, queries}, wide);
+    std::optional<Tensor> lse_grad;
+    if (grad_lse) lse_grad = contiguous_as(*grad_lse, wide);
+    const auto fill = [&](auto zero) {
+      using W = decltype(zero);
+      const auto* g = static_cast<const W*>(grad.const_data_ptr());
+      const auto* o = static_cast<const W*>(wide_out.const_data_ptr());
+      const auto* l = lse_grad ? static_cast<const W*>(lse_grad->const_data_ptr()) : nullptr;
+      auto* r = static_cast<W*>(row.mutable_data_ptr());
+      torch::stable::parallel_for(0, batch * queries, 64, [&](std::int64_t first, std::int64_t last) {
+        for (std::int64_t i = first; i < last; ++i)
+          for (std::int64_t h = 0; h < heads; ++h) {
+            W sum = 0;
+            for (std::int64_t c = (i * heads + h) * channels; c < (i * heads + h + 1) * channels; ++c)
+              sum += g[c] * o[c];
+            const std::int64_t at = (i / queries * heads + h) * queries + i % queries;
+            r[at] = sum - (l != nullptr ? l[at] : 0);
+          }
+      });
+    };
+    wide == ScalarType::Double ? fill(0.0) : fill(0.0f);
+
+    Call call(q, k, v, key_bias, scale);
+    call.args.lse = wide_lse.mutable_data_ptr();
+    call.args.grad_out = head_tokens(grad);
+    call.args.row = row.const_data_ptr();
+    call.args.dq = mask[0] ? dq.mutable_data_ptr() : nullptr;
+    call.args.dk = mask[1] ? dk.mutable_data_ptr() : nullptr;
+    call.args.dv = mask[2] ? dv.mutable_data_ptr() : nullptr;
+    call.args.dbias = mask[3] ? dbias.mutable_data_ptr() : nullptr;
+    const auto lists = components(groups);
+    const std::size_t bytes = scratch_bytes(call.args, groups, true);
+    const auto count = static_cast<std::int64_t>(lists.size());
+    torch::stable::parallel_for(0, batch * heads * count, 1, [&](std::int64_t first, std::int64_t last) {
+      const Scratch scratch(bytes);
+      for (std::int64_t task = first; task < last; ++task)
+        for (const RangeGroup& group : lists[task % count])
+          if (group.q_first < group.q_last && group.seen > 0)
+            kernels().range_attn_backward(call.args, task / count / heads, task / count % heads, group, scratch.get());
+    });
+  }
+  const std::int64_t by_head = 1;
+  Tensor bias_grad = mask[3] ? torch::stable::sum(dbias, {{&by_head, 1}}) : dbias;
+  return {contiguous_as(dq, q.scalar_type()), contiguous_as(dk, q.scalar_type()), contiguous_as(dv, q.scalar_type()),
+          bias_grad};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(avis, CPU, m) {
+  m.impl("range_attn", TORCH_BOX(&forward));
+  m.impl("range_attn_backward", TORCH_BOX(&backward));
+}
+
+}  // namespace avis
