@@ -156,6 +156,21 @@ class PostprocessConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LossConfig:
+    """Weights of the losses (and of the matching costs, which are the same) and numbers of points."""
+
+    class_weight: float = 2.0
+    mask_weight: float = 5.0
+    dice_weight: float = 5.0
+    no_object_weight: float = 0.1
+    similarity_weight: float = 1.0
+    """Officially effective; the paper says 0.5, which its code never applies (quirk Q1)."""
+    points: int = 12_544
+    oversample: float = 3.0
+    importance: float = 0.75
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AVISMConfig:
     """A whole audio-visual instance segmentation model."""
 

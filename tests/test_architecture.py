@@ -18,7 +18,7 @@ LAYERS = [
     {"__main__"},
     {"cli"},
     {"commands"},
-    {"sources", "writers", "weights"},
+    {"sources", "writers", "weights", "train"},
     {"models"},
     {"nn", "audio", "data", "presets"},
     {"ops"},
