@@ -5,6 +5,8 @@ model = avs.load("avism_r50_coco", weights="AVISM_R50_COCO.pth", audio_weights="
 clip = model.segment(images, audio)
 """
 
+from typing import TYPE_CHECKING, Any
+
 from avis_stream import ops
 from avis_stream._version import __version__
 from avis_stream.config import AVISMConfig
@@ -47,5 +49,18 @@ __all__ = [
     "__version__",
     "from_official",
     "load",
+    "metrics",
     "ops",
 ]
+
+if TYPE_CHECKING:
+    from avis_stream import metrics
+
+
+def __getattr__(name: str) -> Any:
+    """Loads `avs.metrics` when it is first used: scipy takes longer to import than all the rest of the package."""
+    if name == "metrics":
+        import importlib
+
+        return importlib.import_module("avis_stream.metrics")
+    raise AttributeError(f"module 'avis_stream' has no attribute {name!r}")

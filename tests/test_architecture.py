@@ -19,7 +19,7 @@ LAYERS = [
     {"cli"},
     {"commands"},
     {"sources", "writers", "weights", "train"},
-    {"models"},
+    {"models", "metrics"},
     {"nn", "audio", "data", "presets"},
     {"ops"},
     {"checks", "config", "errors", "files", "memory", "stages", "types", "_version"},

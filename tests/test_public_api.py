@@ -28,6 +28,7 @@ def test_names() -> None:
         "__version__",
         "from_official",
         "load",
+        "metrics",
         "ops",
     ]
     assert all(hasattr(avs, name) for name in avs.__all__)
