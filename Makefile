@@ -31,6 +31,8 @@ $(VENV)/.installed: $(VENV)/.torch $(SOURCES)
 
 $(VENV)/.dev: $(VENV)/.installed
 	$(PIP) -c constraints.txt pytest pytest-benchmark hypothesis ruff mypy clang-format
+	@# The reference that our metrics are held to; what it declares beyond ours (OpenCV) its metrics do not use.
+	$(PIP) --no-deps -c constraints.txt trackeval
 	@touch $@
 
 demo: $(VENV)/.installed

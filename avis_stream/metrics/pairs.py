@@ -81,9 +81,11 @@ class VideoPair:
         )
 
     def without_empty_masks(self) -> VideoPair:
-        """The same video where an empty mask is no mask: silence is no detection."""
-        truth = replace(self.truth, present=self.truth.area > 0)
-        return replace(self, truth=truth, predicted=replace(self.predicted, present=self.predicted.area > 0))
+        """The same video where an empty mask is no mask, and a track without any mask no track: silence is no find."""
+        sides = [replace(side, present=side.area > 0) for side in (self.truth, self.predicted)]
+        seen: list[BoolArray] = [np.asarray(side.present.any(axis=0)) for side in sides]
+        truth, predicted = (side.take(those) for side, those in zip(sides, seen, strict=True))
+        return VideoPair(self.name, truth, predicted, self.iou[:, seen[0]][:, :, seen[1]])
 
     def track_iou(self) -> FloatArray:
         """Overlap of whole tracks [G, P]: pixels in common through pixels of either, summed over the video."""

@@ -1,0 +1,146 @@
+"""What the scores are where there is nothing to score, and what must not change them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import EMPTY, SIZE, Box, Tracks, mask, score
+
+from avis_stream.data.annotations import Track, Video
+from avis_stream.metrics.fsla import judge_frames
+from avis_stream.metrics.hota import hota_sums
+from avis_stream.metrics.identity import identity_counts
+from avis_stream.metrics.pairs import VideoPair, pair_video
+
+A: Box = (0, 0, 4, 4)
+B: Box = (5, 5, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("truth", "predicted", "fixed", "official"),
+    [
+        pytest.param(
+            [], [],
+            {"FA": 100, "FAn": 100, "FAs": None, "HOTA": None, "AP_all": None, "IDF1": None, "frame_AP50": None},
+            {"FA": 100, "FAn": 100, "FAs": None, "HOTA": 0, "LocA": 100, "AP_all": -100},
+            id="nothing sounds, nothing shown",
+        ),
+        pytest.param(
+            [], [("dog", [A, A])],
+            {"FA": 0, "FAn": 0, "HOTA": None, "AP_all": None, "IDF1": None},
+            {"FA": 0, "FAn": 0, "HOTA": 0, "AP_all": -100},
+            id="nothing sounds, something shown",
+        ),
+        pytest.param(
+            [("dog", [A, None])], [],
+            {"FA": 50, "FAn": 100, "FAs": 0, "HOTA": 0, "LocA": 100, "AP_all": 0, "AR_all": 0, "IDF1": 0, "IDSW": 0},
+            {"FA": 50, "FAn": 100, "FAs": 0, "HOTA": 0, "AP_all": 0, "AR_all": 0},
+            id="no prediction",
+        ),
+        pytest.param(
+            [("dog", [A, None])], [("dog", [A, EMPTY])],
+            {"FA": 100, "HOTA": 100, "AP_all": 100, "IDF1": 100, "frame_AP50": 100},
+            {"FA": 50, "FAn": 0, "DetA": round(100 / 2 / 3, 2)},
+            id="an empty mask is silence; officially it is a detection, and shown at 10x10",
+        ),
+        pytest.param(
+            [("dog", [A, A])], [("dog", [EMPTY, EMPTY])],
+            {"FA": 0, "HOTA": 0, "AP_all": 0, "IDF1": 0},
+            {"FA": 0, "HOTA": 0, "AP_all": 0},
+            id="nothing but empty masks",
+        ),
+        pytest.param(
+            [("dog", [None, None])], [("dog", [A, A])],
+            {"FA": 0, "HOTA": None, "AP_all": None, "IDF1": None},
+            {"FA": 0, "HOTA": 0, "AP_all": 0},
+            id="an object without a mask",
+        ),
+        pytest.param(
+            [("dog", [A, A])], [("cat", [A, A])],
+            {"FA": 0, "HOTA": 0, "AP_all": 0, "IDF1": 0},
+            {"FA": 0, "HOTA": 0, "AP_all": 0},
+            id="another class",
+        ),
+        pytest.param(
+            [("dog", [A, A])], [("dog", [A, A]), ("dog", [A, A])],
+            {"FA": 0, "DetA": 50, "AssA": 100, "AP_all": 100, "IDSW": 0},
+            {"FA": 0, "AP_all": 100},
+            id="everything twice",
+        ),
+        pytest.param(
+            [("dog", [A, B]), ("dog", [B, A])], [("dog", [A, A]), ("dog", [B, B])],
+            {"DetA": 100, "IDSW": 2, "IDF1": 50, "FA": 50},
+            {"FA": 50},
+            id="two of a class change places",
+        ),
+    ],
+)  # fmt: skip
+def test_edges(
+    truth: Tracks, predicted: Tracks, fixed: dict[str, Any], official: dict[str, Any], tmp_path: Path
+) -> None:
+    video = (2, truth, predicted)
+    scores = score(tmp_path, "fixed", video)
+    assert {key: scores[key] for key in fixed} == fixed
+    scores = score(tmp_path, "official", video)
+    assert {key: scores[key] for key in official} == official
+    score(tmp_path, "paper", video)
+
+
+def random_pair(seed: int, order: bool = False) -> VideoPair:
+    """A video of up to 6 frames with up to 4 tracks of 2 classes on either side."""
+    random = np.random.default_rng(seed)
+    video = Video(id=1, name="video", height=SIZE, width=SIZE, length=int(random.integers(1, 7)), file_names=())
+
+    def track() -> Track:
+        boxes = [(*random.integers(0, 6, 2), *random.integers(0, 5, 2)) for _ in range(video.length)]
+        masks = [mask(box) if random.random() < 0.8 else None for box in boxes]
+        return Track(1, int(random.integers(1, 3)), tuple(masks), score=float(random.random()))
+
+    truth, predicted = ([track() for _ in range(random.integers(0, 5))] for _ in range(2))
+    if order:
+        truth, predicted = truth[::-1], predicted[::-1]
+    return pair_video(video, truth, predicted).without_empty_masks()
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.integers(0, 10_000))
+def test_the_order_of_tracks_changes_nothing(seed: int) -> None:
+    one, other = random_pair(seed), random_pair(seed, order=True)
+    for category in (1, 2):
+        a, b = one.of_category(category), other.of_category(category)
+        for key, values in hota_sums(a).scores().items():
+            np.testing.assert_allclose(values, hota_sums(b).scores()[key], err_msg=key)
+        assert identity_counts(a).idtp == identity_counts(b).idtp
+    for mode in ("fixed", "paper"):
+        assert (judge_frames(one, mode).right == judge_frames(other, mode).right).all()
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.integers(0, 10_000))
+def test_truth_scored_against_itself_is_perfect(seed: int) -> None:
+    pair = random_pair(seed)
+    same = VideoPair(pair.name, pair.truth, pair.truth, _self_overlap(seed))
+    same_class = [same.of_category(category) for category in (1, 2)]
+    for mode in ("fixed", "paper"):
+        assert judge_frames(same, mode).right.all()
+    assert all((hota_sums(own).fp == 0).all() for own in same_class)
+    assert sum(identity_counts(own).idfp for own in same_class) == 0
+
+
+def _self_overlap(seed: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Objects that do not overlap each other: 1 on the diagonal where they are there."""
+    present = random_pair(seed).truth.present
+    return present[:, :, None] * np.eye(present.shape[1])[None]
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.integers(0, 10_000))
+def test_stricter_thresholds_never_make_a_frame_right(seed: int) -> None:
+    for mode in ("fixed", "paper", "official"):
+        right = judge_frames(random_pair(seed), mode).right
+        assert not (right[:, 1:] & ~right[:, :-1]).any()
