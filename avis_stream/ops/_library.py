@@ -79,7 +79,8 @@ def note_fallback(name: str, device: str) -> None:
 
 
 def _library_path() -> Path:
-    return _FOLDER / "libavis_ops.so"
+    """The library built with the package; tests put another build of it in its place by the environment."""
+    return Path(os.environ.get("AVIS_STREAM_OPS_LIBRARY", _FOLDER / "libavis_ops.so"))
 
 
 def _load() -> tuple[ctypes.CDLL | None, str]:

@@ -10,6 +10,8 @@
 namespace avis::AVIS_ISA {
 
 constexpr std::int64_t kChunk = 1024;
+// From one row of scores to the next; a power of two would put all rows into the same few sets of the cache.
+constexpr std::int64_t kScoreRow = kChunk + 32;
 
 struct ForwardRoom {
   float *k_tiles, *k_rows, *v_rows, *bias, *q, *scores, *out;
@@ -29,7 +31,7 @@ struct ForwardRoom {
     v_rows = take(seen * padded);
     bias = take(places);
     q = take(kRows * padded);
-    scores = take(kRows * kChunk);
+    scores = take(kRows * kScoreRow);
     out = take(kRows * padded);
     floats = at;
   }
@@ -56,7 +58,7 @@ AVIS_INLINE void score(const ForwardRoom& room, std::int64_t padded, std::int64_
         tile.c[r][i] += bias[i];
         highest[r] = avis::AVIS_ISA::max(tile.c[r][i], highest[r]);
       }
-    tile.put(room.scores + key, kChunk);
+    tile.put(room.scores + key, kScoreRow);
   }
   for (int r = 0; r < kRows; ++r) max[r] = largest(highest[r]);
 }
@@ -105,15 +107,15 @@ void range_attn_forward_fast(const RangeAttnArgs& args, std::int64_t batch, std:
       float max[kRows];
       score(room, padded, first, count, max);
       for (int r = 0; r < kRows; ++r)
-        exponentiate(room.scores + r * kChunk, count, max[r], &online[r], room.out + r * padded, padded);
-      add_product(room.out, padded, padded, room.scores, kChunk, 1, values.data + first * values.stride, values.stride,
-                  count);
+        exponentiate(room.scores + r * kScoreRow, count, max[r], &online[r], room.out + r * padded, padded);
+      add_product(room.out, padded, padded, room.scores, kScoreRow, 1, values.data + first * values.stride,
+                  values.stride, count);
     }
     for (std::int64_t r = 0; r < queries; ++r) {
-      const float sum = online[r].sum, inverse = sum > 0 ? 1 / sum : 0;
+      const float sum = online[r].sum, inverse = sum == 0 ? 0 : 1 / sum;  // NaN stays
       T* row = out + ((batch * args.queries + first_query + r) * args.heads + head) * args.channels;
       for (std::int64_t c = 0; c < args.channels; ++c) narrow(room.out[r * padded + c] * inverse, row + c);
-      lse[first_query + r] = sum > 0 ? (online[r].max + __builtin_log2f(sum)) * static_cast<float>(kLn2) : -kInfinity;
+      lse[first_query + r] = sum != 0 ? (online[r].max + __builtin_log2f(sum)) * static_cast<float>(kLn2) : -kInfinity;
     }
   }
 }

@@ -35,7 +35,8 @@ AVIS_INLINE void each_key(const RangeGroup& group, const Visit& visit) {
     for (std::int64_t key = group.ranges[2 * r]; key < group.ranges[2 * r + 1]; ++key) visit(key, place++);
 }
 
-// The keys that a group sees, one row each; in place if they lie there as floats, one after the other.
+// The keys that a group sees, one row each: packed, or in place if that is possible and too few queries come by to
+// repay the copy. In place, rows lie all heads apart, which leaves most sets of the caches idle.
 template <class T>
 Rows natural(const RangeAttnArgs& args, const HeadTokens& x, std::int64_t batch, std::int64_t head,
              const RangeGroup& group, std::int64_t padded, float* room) {
@@ -46,7 +47,8 @@ Rows natural(const RangeAttnArgs& args, const HeadTokens& x, std::int64_t batch,
       first = group.ranges[2 * r];
     }
   if constexpr (sizeof(T) == 4)
-    if (used <= 1 && padded == args.channels) return {token<float>(x, batch, head, first), x.token_stride};
+    if (used <= 1 && padded == args.channels && group.q_last - group.q_first <= 4 * kRows)
+      return {token<float>(x, batch, head, first), x.token_stride};
   each_key(group, [&](std::int64_t key, std::int64_t place) {
     copy_row(token<T>(x, batch, head, key), args.channels, 1.0f, room + place * padded, padded);
   });
@@ -55,13 +57,14 @@ Rows natural(const RangeAttnArgs& args, const HeadTokens& x, std::int64_t batch,
 
 // Tiles of kTile keys, [tile][channel][key]: a channel of many keys is one load. Missing keys are zeros.
 inline void pack_tiles(const Rows& rows, std::int64_t count, std::int64_t padded, float* tiles) {
+  alignas(64) static constexpr float zeros[kLanes] = {};
   for (std::int64_t first = 0; first < count; first += kTile, tiles += kTile * padded)
     for (std::int64_t half = 0; half < kTile; half += kLanes)
       for (std::int64_t c = 0; c < padded; c += kLanes) {
         Vf block[kLanes];
         for (int i = 0; i < kLanes; ++i) {
           const std::int64_t key = first + half + i;
-          block[i] = key < count ? load(rows.data + key * rows.stride + c) : splat(0.0f);
+          block[i] = load(key < count ? rows.data + key * rows.stride + c : zeros);
         }
         transpose(block);
         for (int i = 0; i < kLanes; ++i) store(tiles + (c + i) * kTile + half, block[i]);

@@ -64,16 +64,30 @@ AVIS_INLINE void add_product(float* c, std::int64_t c_stride, std::int64_t width
   }
 }
 
-// Turns kLanes rows into kLanes columns: a perfect shuffle, once for each doubling.
+// Turns kLanes rows into kLanes columns. First 4 x 4 numbers within each 128-bit block, where shuffles are cheap; then
+// the blocks themselves, by a perfect shuffle for each doubling: row group g, block b  ->  column group b, block g.
 AVIS_INLINE void transpose(Vf (&rows)[kLanes]) {
 #pragma GCC unroll 4
-  for (int n = 1; n < kLanes; n *= 2) {
+  for (int i = 0; i < kLanes; i += 4) {
+    const Vf low01 = block_low_(rows[i], rows[i + 1], Lanes{}), high01 = block_high_(rows[i], rows[i + 1], Lanes{});
+    const Vf low23 = block_low_(rows[i + 2], rows[i + 3], Lanes{}),
+             high23 = block_high_(rows[i + 2], rows[i + 3], Lanes{});
+    rows[i] = pairs_low_(low01, low23, Lanes{});
+    rows[i + 1] = pairs_high_(low01, low23, Lanes{});
+    rows[i + 2] = pairs_low_(high01, high23, Lanes{});
+    rows[i + 3] = pairs_high_(high01, high23, Lanes{});
+  }
+#pragma GCC unroll 2
+  for (int n = 4; n < kLanes; n *= 2) {
     Vf next[kLanes];
-#pragma GCC unroll 8
-    for (int i = 0; i < kLanes / 2; ++i) {
-      next[2 * i] = zip_low(rows[i], rows[i + kLanes / 2]);
-      next[2 * i + 1] = zip_high(rows[i], rows[i + kLanes / 2]);
-    }
+#pragma GCC unroll 4
+    for (int group = 0; group < kLanes / 8; ++group)
+#pragma GCC unroll 4
+      for (int c = 0; c < 4; ++c) {
+        const Vf a = rows[4 * group + c], b = rows[4 * group + c + kLanes / 2];
+        next[8 * group + c] = zip_blocks_low(a, b);
+        next[8 * group + 4 + c] = zip_blocks_high(a, b);
+      }
 #pragma GCC unroll 16
     for (int i = 0; i < kLanes; ++i) rows[i] = next[i];
   }
@@ -82,14 +96,14 @@ AVIS_INLINE void transpose(Vf (&rows)[kLanes]) {
 constexpr float kInfinity = __builtin_inff();
 constexpr double kLog2E = 1.44269504088896340736, kLn2 = 0.69314718055994530942;
 
-// 2^x for x <= about 1, relative error below 2e-7; exactly 0 below 2^-126, where -inf is among others.
+// 2^x for x <= about 1, relative error below 2e-7; exactly 1 at 0, and exactly 0 below 2^-125, -inf included. NaN
+// stays.
 AVIS_INLINE Vf exp2(Vf x) {
-  const Vi real = x >= splat(-126.0f);
-  x = zero_unless(real, x);
-  const Vf up = x + splat(0.5f);
-  Vi whole = to_int(up);
-  whole += to_float(whole) > up;     // floor, see msda_points.h
-  const Vf f = x - to_float(whole);  // in [-0.5, 0.5], where Taylor's error to degree 6 is 1.2e-7; 2^0 is exact
+  const Vi tiny = x < splat(-125.0f);
+  x = zero_unless(~tiny, x);
+  // Adding 1.5 * 2^23 leaves the nearest whole number in the lowest bits, ready to be added to an exponent.
+  const Vf shifted = x + splat(12582912.0f);
+  const Vf f = x - (shifted - splat(12582912.0f));  // in [-0.5, 0.5], where Taylor to degree 6 is off by 1.2e-7
   Vf p = splat(1.540353039338161e-4f);
   p = p * f + splat(1.333355814642844e-3f);
   p = p * f + splat(9.618129107628477e-3f);
@@ -97,8 +111,7 @@ AVIS_INLINE Vf exp2(Vf x) {
   p = p * f + splat(2.402265069591007e-1f);
   p = p * f + splat(6.931471805599453e-1f);
   p = p * f + splat(1.0f);
-  const Vf power = (Vf)((whole + 127) << 23);
-  return zero_unless(real, p * power);
+  return zero_unless(~tiny, (Vf)((Vi)p + ((Vi)shifted << 23)));
 }
 
 AVIS_INLINE float sum(Vf x) {

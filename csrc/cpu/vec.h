@@ -123,6 +123,18 @@ AVIS_INLINE Vf pairs_high_(Vf a, Vf b, std::integer_sequence<int, i...>) {
   return AVIS_SHUFFLE(a, b, (i / 4 * 4 + 2 + i % 2 + (i % 4 < 2 ? 0 : kLanes))...);
 }
 
+// The same with whole blocks: a0-3 b0-3 a4-7 b4-7 ... of the first half, and of the second.
+template <int... i>
+AVIS_INLINE Vf zip_blocks_low_(Vf a, Vf b, std::integer_sequence<int, i...>) {
+  return AVIS_SHUFFLE(a, b, (i / 8 * 4 + i % 4 + (i / 4 % 2 ? kLanes : 0))...);
+}
+template <int... i>
+AVIS_INLINE Vf zip_blocks_high_(Vf a, Vf b, std::integer_sequence<int, i...>) {
+  return AVIS_SHUFFLE(a, b, (kLanes / 2 + i / 8 * 4 + i % 4 + (i / 4 % 2 ? kLanes : 0))...);
+}
+AVIS_INLINE Vf zip_blocks_low(Vf a, Vf b) { return zip_blocks_low_(a, b, Lanes{}); }
+AVIS_INLINE Vf zip_blocks_high(Vf a, Vf b) { return zip_blocks_high_(a, b, Lanes{}); }
+
 // Sums of the 128-bit blocks of a vector.
 AVIS_INLINE V4 add_blocks(Vf x) {
   V4 blocks[kLanes / 4];

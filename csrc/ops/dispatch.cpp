@@ -17,8 +17,12 @@ const Kernels& choose() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+#if defined(AVIS_EMULATE_AVX512)
+  const bool avx512 = avx2;
+#else
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#endif
   const Candidate candidates[] = {{&kernels_avx512, avx512}, {&kernels_avx2, avx2}, {&kernels_base, true}};
 #else
   const Candidate candidates[] = {{&kernels_base, true}};

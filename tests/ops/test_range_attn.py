@@ -13,6 +13,7 @@ from torch import Tensor
 
 from avis_stream.errors import ShapeError
 from avis_stream.ops import AttentionPlan, dense_mask, range_attn, rolling_plan, window_plan
+from avis_stream.ops._library import has_kernel
 from avis_stream.ops.range_attn import backward_reference, flat_ints, reference
 
 FORWARD = {"native": torch.ops.avis.range_attn, "reference": reference}
@@ -358,3 +359,31 @@ def test_no_dense_matrix(call: Callable[..., Any]) -> None:
     windows = x.view(1000, 30, 4)
     want = (windows @ windows.transpose(1, 2) * 0.5).softmax(-1) @ windows
     torch.testing.assert_close(out.view(1000, 30, 4), want)
+
+
+@BOTH
+def test_nan_stays_in_its_row(kind: str) -> None:
+    case = make_case(PLANS["plain windows"])
+    want, _ = FORWARD[kind](*case.args())
+    case.q[0, 20, 1] = float("nan")
+    out, lse = FORWARD[kind](*case.args())
+    assert out[0, 20, 1].isnan().all()
+    assert lse[0, 1, 20].isnan()
+    out[0, 20, 1] = want[0, 20, 1]
+    assert torch.equal(out, want)
+
+
+@BOTH
+def test_groups_do_not_touch_each_other(kind: str) -> None:
+    """The same window, alone or among others, gives the same bits: what binds the online path to the offline one."""
+    plan = window_plan(30, 6, 20, 20)
+    case = make_case(plan, b=1, h=4)
+    whole, whole_lse = FORWARD[kind](*case.args())
+    tolerance = 0.0 if kind == "native" and has_kernel("range_attn", "cpu") else 1e-5
+    for tokens, part in plan.split(1):
+        q, k, v = (x[:, tokens] for x in (case.q, case.k, case.v))
+        out, lse = FORWARD[kind](q, k, v, list(part.q_starts), flat_ints(part.k_ranges), None, case.scale)
+        torch.testing.assert_close(out, whole[:, tokens], rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(lse, whole_lse[:, :, tokens], rtol=tolerance, atol=tolerance)
+        alone, _ = FORWARD[kind](q[:, 7:8], k, v, [0, 1], flat_ints(part.k_ranges), None, case.scale)
+        torch.testing.assert_close(alone, out[:, 7:8], rtol=tolerance, atol=tolerance)
