@@ -34,6 +34,10 @@ class FrameVerdicts:
     """[T, 19], at each threshold."""
     categories: tuple[frozenset[int], ...]
     """[T], what sounds."""
+    sounding: IntArray
+    """[T], how many objects sound."""
+    shown: IntArray
+    """[T], how many masks are shown."""
 
     def counts(self, kind: int) -> tuple[IntArray, int]:
         """Right frames of a kind at each threshold [19], and all frames of it."""
@@ -59,6 +63,8 @@ def judge_frames(pair: VideoPair, mode: Mode) -> FrameVerdicts:
         kind=np.minimum(present.sum(axis=1), MULTI),
         right=judge[mode](pair),
         categories=tuple(frozenset(category[sounding].tolist()) for sounding in present),
+        sounding=present.sum(axis=1),
+        shown=pair.predicted.present.sum(axis=1),
     )
 
 
