@@ -38,7 +38,7 @@ def register_autocast(name: str, cast: Callable[..., tuple[Any, ...]]) -> None:
                 operator = getattr(torch.ops.avis, name)
                 return operator(*cast(torch.get_autocast_dtype(device), *args))
 
-        LIBRARY.impl(name, with_autocast, key)  # type: ignore[no-untyped-call]
+        LIBRARY.impl(name, with_autocast, key)
 
 
 def lower(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -19,7 +19,7 @@ import torch
 
 from avis_stream.errors import NativeUnavailableError
 
-LIBRARY = torch.library.Library("avis", "DEF")  # type: ignore[no-untyped-call]
+LIBRARY = torch.library.Library("avis", "DEF")
 """Keeps the registrations alive; its lifetime is the process's."""
 
 OPERATORS: list[str] = []
@@ -39,22 +39,24 @@ class ReferenceKernelWarning(UserWarning):
 
 def define(schema: str, *, has_native: bool = True) -> None:
     """Adds an operator to the namespace; `has_native` operators are listed by `info()`."""
-    LIBRARY.define(schema)  # type: ignore[no-untyped-call]
+    LIBRARY.define(schema)
     if has_native:
         OPERATORS.append(schema.partition("(")[0])
 
 
-def implement(name: str, reference: Callable[..., Any]) -> None:
+def implement(name: str, reference: Callable[..., Any], *, quiet: bool = False) -> None:
     """Registers the plain PyTorch form for every device that has no kernel of its own.
 
     The dispatcher reaches it only in that case, so it warns (or raises, see `AVIS_STREAM_REQUIRE`) before it computes.
+    `quiet` is for operators that are put together from others, which will speak for themselves.
     """
 
     def fall_back(*args: Any) -> Any:
-        note_fallback(name, next(arg.device.type for arg in args if isinstance(arg, torch.Tensor)))
+        if not quiet:
+            note_fallback(name, next(arg.device.type for arg in args if isinstance(arg, torch.Tensor)))
         return reference(*args)
 
-    LIBRARY.impl(name, fall_back, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+    LIBRARY.impl(name, fall_back, "CompositeExplicitAutograd")
 
 
 def note_fallback(name: str, device: str) -> None:
@@ -93,7 +95,7 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
         wanted = ".".join(map(str, _NATIVE_TORCH))
         return None, f"the native kernels need torch {wanted} or later, this is {torch.__version__}"
     try:
-        torch.ops.load_library(str(path))  # type: ignore[no-untyped-call]
+        torch.ops.load_library(str(path))
         return ctypes.CDLL(str(path)), ""
     except OSError as error:  # wrong machine, wrong torch, damaged file: the loader's own words are the best
         return None, f"{path.name} is there but does not load: {error}"

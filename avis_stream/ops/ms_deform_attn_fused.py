@@ -1,7 +1,7 @@
 """Deformable attention straight from the network's outputs: softmax and sampling locations inside the operator.
 
-Saves the softmax, the division by the map sizes and two temporaries of `ms_deform_attn`; letters and semantics are
-those of `ms_deform_attn.py`, which does the rest.
+For now it computes both in PyTorch and leaves the rest to `ms_deform_attn`, native where that is. The schema is the one
+that a fused kernel will have; letters and semantics are those of `ms_deform_attn.py`.
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ from avis_stream.checks import describe
 from avis_stream.errors import ShapeError
 from avis_stream.ops._autograd import at_least_float32, forbid_double_backward, lower, register_autocast
 from avis_stream.ops._library import LIBRARY, define, implement
-from avis_stream.ops.ms_deform_attn import backward_reference as sampled_backward
 from avis_stream.ops.ms_deform_attn import check_companions, check_value, coordinates, empty_grads, flat_shapes, weights
-from avis_stream.ops.ms_deform_attn import reference as sampled
 
-define("ms_deform_attn_fused(Tensor value, int[] spatial_shapes, Tensor ref, Tensor offsets, Tensor logits) -> Tensor")
+define(
+    "ms_deform_attn_fused(Tensor value, int[] spatial_shapes, Tensor ref, Tensor offsets, Tensor logits) -> Tensor",
+    has_native=False,
+)
 define(
     "ms_deform_attn_fused_backward(Tensor grad_out, Tensor value, int[] spatial_shapes, Tensor ref, Tensor offsets, "
-    "Tensor logits, bool[4] mask) -> (Tensor, Tensor, Tensor, Tensor)"
+    "Tensor logits, bool[4] mask) -> (Tensor, Tensor, Tensor, Tensor)",
+    has_native=False,
 )
 
 
@@ -84,7 +86,8 @@ def _unfuse(shapes: Sequence[int], ref: Tensor, offsets: Tensor, logits: Tensor)
 
 def reference(value: Tensor, shapes: Sequence[int], ref: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
     check_arguments(value, shapes, ref, offsets, logits)
-    return sampled(value, shapes, *_unfuse(shapes, ref, offsets, logits))
+    out: Tensor = torch.ops.avis.ms_deform_attn(value, shapes, *_unfuse(shapes, ref, offsets, logits))
+    return out
 
 
 def backward_reference(
@@ -99,7 +102,9 @@ def backward_reference(
     check_arguments(value, shapes, ref, offsets, logits)
     loc, weight = _unfuse(shapes, ref, offsets, logits)
     plain_mask = [mask[0], mask[1] or mask[2], mask[3]]
-    grad_value, grad_loc, grad_weight = sampled_backward(grad_out, value, shapes, loc, weight, plain_mask)
+    grad_value, grad_loc, grad_weight = torch.ops.avis.ms_deform_attn_backward(
+        grad_out, value, shapes, loc, weight, plain_mask
+    )
     empty = value.new_empty(0)
     grad_ref = grad_loc.sum((2, 4)) if mask[1] else empty.to(ref.dtype)
     grad_offsets = grad_loc / _sizes(shapes, offsets) if mask[2] else empty.to(offsets.dtype)
@@ -110,8 +115,8 @@ def backward_reference(
     return grad_value, grad_ref, grad_offsets, grad_logits
 
 
-implement("ms_deform_attn_fused", reference)
-implement("ms_deform_attn_fused_backward", backward_reference)
+implement("ms_deform_attn_fused", reference, quiet=True)
+implement("ms_deform_attn_fused_backward", backward_reference, quiet=True)
 
 
 @torch.library.register_fake("avis::ms_deform_attn_fused", lib=LIBRARY)  # type: ignore[untyped-decorator]
