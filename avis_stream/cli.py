@@ -69,6 +69,18 @@ def _parser() -> argparse.ArgumentParser:
     _add_model_options(run, default="avism_r50_coco")
     run.set_defaults(command=_run)
 
+    synth = commands.add_parser("synth", parents=[common], help="make a data set whose truth is known")
+    synth.add_argument("out", type=Path, metavar="OUT")
+    synth.add_argument("--split", choices=["train", "val", "test"], default="train")
+    synth.add_argument("--videos", type=_count, default=20, metavar="N")
+    synth.add_argument("--seed", type=int, default=0, metavar="N")
+    synth.add_argument("--assets", type=Path, metavar="DIR", help="cut-outs and sounds; without: drawn by the program")
+    synth.add_argument("--protocol", type=Path, metavar="FILE", help="instead of the frozen protocol_v1.json")
+    synth.add_argument("--photographs", action="store_true", help="only real labelled photographs as scenes")
+    synth.add_argument("--films", action="store_true", help="also an MP4 of each scene at camera rate")
+    synth.add_argument("--force", action="store_true", help="replace a split that is there")
+    synth.set_defaults(command=_synth)
+
     convert = commands.add_parser("convert", parents=[common], help="official checkpoint to .safetensors")
     convert.add_argument("official", type=Path, metavar="OFFICIAL.pth")
     convert.add_argument("target", type=Path, metavar="OUT.safetensors")
@@ -87,6 +99,12 @@ def _add_model_options(parser: argparse.ArgumentParser, default: str) -> None:
     parser.add_argument("--audio-weights", metavar="FILE", help="VGGish weights, for official checkpoints")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", dest="settings")
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a number of at least 1, got {text!r}")
+    return int(text)
 
 
 def _size(text: str) -> int:
@@ -133,6 +151,23 @@ def _run(options: argparse.Namespace) -> None:
 
 def _report(result: ClipResult, out: Path) -> None:
     sys.stderr.write(f"{len(result)} sounding objects in {result.frames} frames; results are in {out}\n")
+
+
+def _synth(options: argparse.Namespace) -> None:
+    from avis_stream.commands.synth import make_set
+
+    written = make_set(
+        options.out,
+        split=options.split,
+        videos=options.videos,
+        seed=options.seed,
+        assets=options.assets,
+        protocol_file=options.protocol,
+        photographs=options.photographs,
+        films=options.films,
+        force=options.force,
+    )
+    sys.stderr.write(f"{options.videos} videos: {written}\n")
 
 
 def _convert(options: argparse.Namespace) -> None:

@@ -1,0 +1,206 @@
+"""A folder of cut-outs, sounds, backgrounds and labelled photographs as a library (`--assets DIR`).
+
+    DIR/sprites/<class>/*.png      RGBA cut-outs            DIR/sounds/<class>/*.ogg|wav      recordings
+    DIR/backgrounds/*.jpg          places without objects   DIR/sounds_other/<kind>/*.ogg     sounds of no class
+    DIR/{coco,pet}_images/*.jpg    photographs, with outlines in DIR/{coco,pet}_labels/*.txt (class, x, y, x, y, ...)
+
+Whatever stems from one photograph, one animal or one sampled instrument goes to one split: its key is the file's name
+without the parts that count variants.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from scipy import ndimage
+from scipy.spatial import ConvexHull
+
+from avis_stream.errors import DataError
+from avis_stream.synth.library import Photograph, Rng, Sound, Sprite, prepared_sound
+from avis_stream.synth.protocol import Protocol
+
+COCO_CLASSES = {1: "person", 3: "car", 5: "airplane", 17: "cat", 18: "dog", 19: "horse"}
+_LARGEST_SIDE = 640
+_SMALLEST_AREA = 700
+_LARGEST_PART = 0.85
+_FEW = 4
+"""Classes with at most so many cut-outs are looked through at once, so that none is offered without a usable one."""
+_SOLIDITY = 0.45
+Part = TypeVar("Part")
+
+
+class AssetLibrary:
+    """The parts of one split; files are read when first asked for and kept."""
+
+    def __init__(self, folder: Path, protocol: Protocol, split: str) -> None:
+        """Lists the folder.
+
+        Raises:
+            DataError: No class has both cut-outs and sounds.
+        """
+        self._protocol, self._split, self._folder = protocol, split, folder
+        self._sprites = {c: self._pictures(folder / "sprites" / c, c) for c in _names(folder / "sprites")}
+        self._sounds = {c: self._recordings(folder / "sounds" / c, c) for c in _names(folder / "sounds")}
+        self.classes = tuple(sorted(c for c in self._sprites if self._sprites[c] and self._sounds.get(c)))
+        if not self.classes:
+            raise DataError(f"{folder}: no class has both sprites/<class>/*.png and sounds/<class>/*.ogg")
+        self._other = sorted(
+            path
+            for kind in _names(folder / "sounds_other")
+            for path in self._recordings(folder / "sounds_other" / kind, kind)
+        )
+        self._backgrounds = self._places()
+        self._photographs = self._labelled()
+
+    @property
+    def has_photographs(self) -> bool:
+        """Whether `photograph` can be asked."""
+        return bool(self._photographs)
+
+    def sprite(self, class_name: str, rng: Rng) -> Sprite:
+        """A cut-out of a class that is whole enough to be recognised."""
+        return _first_good(self._sprites[class_name], rng, _read_sprite)
+
+    def sound(self, class_name: str | None, rng: Rng) -> Sound:
+        """A recording of a class; None: of something that belongs to no class."""
+        return _first_good(self._other if class_name is None else self._sounds[class_name], rng, _read_sound)
+
+    def background(self, rng: Rng) -> NDArray[np.uint8]:
+        """A place, [H, W, 3]."""
+        return _read_picture(self._backgrounds[rng.integers(len(self._backgrounds))])
+
+    def photograph(self, rng: Rng) -> Photograph:
+        """A labelled photograph; at most four of its objects, the largest."""
+        return _first_good(self._photographs, rng, _read_photograph)
+
+    def _pictures(self, folder: Path, class_name: str) -> list[Path]:
+        paths = [p for p in sorted(folder.glob("*.png")) if picture_key(p.stem) not in self._protocol.excluded_pictures]
+        if class_name in self._protocol.disjoint:
+            paths = [p for p in paths if self._protocol.split_of("pictures", picture_key(p.stem)) == self._split]
+        return paths if len(paths) > _FEW else [p for p in paths if _read_sprite(p) is not None]
+
+    def _recordings(self, folder: Path, class_name: str) -> list[Path]:
+        paths = sorted(p for p in folder.iterdir() if p.suffix in {".ogg", ".wav", ".flac", ".mp3"})
+        own = [
+            p for p in paths if self._protocol.split_of("sounds", f"{class_name}/{sound_key(p.stem)}") == self._split
+        ]
+        return own or paths  # a class with one source lends it to every split; the protocol counts it apart
+
+    def _places(self) -> list[Path]:
+        clean = self._folder / "backgrounds_clean.txt"
+        names = clean.read_text().split() if clean.is_file() else []
+        paths = sorted((self._folder / "backgrounds").glob("*.jpg"))
+        paths += sorted(self._folder / "coco_images" / Path(name).with_suffix(".jpg").name for name in names)
+        own = [p for p in paths if p.is_file() and self._protocol.split_of("pictures", p.stem) == self._split]
+        if not own:
+            raise DataError(f"{self._folder}: no backgrounds/*.jpg for the split {self._split!r}")
+        return own
+
+    def _labelled(self) -> list[Path]:
+        labels = sorted(p for kind in ("coco", "pet") for p in (self._folder / f"{kind}_labels").glob("*.txt"))
+        return [
+            p
+            for p in labels
+            if p.stem not in self._protocol.excluded_pictures
+            and self._protocol.split_of("pictures", p.stem) == self._split
+        ]
+
+
+def picture_key(stem: str) -> str:
+    """The photograph that a cut-out stems from: `coco_000000000036_0` is from 000000000036."""
+    if stem.startswith(("coco_", "bsds_")):
+        return stem.rsplit("_", 1)[0].removeprefix("coco_")
+    return stem.removeprefix("pet_")
+
+
+def sound_key(stem: str) -> str:
+    """The animal, speaker, sampled instrument or longer recording that a sound stems from."""
+    if stem.startswith(("catmeows_", "fsdd_")):
+        return "_".join((stem.split("_")[0], stem.split("_")[2]))
+    if stem.startswith("gs_"):
+        return stem.rsplit("_", 1)[0]
+    if stem.startswith("fluid_"):
+        return "fluid"
+    return stem.split("-")[0] + "-" + stem.split("-")[1] if stem.startswith("esc10_") else stem
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
+
+
+def _first_good(paths: list[Path], rng: Rng, read: Callable[[Path], Part | None]) -> Part:
+    """Reads files in random order until one is good."""
+    for index in rng.permutation(len(paths)):
+        part = read(paths[index])
+        if part is not None:
+            return part
+    raise DataError(f"none of {len(paths)} files is usable, for example {paths[0] if paths else 'none at all'}")
+
+
+@functools.lru_cache(maxsize=2048)
+def _read_sprite(path: Path) -> Sprite | None:
+    """A cut-out whose largest part is most of it and is not in shreds; None otherwise."""
+    rgba = np.asarray(Image.open(path).convert("RGBA"))
+    parts, count = ndimage.label(rgba[..., 3] > 127)
+    if not count:
+        return None
+    sizes = np.bincount(parts.ravel())[1:]
+    largest = int(sizes.argmax()) + 1
+    y, x = np.nonzero(parts == largest)
+    if sizes.sum() < _SMALLEST_AREA or sizes.max() < _LARGEST_PART * sizes.sum():
+        return None
+    if sizes.max() < _SOLIDITY * ConvexHull(np.stack([x, y], axis=1)).volume:
+        return None
+    kept = rgba.copy()
+    kept[..., 3] = np.where(parts == largest, kept[..., 3], 0)
+    kept = kept[y.min() : y.max() + 1, x.min() : x.max() + 1]
+    scale = _LARGEST_SIDE / max(kept.shape[:2])
+    if scale < 1:
+        size = (max(2, round(kept.shape[1] * scale)), max(2, round(kept.shape[0] * scale)))
+        kept = np.asarray(Image.fromarray(kept).resize(size, Image.Resampling.LANCZOS))
+    return Sprite(kept, path.stem)
+
+
+@functools.lru_cache(maxsize=4096)
+def _read_sound(path: Path) -> Sound | None:
+    resampler = av.AudioResampler("flt", "mono", 16_000)
+    with av.open(str(path)) as container:
+        blocks = [b.to_ndarray()[0] for frame in container.decode(audio=0) for b in resampler.resample(frame)]
+    blocks += [b.to_ndarray()[0] for b in resampler.resample(None)]
+    return prepared_sound(np.concatenate(blocks).astype(np.float32), path.stem) if blocks else None
+
+
+@functools.lru_cache(maxsize=512)
+def _read_picture(path: Path) -> NDArray[np.uint8]:
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+@functools.lru_cache(maxsize=512)
+def _read_photograph(label: Path) -> Photograph | None:
+    picture = label.parents[1] / label.parent.name.replace("labels", "images") / f"{label.stem}.jpg"
+    if not picture.is_file():
+        return None
+    rgb = _read_picture(picture)
+    height, width = rgb.shape[:2]
+    objects = []
+    for line in label.read_text().splitlines():
+        number, *points = re.split(r"\s+", line.strip())
+        class_name = COCO_CLASSES.get(int(float(number)))
+        if class_name is None or len(points) < 6:
+            continue
+        outline = [(float(x) * width, float(y) * height) for x, y in zip(points[::2], points[1::2], strict=False)]
+        canvas = Image.new("1", (width, height))
+        ImageDraw.Draw(canvas).polygon(outline, fill=1)
+        mask = np.asarray(canvas)
+        if mask.sum() >= 0.004 * mask.size:
+            objects.append((class_name, mask))
+    objects.sort(key=lambda entry: -int(entry[1].sum()))
+    return Photograph(rgb, tuple(objects[:4]), label.stem) if objects else None
