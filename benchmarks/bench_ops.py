@@ -1,0 +1,189 @@
+"""Operators against their rivals, at the shapes of the model; see README.md for the method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from avis_stream.ops import AttentionPlan, ms_deform_attn, ms_deform_attn_grid_sample, range_attn
+from avis_stream.ops.ms_deform_attn import _corners
+
+pytestmark = pytest.mark.slow
+
+# (height, width) of the levels, heads, channels a head
+DEFORMABLE = {
+    "r50 384x640": ([12, 20, 24, 40, 48, 80], 8, 32),
+    "mini 96x160": ([3, 5, 6, 10, 12, 20], 4, 32),
+}
+
+
+@dataclass
+class Deformable:
+    value: Tensor
+    shapes: list[int]
+    loc: Tensor
+    weight: Tensor
+    grad: Tensor
+
+
+def deformable(shapes: list[int], heads: int, channels: int) -> Deformable:
+    """An encoder's own case: every pixel is a query and samples around itself, 2 pixels away on average."""
+    pairs = list(zip(shapes[::2], shapes[1::2], strict=True))
+    centres = [
+        torch.stack(torch.meshgrid((torch.arange(h) + 0.5) / h, (torch.arange(w) + 0.5) / w, indexing="ij")[::-1], -1)
+        for h, w in pairs
+    ]
+    ref = torch.cat([c.reshape(-1, 2) for c in centres])
+    size = torch.tensor([[w, h] for h, w in pairs], dtype=torch.float32)
+    loc = ref[None, :, None, None, None] + 2 * torch.randn(1, len(ref), heads, len(pairs), 4, 2) / size[:, None]
+    weight = torch.randn(1, len(ref), heads, 4 * len(pairs)).softmax(-1).view(loc.shape[:-1])
+    value = torch.randn(1, len(ref), heads, channels)
+    return Deformable(value, shapes, loc, weight, torch.randn(1, len(ref), heads * channels))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("name", DEFORMABLE)
+def test_msda_fwd(name: str, threads: int, record: Callable[..., Any]) -> None:
+    case = deformable(*DEFORMABLE[name])
+    args = case.shapes, case.loc, case.weight
+    corners = _corners(case.value, *args)
+    queries = case.grad.numel() // case.value.shape[-1]
+    rows, weights = corners.row.view(queries, -1), corners.weight.view(queries, -1)
+    table, half = case.value.view(-1, case.value.shape[-1]), case.value.bfloat16()
+    with torch.inference_mode():
+        record(
+            f"deformable fwd {name}",
+            threads,
+            {
+                "ours": lambda: ms_deform_attn(case.value, *args),
+                "grid_sample": lambda: ms_deform_attn_grid_sample(case.value, *args),
+                "embedding_bag, indices ready": lambda: F.embedding_bag(
+                    rows, table, per_sample_weights=weights, mode="sum"
+                ),
+                "ours bf16": lambda: ms_deform_attn(half, *args),
+            },
+        )
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("name", DEFORMABLE)
+def test_msda_bwd(name: str, threads: int, record: Callable[..., Any]) -> None:
+    case = deformable(*DEFORMABLE[name])
+    leaves = [x.requires_grad_() for x in (case.value, case.loc, case.weight)]
+    ours = ms_deform_attn(leaves[0], case.shapes, *leaves[1:])
+    literal = ms_deform_attn_grid_sample(leaves[0], case.shapes, *leaves[1:])
+    record(
+        f"deformable bwd {name}",
+        threads,
+        {
+            "ours": lambda: torch.autograd.grad(ours, leaves, case.grad, retain_graph=True),
+            "grid_sample": lambda: torch.autograd.grad(literal, leaves, case.grad, retain_graph=True),
+        },
+    )
+
+
+# groups, queries and keys of each
+ATTENTION = {
+    "micro 100x640": (1, 100, 640),
+    "(a) encoder 600x600": (2, 600, 600),
+    "(a) encoder 300x300": (4, 300, 300),
+    "(b) fusion 6x600": (2, 6, 600),
+    "(c) decoder 100x3600": (1, 100, 3600),
+}
+
+
+def attention(
+    groups: int, queries: int, keys: int, grad: bool = False
+) -> tuple[list[Tensor], AttentionPlan, list[Tensor]]:
+    """q, k, v for range_attn, its plan, and the same tensors as SDPA takes them."""
+    tensors = [torch.randn(1, groups * n, 8, 32, requires_grad=grad) for n in (queries, keys, keys)]
+    plan = AttentionPlan(
+        tuple(g * queries for g in range(groups + 1)), tuple(((g * keys, (g + 1) * keys),) for g in range(groups))
+    )
+    rival = [x.detach().view(groups, -1, 8, 32).transpose(1, 2).requires_grad_(grad) for x in tensors]
+    return tensors, plan, rival
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("name", ATTENTION)
+def test_range_attn_fwd(name: str, threads: int, record: Callable[..., Any]) -> None:
+    groups, queries, keys = ATTENTION[name]
+    tensors, plan, rival = attention(groups, queries, keys)
+    with torch.inference_mode():
+        record(
+            f"range attention fwd {name}",
+            threads,
+            {
+                "ours": lambda: range_attn(*tensors, plan.q_starts, plan.k_ranges),
+                "sdpa": lambda: F.scaled_dot_product_attention(*rival),
+            },
+            flops=4.0 * groups * queries * keys * 8 * 32,
+        )
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_range_attn_fwd_bwd(threads: int, record: Callable[..., Any]) -> None:
+    """Ten windows of six frames, against SDPA with the additive mask that the official code builds (not counted)."""
+    groups, tokens = 10, 600
+    tensors, plan, rival = attention(groups, tokens, tokens, grad=True)
+    mask = torch.zeros(groups, 8, tokens, tokens)
+    grad = torch.randn_like(tensors[0])
+    rival_grad = grad.view(groups, -1, 8, 32).transpose(1, 2)
+    record(
+        "range attention fwd+bwd 10 windows of 600",
+        threads,
+        {
+            "ours": lambda: torch.autograd.grad(range_attn(*tensors, plan.q_starts, plan.k_ranges), tensors, grad),
+            "sdpa": lambda: torch.autograd.grad(F.scaled_dot_product_attention(*rival), rival, rival_grad),
+            "sdpa with mask": lambda: torch.autograd.grad(
+                F.scaled_dot_product_attention(*rival, attn_mask=mask), rival, rival_grad
+            ),
+        },
+        rounds=8,
+        flops=14.0 * groups * tokens * tokens * 8 * 32,
+    )
+
+
+def hundred(call: Callable[[], Any]) -> Callable[[], None]:
+    """One call is too short for the clock."""
+
+    def run() -> None:
+        for _ in range(100):
+            call()
+
+    return run
+
+
+@torch.inference_mode()
+def test_overhead_of_deformable_attention(record: Callable[..., Any]) -> None:
+    """Checks, dispatch and allocation: what a call costs beyond its arithmetic."""
+    value, loc, weight = torch.zeros(1, 1, 1, 8), torch.zeros(1, 1, 1, 1, 1, 2), torch.ones(1, 1, 1, 1, 1)
+    record(
+        "100 tiny calls: deformable attention",
+        1,
+        {
+            "ours": hundred(lambda: ms_deform_attn(value, [1, 1], loc, weight)),
+            "the operator alone": hundred(lambda: torch.ops.avis.ms_deform_attn(value, [1, 1], loc, weight)),
+            "a torch.add": hundred(lambda: torch.add(value, value)),
+        },
+    )
+
+
+@torch.inference_mode()
+def test_overhead_of_range_attention(record: Callable[..., Any]) -> None:
+    x = torch.zeros(1, 1, 1, 8)
+    record(
+        "100 tiny calls: range attention",
+        1,
+        {
+            "ours": hundred(lambda: range_attn(x, x, x, [0, 1], [0, 1])),
+            "the operator alone": hundred(lambda: torch.ops.avis.range_attn(x, x, x, [0, 1], [0, 1], None, 1.0)),
+            "a torch.add": hundred(lambda: torch.add(x, x)),
+        },
+    )
