@@ -81,6 +81,13 @@ def _parser() -> argparse.ArgumentParser:
     synth.add_argument("--force", action="store_true", help="replace a split that is there")
     synth.set_defaults(command=_synth)
 
+    score = commands.add_parser("eval", parents=[common], help="score predictions")
+    _add_data_options(score, required=True)
+    score.add_argument("--split", required=True, metavar="NAME", help="DIR/NAME.json holds the truth")
+    score.add_argument("--predictions", type=Path, required=True, metavar="FILE", help="as run writes them")
+    score.add_argument("--metrics", choices=["official", "fixed", "paper"], default="official")
+    score.set_defaults(command=_eval)
+
     convert = commands.add_parser("convert", parents=[common], help="official checkpoint to .safetensors")
     convert.add_argument("official", type=Path, metavar="OFFICIAL.pth")
     convert.add_argument("target", type=Path, metavar="OUT.safetensors")
@@ -88,9 +95,20 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("--half", action="store_true", help="store as float16")
     convert.set_defaults(command=_convert)
 
-    info = commands.add_parser("info", parents=[common], help="what is installed and which kernels run")
+    doctor = commands.add_parser("doctor", parents=[common], help="what is wrong with a data set")
+    doctor.add_argument("--data", type=Path, required=True, metavar="DIR")
+    doctor.set_defaults(command=_doctor)
+
+    info = commands.add_parser("info", parents=[common], help="what is installed, or what is in a data set")
+    _add_data_options(info, required=False)
     info.set_defaults(command=_info)
     return parser
+
+
+def _add_data_options(parser: argparse.ArgumentParser, *, required: bool) -> None:
+    parser.add_argument("--data", type=Path, required=required, metavar="DIR", help="data set in AVISeg's layout")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="everything, as JSON")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="as a picture")
 
 
 def _add_model_options(parser: argparse.ArgumentParser, default: str) -> None:
@@ -177,7 +195,32 @@ def _convert(options: argparse.Namespace) -> None:
     sys.stdout.write(line + "\n")
 
 
-def _info(options: argparse.Namespace) -> None:
-    from avis_stream.commands.info import print_info
+def _eval(options: argparse.Namespace) -> None:
+    from avis_stream.commands.evaluate import evaluate_predictions
 
-    print_info(sys.stdout)
+    text = evaluate_predictions(
+        options.data,
+        options.split,
+        options.predictions,
+        options.metrics,
+        json_file=options.json,
+        plot_file=options.plot,
+    )
+    sys.stdout.write(text + "\n")
+
+
+def _doctor(options: argparse.Namespace) -> None:
+    from avis_stream.commands.data import check_data
+
+    check_data(options.data, sys.stdout)
+
+
+def _info(options: argparse.Namespace) -> None:
+    if options.data is None:
+        from avis_stream.commands.info import print_info
+
+        print_info(sys.stdout)
+    else:
+        from avis_stream.commands.data import describe_data
+
+        describe_data(options.data, sys.stdout, json_file=options.json, plot_file=options.plot)

@@ -1,10 +1,10 @@
-"""The folder a command writes to: nothing of others is lost, nothing of ours is half there."""
+"""What a command writes: its folder, where nothing of others is lost and nothing of ours half there, and its tables."""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -36,3 +36,15 @@ def output_folder(out: Path, *, force: bool) -> Iterator[Path]:
             made.replace(target)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def aligned(lines: Sequence[Sequence[str]], *, last_is_text: bool = False) -> str:
+    """A table as text: the first column to the left, numbers to the right; the last to the left where it is text."""
+    widths = [max(len(line[n]) for line in lines) for n in range(len(lines[0]))]
+
+    def padded(line: Sequence[str]) -> Iterator[str]:
+        for n, cell in enumerate(line):
+            left = n == 0 or (last_is_text and n == len(line) - 1)
+            yield cell.ljust(widths[n]) if left else cell.rjust(widths[n])
+
+    return "\n".join("  ".join(padded(line)).rstrip() for line in lines)

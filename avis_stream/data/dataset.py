@@ -1,0 +1,178 @@
+"""One split of a data set in AVISeg's layout: annotations, images, sound, and features of the sound where they are.
+
+    DIR/train.json
+    DIR/train/JPEGImages/<video>/<k>.jpg      one a second
+    DIR/train/WAVAudios/<video>.wav
+    DIR/train/FEATAudios/<video>.npy          [T, 128], optional
+    DIR/train/PrevImages/<video>/<k>.jpg      100 ms before frame k, optional
+
+Source: avism-reference.md section 12; contract, "Training sets".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from avis_stream.data import rle
+from avis_stream.data.annotations import Annotations, Track, Video, read_annotations
+from avis_stream.data.aviseg import VideoFolder, numbered_images
+from avis_stream.errors import DataError
+
+
+def splits(root: str | Path) -> list[str]:
+    """Names of the splits in a data set's folder: those of its `.json` files."""
+    return sorted(path.stem for path in Path(root).glob("*.json"))
+
+
+def annotation_file(root: str | Path, split: str) -> Path:
+    """`root/split.json`.
+
+    Raises:
+        DataError: There is no such folder or split; the message says which there are.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder; give the one that holds train.json, val.json or test.json")
+    path = root / f"{split}.json"
+    if not path.is_file():
+        there = ", ".join(splits(root)) or "none: no .json file is in it"
+        raise DataError(f"{path}: no such split; {root} has {there}")
+    return path
+
+
+def open_split(root: str | Path, split: str, classes: Sequence[str] | None = None) -> DataSplit:
+    """Opens a split; images and sound are read when they are asked for.
+
+    Args:
+        root: Folder that holds `<split>.json` and `<split>/`.
+        split: E.g. `train`.
+        classes: What the model knows; None: any class will do.
+    Raises:
+        DataError: Files are missing or broken, the split is empty, or it has objects of classes not in `classes`.
+    """
+    annotations = read_annotations(annotation_file(root, split))
+    if classes is not None:
+        used = {track.category_id for tracks in annotations.tracks.values() for track in tracks}
+        unknown = [name for number, name in annotations.categories.items() if number in used and name not in classes]
+        if unknown:
+            raise DataError(
+                f"{annotations.path}: classes {', '.join(unknown)} are not among those of the model "
+                f"({', '.join(classes[:5])}, ...); train with the classes of the data, or leave these objects out"
+            )
+    return DataSplit(Path(root), split, annotations)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DataSplit:
+    """A split and where its files lie."""
+
+    root: Path
+    name: str
+    annotations: Annotations
+
+    def __len__(self) -> int:
+        return len(self.annotations.videos)
+
+    @property
+    def folder(self) -> Path:
+        """Of everything but the annotations."""
+        return self.root / self.name
+
+    def files(self, video: Video) -> VideoFolder:
+        """A video's images in order of the annotations, its sound, and the images 100 ms earlier where they are."""
+        names = video.file_names
+        images = tuple(self.folder / "JPEGImages" / name for name in names)
+        if not names:
+            images = numbered_images(self.folder / "JPEGImages" / video.name)[: video.length]
+        earlier = (self.folder / "PrevImages" / image.parent.name / image.name for image in images)
+        wav = self.folder / "WAVAudios" / f"{video.name}.wav"
+        return VideoFolder(
+            video.name, images, wav if wav.is_file() else None, tuple(p if p.is_file() else None for p in earlier)
+        )
+
+    def features_file(self, video: Video) -> Path | None:
+        """Stored features of a video's sound, if there are any."""
+        path = self.folder / "FEATAudios" / f"{video.name}.npy"
+        return path if path.is_file() else None
+
+    def features(self, video: Video) -> Tensor | None:
+        """Stored features float32 [T, A], one row a second; None where there are none: compute them from the WAV.
+
+        Raises:
+            DataError: The file is broken or too short for the video.
+        """
+        path = self.features_file(video)
+        if path is None:
+            return None
+        try:
+            array = np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise DataError(f"{path} is no .npy file of numbers ({error}); make it again or remove it") from error
+        if array.ndim != 2 or len(array) < video.length or array.dtype.kind != "f":
+            raise DataError(
+                f"{path} must be floats [{video.length} or more, A], got {array.dtype} {list(array.shape)}; "
+                "make it again or remove it"
+            )
+        return torch.from_numpy(array[: video.length].astype(np.float32))
+
+    def image(self, video: Video, t: int) -> Tensor:
+        """Frame t, uint8 [3, H, W] RGB.
+
+        Raises:
+            DataError: The file is missing or broken, or its size is not the video's.
+        """
+        return self._read(self.files(video).images[t], video)
+
+    def previous(self, video: Video, t: int) -> Tensor | None:
+        """The picture 100 ms before frame t, uint8 [3, H, W]; None in sets without them."""
+        path = self.files(video).previous[t]
+        return None if path is None else self._read(path, video)
+
+    def _read(self, path: Path, video: Video) -> Tensor:
+        picture = read_image(path)
+        if picture.shape[1:] != (video.height, video.width):
+            raise DataError(
+                f"{path} is {picture.shape[2]}x{picture.shape[1]}, {self.annotations.path} says "
+                f"{video.width}x{video.height}; correct whichever is wrong"
+            )
+        return picture
+
+
+def read_image(path: Path) -> Tensor:
+    """A picture as uint8 [3, H, W] RGB.
+
+    Raises:
+        DataError: The file is missing, broken or no picture.
+    """
+    try:
+        with Image.open(path) as picture:
+            array = np.array(picture.convert("RGB"))
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such image; put it there or take it out of the annotations") from None
+    except (OSError, ValueError, SyntaxError) as error:
+        raise DataError(f"{path} cannot be read as an image ({error}); copy it again") from error
+    return torch.from_numpy(array).permute(2, 0, 1).contiguous()
+
+
+def masks_of(track: Track, video: Video, frames: Sequence[int], *, visible: bool = False) -> Tensor:
+    """Masks of an object in some frames, bool [len(frames), H, W]; all False where it has none.
+
+    Args:
+        track: The object.
+        video: It is in.
+        frames: Which.
+        visible: Take the masks of silent seconds too, in sets that have them.
+    """
+    stored = track.visible if visible and track.visible is not None else track.segmentations
+    masks = torch.zeros(len(frames), video.height, video.width, dtype=torch.bool)
+    for row, t in enumerate(frames):
+        if stored[t] is not None:
+            masks[row] = rle.decode(stored[t], video.height, video.width)
+    return masks

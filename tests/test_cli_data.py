@@ -1,0 +1,122 @@
+"""`eval`, `doctor` and `info --data` as people use them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from data_sets import predictions, truth, write_set
+from PIL import Image
+
+from avis_stream.cli import main
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    write_set(tmp_path / "set")
+    (tmp_path / "found.json").write_text(json.dumps(predictions()))
+    return tmp_path
+
+
+EVAL = ["eval", "--data", "set", "--split", "test", "--predictions", "found.json"]
+
+
+@pytest.mark.parametrize(("mode", "fsla"), [("official", "50.00"), ("fixed", "75.00"), ("paper", "66.67")])
+def test_eval_prints_a_table(mode: str, fsla: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of 4 + 4 seconds 6 are right; officially the 2 silent ones of a video with a prediction are not.
+
+    Paper: the dog's video is right, the hall's half; it counts for person and for piano: (1 + 1/2 + 1/2) / 3.
+    """
+    assert main([*EVAL, "--metrics", mode]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "2 videos, 8 frames" in lines[0]
+    rows = {line.split()[0]: line.split() for line in lines[2:]}
+    assert rows["all"][1] == fsla
+    assert {"Music", "Animal", "person", "piano", "dog"} <= rows.keys()
+
+
+def test_eval_writes_json_and_picture(here: Path) -> None:
+    assert main([*EVAL, "--metrics", "fixed", "--json", "out/scores.json", "--plot", "out/seconds.png"]) == 0
+    report: dict[str, Any] = json.loads((here / "out" / "scores.json").read_text())
+    assert report["summary"]["FA"] == 75
+    assert report["by_class"]["piano"]["FA"] == 50
+    assert [video["right"] for video in report["videos"]] == [[1, 1, 1, 1], [1, 0, 0, 1]]
+    with Image.open(here / "out" / "seconds.png") as picture:
+        assert picture.width > 1000
+    assert sorted(path.name for path in (here / "out").iterdir()) == ["scores.json", "seconds.png"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"video_id": 9}, "[0].video_id 9 is no video of this set"),
+        ({"category_id": 9}, "[0].category_id 9 is no category of this set"),
+        ({"score": None}, "[0].score must be a finite number, got nothing"),
+        ({"score": float("nan")}, "[0].score must be a finite number, got float 'nan'"),
+        ({"segmentations": [None]}, "[0].segmentations has 1 entries, its video 4 frames"),
+        ({"segmentations": [{"size": [5, 5], "counts": [25]}] * 4}, "a mask of 5x5 in a video of 32x24"),
+        ({"segmentations": [{"size": [24, 32], "counts": [[1], "x"]}] * 4}, "video 'yard', a track of category 14"),
+    ],
+)
+def test_predictions_that_do_not_fit(
+    change: dict[str, Any], words: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = predictions()
+    content[0] |= change
+    (here / "found.json").write_text(json.dumps(content))
+    assert main([*EVAL, "--json", "scores.json"]) == 1
+    captured = capsys.readouterr()
+    assert words in captured.err
+    assert len(captured.err.strip().splitlines()) == 1
+    assert not captured.out
+    assert not (here / "scores.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["eval", "--data", "set", "--split", "val", "--predictions", "found.json"], "set has test"),
+        (["eval", "--data", "absent", "--split", "val", "--predictions", "found.json"], "absent: no such folder"),
+        (["eval", "--data", "set", "--split", "test", "--predictions", "absent.json"], "absent.json: no such file"),
+        (["eval", "--data", "set", "--split", "test", "--predictions", "set"], "set is a folder"),
+        (
+            ["eval", "--data", "set", "--split", "test", "--predictions", "set/test.json"],
+            "must be a list of predictions",
+        ),
+        (["info", "--data", "absent"], "absent: no such folder"),
+        (["doctor", "--data", "set/test"], "no .json file is in it"),
+    ],
+)
+def test_missing_files(arguments: list[str], words: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 1
+    captured = capsys.readouterr()
+    assert words in captured.err
+    assert len(captured.err.strip().splitlines()) == 1
+    assert not captured.out
+
+
+def test_doctor(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--data", "set"]) == 0
+    assert "test: no problem found" in capsys.readouterr().out
+    (here / "set" / "test" / "JPEGImages" / "hall" / "3.jpg").unlink()
+    (here / "set" / "test" / "WAVAudios" / "hall.wav").write_bytes(b"RIFF")
+    assert main(["doctor", "--data", "set"]) == 1
+    captured = capsys.readouterr()
+    assert [line.split(":")[0] for line in captured.out.splitlines()] == [
+        "set/test/JPEGImages/hall/3.jpg",
+        "set/test/WAVAudios/hall.wav",
+    ]
+    assert captured.err == "avis-stream: set: 2 problems; correct the files named above\n"
+
+
+def test_info_of_a_data_set(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "set" / "val.json").write_text(json.dumps(truth() | {"annotations": []}))
+    assert main(["info", "--data", "set", "--json", "info.json", "--plot", "info.png"]) == 0
+    printed = capsys.readouterr().out
+    assert "test: Animal 1, Music 1" in printed
+    assert any(line.split()[:4] == ["piano", "1", "1", "4"] for line in printed.splitlines())
+    assert json.loads((here / "info.json").read_text())["val"]["shares"]["silent"] == 1
+    assert (here / "info.png").stat().st_size > 10_000
