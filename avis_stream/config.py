@@ -12,7 +12,7 @@ import types
 import typing
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from avis_stream.checks import require
 from avis_stream.errors import ConfigError
@@ -171,6 +171,46 @@ class LossConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """How a model is trained; the defaults are the official schedule (its yaml's commented-out real one, quirk Q24)."""
+
+    steps: int = 48_000
+    frames: int = 5
+    """Frames in a training clip."""
+    clips: int = 1
+    """Clips in a step of one process."""
+    learning_rate: float = 1e-4
+    backbone_factor: float = 0.1
+    """The backbone learns at this share of `learning_rate`; 0 freezes it."""
+    weight_decay: float = 0.05
+    """Not applied to norms, embeddings and Swin's position biases."""
+    gradient_clip: float = 0.01
+    """Largest norm of all gradients together."""
+    milestones: tuple[int, ...] = (32_000,)
+    """Steps at which the rate falls to a tenth."""
+    warmup: int = 10
+    warmup_factor: float = 1.0
+    """Share of the rate at step 0; rises linearly over `warmup` steps. Officially 1, so there is none."""
+    query_layers: int = 3
+    """The tracker learns from the frame queries of so many last decoder layers, each as a clip of its own."""
+    bfloat16: bool = False
+    seed: int = 0
+    losses: LossConfig = field(default_factory=LossConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "frames", "clips", "query_layers"):
+            require(getattr(self, name) >= 1, f"TrainConfig.{name}", getattr(self, name), ">= 1")
+        require(self.learning_rate > 0, "TrainConfig.learning_rate", self.learning_rate, "> 0")
+
+    def rate_at(self, step: int) -> float:
+        """Share of the learning rate that step number `step` uses, counted from 0."""
+        warm = 1.0
+        if step < self.warmup:
+            warm = self.warmup_factor + (1 - self.warmup_factor) * step / self.warmup
+        return warm * 0.1 ** sum(step >= milestone for milestone in self.milestones)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AVISMConfig:
     """A whole audio-visual instance segmentation model."""
 
@@ -214,17 +254,24 @@ class AVISMConfig:
         return config
 
     def with_overrides(self, settings: Iterable[str]) -> AVISMConfig:
-        """A copy with `"tracker.token_window=3"`-like settings applied.
+        """A copy with `"tracker.token_window=3"`-like settings applied; see `with_overrides`."""
+        return with_overrides(self, settings)
 
-        Raises:
-            ConfigError: A setting is not `field.path=value`, or names no field; the message lists the fields there are.
-        """
-        config = self
-        for setting in settings:
-            path, sign, value = setting.partition("=")
-            require(bool(sign), "--set", setting, "of the form field.path=value")
-            config = _replace_at(config, path.split("."), value, path)
-        return config
+
+Config = TypeVar("Config", AVISMConfig, TrainConfig)
+
+
+def with_overrides(config: Config, settings: Iterable[str]) -> Config:
+    """A copy of a configuration with `"field.path=value"` settings applied.
+
+    Raises:
+        ConfigError: A setting is not `field.path=value`, or names no field; the message lists the fields there are.
+    """
+    for setting in settings:
+        path, sign, value = setting.partition("=")
+        require(bool(sign), "--set", setting, "of the form field.path=value")
+        config = _replace_at(config, path.split("."), value, path)
+    return config
 
 
 _BACKBONES = {"resnet": ResNetConfig, "swin": SwinConfig, "mobilenet": MobileNetConfig}

@@ -42,7 +42,8 @@ def match(
 
     points = draw(1, config.points)
     cost = matching_cost(logits, _at(masks, points), labels, _at(targets.to(masks.dtype), points), config)
-    query, target = linear_sum_assignment(cost.cpu().numpy())
+    # Any assignment will do where a prediction is not finite: the loss is not either, and that is what is reported.
+    query, target = linear_sum_assignment(cost.nan_to_num(1e6, 1e6, -1e6).cpu().numpy())
     return Match(torch.from_numpy(query), torch.from_numpy(target))
 
 
@@ -69,4 +70,6 @@ def matching_cost(logits: Tensor, masks: Tensor, labels: Tensor, targets: Tensor
 
 def _at(masks: Tensor, points: Tensor) -> Tensor:
     """Values [N, T P] of masks [N, T, h, w] at points [1, P, 2] that all of them share."""
-    return sample(masks.flatten(0, 1)[None], points)[0].unflatten(0, masks.shape[:2]).flatten(1)
+    values: Tensor = sample(masks.flatten(0, 1)[None], points)[0]
+    together: Tensor = values.unflatten(0, masks.shape[:2]).flatten(1)
+    return together

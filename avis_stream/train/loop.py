@@ -1,0 +1,160 @@
+"""The training loop: one process, or one of several under `torchrun`."""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from avis_stream.config import TrainConfig
+from avis_stream.errors import AvisStreamError
+from avis_stream.files import atomic_path
+from avis_stream.models.avism import AVISM
+from avis_stream.train.batch import ClipSample
+from avis_stream.train.checkpoint import Progress, load_checkpoint, save_checkpoint
+from avis_stream.train.optimiser import build_optimiser, set_rate
+from avis_stream.train.points import random_points
+from avis_stream.train.source import ClipSource
+from avis_stream.train.step import ClipLosses
+
+logger = logging.getLogger(__name__)
+
+Log = Callable[[int, dict[str, float]], None]
+"""Takes a step number and the losses of that step by name."""
+
+
+class Stopped(AvisStreamError):
+    """Training was asked to stop (Ctrl-C, SIGTERM); its state is saved."""
+
+
+def train(
+    model: AVISM,
+    source: ClipSource,
+    config: TrainConfig,
+    folder: Path,
+    *,
+    resume: bool = False,
+    save_every: int = 500,
+    log: Log | None = None,
+) -> Progress:
+    """Trains a model in place and keeps its state in `folder/last.pt`.
+
+    Every process takes its own clips; losses and gradients are means over processes. Clip numbers follow from the step,
+    random points from torch's generator, so a resumed run goes on exactly as if it had not stopped.
+
+    Args:
+        model: As `unfolded_model` gives it; left in evaluation mode.
+        source: Numbered clips.
+        config: Schedule.
+        folder: For checkpoints; made if missing.
+        resume: Go on from `folder/last.pt`.
+        save_every: Steps between checkpoints.
+        log: Called on the first process after every step.
+    Raises:
+        Stopped: Asked to stop; the state is saved.
+        AvisStreamError: A loss is not finite; the clips at fault are saved and named.
+        CheckpointError: `resume`, and there is nothing to resume from.
+    """
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    torch.manual_seed(config.seed + rank)
+    optimiser = build_optimiser(model, config)
+    checkpoint = folder / "last.pt"
+    progress = load_checkpoint(checkpoint, model, optimiser) if resume else Progress()
+    step_of: nn.Module = ClipLosses(model, config)
+    if world > 1:
+        step_of = DistributedDataParallel(step_of)
+    draw = random_points(model.device)
+    model.train()
+    bar = tqdm(total=config.steps, initial=progress.step, unit="step", disable=rank > 0 or not sys.stderr.isatty())
+    with _stop_requests() as stop, bar:
+        while progress.step < config.steps:
+            first = (progress.step * world + rank) * config.clips
+            samples = [source.clip(first + i) for i in range(config.clips)]
+            set_rate(optimiser, config, progress.step)
+            losses = _step(model, step_of, optimiser, samples, config, draw, folder)
+            progress.step += 1
+            bar.update()
+            bar.set_postfix(loss=f"{losses['total']:.2f}")
+            if log is not None and rank == 0:
+                log(progress.step, losses)
+            stopping = stop.is_set()
+            if rank == 0 and (stopping or progress.step % save_every == 0 or progress.step == config.steps):
+                save_checkpoint(checkpoint, model, optimiser, progress)
+            if stopping:
+                raise Stopped(f"stopped after step {progress.step}; go on with --resume {folder}")
+    model.eval()
+    return progress
+
+
+def _step(
+    model: AVISM,
+    step_of: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    samples: list[ClipSample],
+    config: TrainConfig,
+    draw: Callable[[int, int], torch.Tensor],
+    folder: Path,
+) -> dict[str, float]:
+    """Losses of one step, by name; the weights have moved when it returns."""
+    device = model.device
+    samples = [_to(sample, device) for sample in samples]
+    with torch.no_grad():
+        features = torch.stack([model.hear(sample.seconds) for sample in samples])
+    with torch.autocast(device.type, torch.bfloat16, enabled=config.bfloat16):
+        losses: dict[str, torch.Tensor] = step_of(samples, features, draw)
+    total = losses["total"]
+    if not math.isfinite(total.item()):
+        where = folder / "not_finite.pt"
+        with atomic_path(where) as temporary:
+            torch.save([(s.name, s.images, s.seconds, s.labels, s.masks) for s in samples], temporary)
+        bad = [name for name, value in losses.items() if not math.isfinite(value.item())]
+        raise AvisStreamError(f"{', '.join(bad)} not finite on {[s.name for s in samples]}; the clips are in {where}")
+    optimiser.zero_grad(set_to_none=True)
+    total.backward()
+    learning = [p for group in optimiser.param_groups for p in group["params"]]
+    norm = nn.utils.clip_grad_norm_(learning, config.gradient_clip)
+    optimiser.step()
+    return {name: value.item() for name, value in losses.items()} | {"gradient_norm": norm.item()}
+
+
+def _to(sample: ClipSample, device: torch.device) -> ClipSample:
+    return ClipSample(
+        images=sample.images.to(device),
+        seconds=sample.seconds.to(device),
+        labels=sample.labels.to(device),
+        masks=sample.masks.to(device),
+        name=sample.name,
+    )
+
+
+@contextmanager
+def _stop_requests() -> Iterator[threading.Event]:
+    """An event that Ctrl-C and SIGTERM set instead of ending the process; a second Ctrl-C ends it."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

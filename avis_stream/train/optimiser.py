@@ -1,0 +1,42 @@
+"""AdamW with the official groups: a slower backbone, no weight decay on norms, embeddings and position biases."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from avis_stream.config import TrainConfig
+from avis_stream.models.avism import AVISM
+
+
+def build_optimiser(model: AVISM, config: TrainConfig) -> torch.optim.AdamW:
+    """An optimiser over the weights that learn; the audio encoder never does, nor the backbone at factor 0."""
+    undecayed = {
+        id(parameter)
+        for part in model.modules()
+        for name, parameter in part.named_parameters(recurse=False)
+        if isinstance(part, (nn.LayerNorm, nn.GroupNorm, nn.Embedding)) or name == "relative_position_bias_table"
+    }
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        factor = config.backbone_factor if name.startswith("backbone.") else 1.0
+        learns = factor > 0 and not name.startswith("audio_encoder.")
+        parameter.requires_grad_(learns)
+        if learns:
+            decay = 0.0 if id(parameter) in undecayed else config.weight_decay
+            groups.setdefault((factor, decay), []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {"params": parameters, "lr": config.learning_rate * factor, "factor": factor, "weight_decay": decay}
+            for (factor, decay), parameters in groups.items()
+        ],
+        lr=config.learning_rate,
+    )
+
+
+def set_rate(optimiser: torch.optim.Optimizer, config: TrainConfig, step: int) -> float:
+    """Sets every group's learning rate for a step; returns that of the fastest."""
+    rate = config.learning_rate * config.rate_at(step)
+    for group in optimiser.param_groups:
+        group["lr"] = rate * group["factor"]
+    return rate

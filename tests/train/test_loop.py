@@ -1,0 +1,210 @@
+"""The loop learns, resumes exactly, stops when asked, and does on two processes what it does on one."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+
+from avis_stream.config import (
+    AudioConfig,
+    AVISMConfig,
+    InputConfig,
+    LocalizerConfig,
+    LossConfig,
+    MobileNetConfig,
+    PixelDecoderConfig,
+    TrackerConfig,
+    TrainConfig,
+    with_overrides,
+)
+from avis_stream.errors import AvisStreamError, CheckpointError, ConfigError
+from avis_stream.models.avism import AVISM
+from avis_stream.synth.procedural import ProceduralLibrary
+from avis_stream.synth.protocol import Protocol
+from avis_stream.train import step as step_module
+from avis_stream.train.batch import ClipSample
+from avis_stream.train.loop import Stopped, train
+from avis_stream.train.optimiser import build_optimiser
+from avis_stream.train.source import SynthClips
+from avis_stream.train.step import ClipLosses
+from avis_stream.weights.load import unfolded_model
+
+MODEL = AVISMConfig(
+    channels=32,
+    mask_channels=16,
+    backbone=MobileNetConfig(),
+    audio=AudioConfig(encoder="yamnet", feature_dim=1024),
+    input=InputConfig(short_side_px=64),
+    pixel_decoder=PixelDecoderConfig(layers=1, heads=4, ffn_channels=32),
+    localizer=LocalizerConfig(queries=6, layers=2, heads=4, ffn_channels=32),
+    tracker=TrackerConfig(queries=6, heads=4, ffn_channels=32, encoder_layers=2, decoder_layers=2, token_window=2),
+)
+QUICK = TrainConfig(
+    steps=4, frames=3, query_layers=2, learning_rate=1e-3, gradient_clip=1.0, losses=LossConfig(points=64)
+)
+
+
+class OneClip:
+    """The same clip for ever, and a count of how often it was asked for."""
+
+    def __init__(self, numbers: tuple[int, ...] | None = None) -> None:
+        self.source = SynthClips(ProceduralLibrary(), Protocol.load(), frames=3, size=(96, 64), seed=5)
+        self.numbers, self.asked = numbers, 0
+
+    def clip(self, number: int) -> ClipSample:
+        self.asked += 1
+        return self.source.clip(3 if self.numbers is None else self.numbers[number % len(self.numbers)])
+
+
+def fresh_model() -> AVISM:
+    torch.manual_seed(0)
+    return unfolded_model(MODEL, None, "")
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def test_losses_fall(tmp_path: Path) -> None:
+    seen: list[float] = []
+    train(
+        fresh_model(), OneClip(), replace(QUICK, steps=16), tmp_path, log=lambda _, losses: seen.append(losses["total"])
+    )
+    assert sum(seen[-4:]) < 0.8 * sum(seen[:4])
+
+
+def test_a_resumed_run_goes_on_exactly(tmp_path: Path) -> None:
+    whole, parts = fresh_model(), fresh_model()
+    source = OneClip(numbers=(3, 4, 6, 8))
+    train(whole, source, QUICK, tmp_path / "whole")
+    train(parts, source, replace(QUICK, steps=2), tmp_path / "parts")
+    again = fresh_model()
+    torch.manual_seed(99)
+    progress = train(again, source, QUICK, tmp_path / "parts", resume=True)
+    assert progress.step == 4
+    for name, value in weights(whole).items():
+        assert torch.equal(value, again.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_asked_to_stop_it_saves_and_stops(tmp_path: Path, number: int) -> None:
+    def ask(step: int, _: dict[str, float]) -> None:
+        if step == 2:
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(Stopped, match=r"stopped after step 2; go on with --resume"):
+        train(fresh_model(), OneClip(), QUICK, tmp_path, log=ask)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert train(fresh_model(), OneClip(), QUICK, tmp_path, resume=True).step == 4
+    assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_clip(tmp_path: Path) -> None:
+    model = fresh_model()
+    model.tracker.class_embed.bias.data.fill_(float("nan"))
+    with pytest.raises(
+        AvisStreamError, match=r"clip_class, .*not finite on \['scene 3'\]; the clips are in .*not_finite"
+    ):
+        train(model, OneClip(), QUICK, tmp_path)
+    ((name, images, *_),) = torch.load(tmp_path / "not_finite.pt", weights_only=True)
+    assert name == "scene 3"
+    assert images.dtype == torch.uint8
+
+
+def test_resuming_from_nothing_or_something_else_says_so(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"last\.pt cannot be resumed from"):
+        train(fresh_model(), OneClip(), QUICK, tmp_path, resume=True)
+    train(fresh_model(), OneClip(), replace(QUICK, steps=1), tmp_path)
+    other = unfolded_model(replace(MODEL, mask_channels=8), None, "")
+    with pytest.raises(CheckpointError, match="another configuration"):
+        train(other, OneClip(), QUICK, tmp_path, resume=True)
+    (tmp_path / "last.pt").write_bytes((tmp_path / "last.pt").read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="is it complete"):
+        train(fresh_model(), OneClip(), QUICK, tmp_path, resume=True)
+
+
+def test_groups_are_the_official_ones() -> None:
+    model = fresh_model()
+    optimiser = build_optimiser(model, TrainConfig())
+    found = {(group["factor"], group["weight_decay"]) for group in optimiser.param_groups}
+    assert found == {(0.1, 0.05), (1.0, 0.05), (1.0, 0.0)}
+    undecayed = {id(p) for g in optimiser.param_groups if g["weight_decay"] == 0 for p in g["params"]}
+    assert id(model.tracker.query_feat.weight) in undecayed
+    assert id(model.tracker.decoder_norm.weight) in undecayed
+    assert id(model.tracker.class_embed.weight) not in undecayed
+    assert not any(p.requires_grad for p in model.audio_encoder.parameters())
+    frozen = fresh_model()
+    build_optimiser(frozen, TrainConfig(backbone_factor=0.0))
+    assert not any(p.requires_grad for p in frozen.backbone.parameters())
+
+
+def test_schedule() -> None:
+    official = TrainConfig()
+    assert [official.rate_at(step) for step in (0, 9, 31_999, 32_000)] == [1.0, 1.0, 1.0, pytest.approx(0.1)]
+    warm = TrainConfig(warmup=4, warmup_factor=0.2, milestones=(6, 8))
+    assert [round(warm.rate_at(s), 4) for s in (0, 2, 4, 6, 8)] == [0.2, 0.6, 1.0, 0.1, 0.01]
+    assert with_overrides(official, ["losses.similarity_weight=0.5", "milestones=5,7"]).milestones == (5, 7)
+    with pytest.raises(ConfigError, match=r"TrainConfig\.steps must be >= 1, got 0"):
+        TrainConfig(steps=0)
+
+
+# --- two processes ----------------------------------------------------------------------------------------------------
+
+
+def points_of(clip: int) -> Any:
+    generator = torch.Generator().manual_seed(clip)
+    return lambda masks, points: torch.rand(masks, points, 2, generator=generator)
+
+
+def losses_and_gradients(model: AVISM, number: int, config: TrainConfig) -> tuple[float, dict[str, Tensor]]:
+    """Of one clip, the audio encoder left out."""
+    build_optimiser(model, config)
+    model.train()
+    sample = OneClip(numbers=(number,)).clip(0)
+    module: nn.Module = ClipLosses(model, config)
+    if dist.is_initialized():
+        module = nn.parallel.DistributedDataParallel(module)
+    losses = module([sample], model.hear(sample.seconds)[None], points_of(number))
+    losses["total"].backward()
+    return losses["total"].item(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+def one_rank(rank: int, store: str, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    total, gradients = losses_and_gradients(fresh_model(), (3, 6)[rank], QUICK)
+    model = fresh_model()
+    train(model, OneClip(numbers=(3, 6, 4, 8)), replace(QUICK, steps=20), Path(folder) / "run")
+    torch.save((total, gradients, weights(model)), Path(folder) / f"rank{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_learn_what_one_would(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mp.spawn(one_rank, (str(tmp_path / "store"), str(tmp_path)), nprocs=2)
+    ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+    for name, value in ranks[0][2].items():
+        assert torch.equal(value, ranks[1][2][name]), f"{name} differs between the ranks after 20 steps"
+
+    counts: list[int] = []
+    monkeypatch.setattr(step_module, "_mask_count", lambda own, _: counts.append(own) or 1.0)
+    for number in (3, 6):
+        losses_and_gradients(fresh_model(), number, QUICK)
+    # frame count, clip count of the first clip, then of the second: both ranks divide by the mean
+    shared = iter([max(1.0, (counts[0] + counts[2]) / 2), max(1.0, (counts[1] + counts[3]) / 2)] * 2)
+    monkeypatch.setattr(step_module, "_mask_count", lambda *_: next(shared))
+    one = [losses_and_gradients(fresh_model(), number, QUICK) for number in (3, 6)]
+    for rank in range(2):
+        assert ranks[rank][0] == pytest.approx(one[rank][0], rel=1e-6)
+    largest = max(gradient.abs().max().item() for gradient in ranks[0][1].values())
+    for name, gradient in ranks[0][1].items():
+        parts = [grads.get(name.removeprefix("model."), torch.zeros_like(gradient)) for _, grads in one]
+        assert (gradient - (parts[0] + parts[1]) / 2).abs().max() <= 1e-6 * largest, name
