@@ -84,8 +84,9 @@ def _parser() -> argparse.ArgumentParser:
     score = commands.add_parser("eval", parents=[common], help="score predictions")
     _add_data_options(score, required=True)
     score.add_argument("--split", required=True, metavar="NAME", help="DIR/NAME.json holds the truth")
-    score.add_argument("--predictions", type=Path, required=True, metavar="FILE", help="as run writes them")
+    score.add_argument("--predictions", type=Path, required=True, metavar="FILE", help="of run, or others' answers")
     score.add_argument("--metrics", choices=["official", "fixed", "paper"], default="official")
+    score.add_argument("--semantic", action="store_true", help="also mIoU and F-score of pixels")
     score.set_defaults(command=_eval)
 
     convert = commands.add_parser("convert", parents=[common], help="official checkpoint to .safetensors")
@@ -196,17 +197,12 @@ def _convert(options: argparse.Namespace) -> None:
 
 
 def _eval(options: argparse.Namespace) -> None:
-    from avis_stream.commands.evaluate import evaluate_predictions
+    from avis_stream.commands.evaluate import EvalOptions, evaluate_predictions
 
-    text = evaluate_predictions(
-        options.data,
-        options.split,
-        options.predictions,
-        options.metrics,
-        json_file=options.json,
-        plot_file=options.plot,
+    wanted = EvalOptions(
+        mode=options.metrics, semantic=options.semantic, json_file=options.json, plot_file=options.plot
     )
-    sys.stdout.write(text + "\n")
+    sys.stdout.write(evaluate_predictions(options.data, options.split, options.predictions, wanted) + "\n")
 
 
 def _doctor(options: argparse.Namespace) -> None:

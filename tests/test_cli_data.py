@@ -98,6 +98,19 @@ def test_missing_files(arguments: list[str], words: str, here: Path, capsys: pyt
     assert not captured.out
 
 
+def test_eval_of_answers_and_of_pixels(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*EVAL, "--metrics", "fixed", "--semantic"]) == 0
+    assert "pixels: binary_mIoU 100.00, binary_F 100.00, semantic_mIoU" in capsys.readouterr().out
+    answers = [{"video": "yard", "label": "dog", "interval": [0, 2], "box": [2, 2, 10, 10]}]
+    (here / "answers.json").write_text(json.dumps(answers))
+    command = [*EVAL[:-1], "answers.json"]
+    assert main([*command, "--json", "out/answers.json"]) == 0
+    assert "answers second by second" in capsys.readouterr().out
+    summary = json.loads((here / "out" / "answers.json").read_text())["summary"]
+    assert (summary["FAn"], summary["precision"]) == (100, 100)
+    assert main([*command, "--plot", "seconds.png"]) == 2
+
+
 def test_doctor(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--data", "set"]) == 0
     assert "test: no problem found" in capsys.readouterr().out

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from avis_stream.checks import require
 from avis_stream.commands.output import aligned
-from avis_stream.data.annotations import read_annotations, read_predictions
+from avis_stream.data.annotations import parse_predictions, read_annotations, read_json
 from avis_stream.data.dataset import annotation_file
 from avis_stream.files import atomic_path
-from avis_stream.metrics import Evaluation, evaluation
+from avis_stream.metrics import Evaluation, evaluation, label_maps, parse_answers, score_answers, segmentation_summary
+from avis_stream.metrics.answers import is_answers
 from avis_stream.metrics.evaluate import Scores
 from avis_stream.metrics.fsla import Mode
 from avis_stream.writers.verdicts import draw_verdicts
@@ -34,37 +37,77 @@ COLUMNS = {
 """Heading and key of each column; those without any value in a mode are left out."""
 
 
-def evaluate_predictions(
-    data: Path, split: str, predictions: Path, mode: Mode, *, json_file: Path | None, plot_file: Path | None
-) -> str:
+ANSWER_COLUMNS = {
+    "FSLA": "FA",
+    "silent": "FAn",
+    "single": "FAs",
+    "multi": "FAm",
+    "labels": "labels",
+    "precision": "precision",
+    "recall": "recall",
+}
+"""The same for answers without identity (`metrics/answers.py`)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalOptions:
+    """How to score, and what to write."""
+
+    mode: Mode = "official"
+    semantic: bool = False
+    """Also score pixels: mIoU and F-score."""
+    json_file: Path | None = None
+    plot_file: Path | None = None
+
+
+def evaluate_predictions(data: Path, split: str, predictions: Path, options: EvalOptions) -> str:
     """Scores a predictions file against `data/split.json`; returns the table for people.
+
+    Answers of other systems, known by their intervals, are scored second by second instead.
 
     Raises:
         DataError: A file is missing or broken, or they do not belong together.
+        ConfigError: Something was asked for that answers cannot give.
     """
     truth = read_annotations(annotation_file(data, split))
-    result = evaluation(truth, read_predictions(predictions, truth), mode)
-    if json_file is not None:
-        report = {"data": str(data), "split": split, "predictions": str(predictions)} | as_json(result)
-        with atomic_path(json_file) as path:
-            path.write_text(json.dumps(report, allow_nan=False) + "\n", encoding="utf-8")
-    if plot_file is not None:
-        score = result.summary()["FA"]
-        title = f"{predictions.name} on {split}: FSLA {_cell(score)} ({mode})"
-        draw_verdicts([video.verdicts for video in result.videos], plot_file, title=title)
+    document = read_json(predictions)
     frames = sum(video.length for video in truth.videos)
-    head = f"{predictions} on {split}: {len(truth.videos)} videos, {frames} frames; {mode} scores in percent"
-    return f"{head}\n\n{as_table(result)}"
+    head = f"{predictions} on {split}: {len(truth.videos)} videos, {frames} frames; "
+    report: dict[str, Any] = {"data": str(data), "split": split, "predictions": str(predictions)}
+    if is_answers(document):
+        wanted = options.plot_file is None and not options.semantic
+        require(wanted, "--plot and --semantic", "answers with intervals", "left out for these")
+        scores = score_answers(truth, parse_answers(predictions, document, truth))
+        _write(options.json_file, report | {"mode": "answers", "summary": scores})
+        return f"{head}answers second by second, in percent\n\n{table({'all': scores}, ANSWER_COLUMNS)}"
+    found = parse_predictions(predictions, document, truth)
+    result = evaluation(truth, found, options.mode)
+    text = f"{head}{options.mode} scores in percent\n\n{as_table(result)}"
+    report |= as_json(result)
+    if options.semantic:
+        report["pixels"] = segmentation_summary(label_maps(truth, found))
+        text += "\n\npixels: " + ", ".join(f"{key} {_cell(value)}" for key, value in report["pixels"].items())
+    _write(options.json_file, report)
+    if options.plot_file is not None:
+        title = f"{predictions.name} on {split}: FSLA {_cell(result.summary()['FA'])} ({options.mode})"
+        draw_verdicts([video.verdicts for video in result.videos], options.plot_file, title=title)
+    return text
+
+
+def _write(path: Path | None, report: dict[str, Any]) -> None:
+    if path is not None:
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(report, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def as_table(result: Evaluation) -> str:
     """Total, scenarios and classes, one line each."""
-    return table({"all": result.summary()} | result.by_scenario() | result.by_class())
+    return table({"all": result.summary()} | result.by_scenario() | result.by_class(), COLUMNS)
 
 
-def table(rows: Mapping[str, Scores]) -> str:
+def table(rows: Mapping[str, Scores], columns: Mapping[str, str]) -> str:
     """Scores under each other; a dash where nothing can be measured."""
-    columns = {name: key for name, key in COLUMNS.items() if any(row.get(key) is not None for row in rows.values())}
+    columns = {name: key for name, key in columns.items() if any(row.get(key) is not None for row in rows.values())}
     cells = [[label, *(_cell(row.get(key)) for key in columns.values())] for label, row in rows.items()]
     return aligned([["", *columns], *cells])
 

@@ -1,5 +1,18 @@
-"""How good predictions are: FSLA, HOTA, TrackMAP, identity; numpy and scipy alone."""
+"""How good predictions are: FSLA, HOTA, TrackMAP, identity; of other systems' answers, too. Numpy and scipy alone."""
 
+from avis_stream.metrics.answers import answers_of_predictions, parse_answers, score_answers
 from avis_stream.metrics.evaluate import Evaluation, evaluate, evaluation
+from avis_stream.metrics.segmentation import binary_scores, label_maps, segmentation_summary, semantic_scores
 
-__all__ = ["Evaluation", "evaluate", "evaluation"]
+__all__ = [
+    "Evaluation",
+    "answers_of_predictions",
+    "binary_scores",
+    "evaluate",
+    "evaluation",
+    "label_maps",
+    "parse_answers",
+    "score_answers",
+    "segmentation_summary",
+    "semantic_scores",
+]

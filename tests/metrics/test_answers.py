@@ -1,0 +1,114 @@
+"""Answers of other systems: label, place, interval."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import Box, mask, percent, score, write
+
+from avis_stream.data.annotations import Annotations, read_annotations, read_predictions
+from avis_stream.errors import DataError
+from avis_stream.metrics import answers_of_predictions, parse_answers, score_answers
+from avis_stream.metrics.answers import is_answers
+
+A: Box = (0, 0, 4, 4)
+B: Box = (5, 5, 4, 4)
+
+
+@pytest.fixture
+def truth(tmp_path: Path) -> Annotations:
+    """A dog in seconds 0 and 1, a cat beside it in second 1, silence in seconds 2 and 3."""
+    tracks = [("dog", [A, A, None, None]), ("cat", [None, B, None, None])]
+    return read_annotations(write(tmp_path, [(4, tracks, [])])[0])
+
+
+def scored(truth: Annotations, *answers: dict[str, Any]) -> dict[str, Any]:
+    document = json.loads(json.dumps([{"video": "video1"} | answer for answer in answers]))
+    return score_answers(truth, parse_answers(Path("answers.json"), document, truth))
+
+
+def test_boxes_by_hand(truth: Annotations) -> None:
+    """The dog is right for two seconds. The cat's box is 4x8 around 4x4, IoU 1/2, and lasts a second too long.
+
+    Second 0 right, second 1 right below IoU 1/2 (9 of 19), second 2 wrong, second 3 right. Of 4 answers 2 overlap by
+    more than 1/2, and 3 were wanted. Who sounds is right in seconds 0, 1 and 3.
+    """
+    scores = scored(
+        truth,
+        {"label": "dog", "interval": [0, 2], "box": list(A)},
+        {"label": "Cat", "interval": [1, 3], "box": [5, 1, 4, 8]},
+    )
+    assert (scores["FAs"], scores["FAm"], scores["FAn"]) == (100, percent(9 / 19), 50)
+    assert scores["FA"] == percent((1 + 9 / 19 + 0 + 1) / 4)
+    assert scores["labels"] == 75
+    assert (scores["precision"], scores["recall"]) == (50, percent(2 / 3))
+
+
+def test_masks(truth: Annotations) -> None:
+    scores = scored(
+        truth,
+        {"category_id": 2, "interval": [0, 2], "segmentation": mask(A)},
+        {"category_id": 3, "interval": [1, 2], "segmentation": mask(B)},
+    )
+    assert (scores["FA"], scores["labels"], scores["precision"], scores["recall"]) == (100, 100, 100, 100)
+
+
+def test_labels_alone_say_who_but_not_where(truth: Annotations) -> None:
+    scores = scored(truth, {"label": "dog", "interval": [0, 2]}, {"label": "cat", "interval": [1, 2]})
+    assert (scores["labels"], scores["FA"], scores["FAn"]) == (100, 50, 100)
+
+
+def test_a_label_the_set_does_not_have_is_a_false_alarm(truth: Annotations) -> None:
+    scores = scored(truth, {"label": "kettle", "interval": [3, 4], "box": list(A)})
+    assert (scores["FAn"], scores["precision"]) == (50, 0)
+
+
+@pytest.mark.parametrize(
+    ("interval", "seconds"), [([0.4, 1], 1), ([0.6, 1], 0), ([0.4, 1.6], 2), ([-3, 99], 4), ([0.2, 0.8], 1)]
+)
+def test_more_than_half_a_second_counts(interval: list[float], seconds: int, truth: Annotations) -> None:
+    document = [{"video_id": 1, "label": "dog", "interval": interval}]
+    (video,) = parse_answers(Path("answers.json"), document, truth).values()
+    assert sum(map(len, video)) == seconds
+
+
+def test_nothing_said(truth: Annotations) -> None:
+    scores = scored(truth)
+    assert (scores["FA"], scores["FAn"], scores["precision"], scores["recall"]) == (50, 100, None, 0)
+
+
+def test_our_own_predictions_on_the_same_ruler(tmp_path: Path) -> None:
+    """An identity that changes costs FSLA half; second by second nothing is wrong."""
+    video = (4, [("dog", [A] * 4)], [("dog", [A, A, None, None]), ("dog", [None, None, A, A])])
+    assert score(tmp_path, "fixed", video)["FA"] == 50
+    paths = tmp_path / "truth.json", tmp_path / "predictions.json"
+    truth = read_annotations(paths[0])
+    own = answers_of_predictions(truth, read_predictions(paths[1], truth))
+    assert score_answers(truth, own)["FA"] == 100
+    assert score_answers(truth, own, boxes=True)["FA"] == 100
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"video": "video9"}, r"\[0\] must name a video of truth.json"),
+        ({"interval": [2, 1]}, r"\[0\].interval must be \[begin, end\] in seconds"),
+        ({"interval": 3}, r"\[0\].interval must be"),
+        ({"box": [1, 2, 3]}, r"\[0\].box must be \[x, y, width, height\]"),
+        ({"segmentation": "x"}, r"\[0\].segmentation: a segmentation must be"),
+        ({"segmentation": {"size": [5, 5], "counts": [25]}}, r"\[0\].segmentation is \[5, 5\], its video \[10, 10\]"),
+    ],
+)
+def test_doors(change: dict[str, Any], words: str, truth: Annotations) -> None:
+    with pytest.raises(DataError, match=words):
+        scored(truth, {"label": "dog", "interval": [0, 1]} | change)
+
+
+def test_files_tell_themselves_apart() -> None:
+    assert is_answers([{"interval": [0, 1]}])
+    assert not is_answers([{"segmentations": []}])
+    assert not is_answers({"interval": 1})
+    assert not is_answers([])
