@@ -89,6 +89,15 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--semantic", action="store_true", help="also mIoU and F-score of pixels")
     score.set_defaults(command=_eval)
 
+    train = commands.add_parser("train", parents=[common], help="train a model")
+    train.add_argument("--data", required=True, metavar="DIR", help='folder with train.json, "synth" or "synth:ASSETS"')
+    train.add_argument("--model", choices=list(PRESETS), default="avism_mini")
+    train.add_argument("--init", type=Path, metavar="FILE", help="weights to begin with; what fits is taken")
+    train.add_argument("--resume", type=Path, metavar="DIR", help="go on with the run in this folder")
+    train.add_argument("--out", type=Path, default=Path("out/train"), help="for checkpoints, log and weights")
+    train.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", dest="settings")
+    train.set_defaults(command=_train)
+
     convert = commands.add_parser("convert", parents=[common], help="official checkpoint to .safetensors")
     convert.add_argument("official", type=Path, metavar="OFFICIAL.pth")
     convert.add_argument("target", type=Path, metavar="OUT.safetensors")
@@ -187,6 +196,20 @@ def _synth(options: argparse.Namespace) -> None:
         force=options.force,
     )
     sys.stderr.write(f"{options.videos} videos: {written}\n")
+
+
+def _train(options: argparse.Namespace) -> None:
+    from avis_stream.commands.train import run_training
+
+    written = run_training(
+        options.data,
+        options.model,
+        options.out,
+        init=options.init,
+        resume=options.resume,
+        settings=options.settings,
+    )
+    sys.stderr.write(f"trained: {written}\n")
 
 
 def _convert(options: argparse.Namespace) -> None:

@@ -171,6 +171,28 @@ class LossConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AugmentConfig:
+    """How training clips are drawn from videos and changed; the defaults are the official ones."""
+
+    frame_range: int = 20
+    """Frames of a clip lie at most so far from one of them."""
+    short_sides_px: tuple[int, ...] = (288, 320, 352, 384, 416, 448, 480, 512)
+    long_side_px: int = 768
+    crop_share: float = 0.5
+    crop_first_sides_px: tuple[int, ...] = (400, 500, 600)
+    crop_first_long_side_px: int = 1333
+    crop_range_px: tuple[int, int] = (384, 600)
+    flip_share: float = 0.5
+    silent_first_frame_has_no_class: bool = False
+    """The official loader gives objects that are silent in a clip's first frame the class "nothing" (quirk Q2)."""
+
+    def limits(self, short_side_px: int, *, crop: bool) -> InputConfig:
+        """Sides of a resize, before a crop or at the end."""
+        longest = self.crop_first_long_side_px if crop else self.long_side_px
+        return InputConfig(short_side_px=short_side_px, long_side_px=longest)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
     """How a model is trained; the defaults are the official schedule (its yaml's commented-out real one, quirk Q24)."""
 
@@ -196,6 +218,7 @@ class TrainConfig:
     bfloat16: bool = False
     seed: int = 0
     losses: LossConfig = field(default_factory=LossConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     def __post_init__(self) -> None:
         for name in ("steps", "frames", "clips", "query_layers"):

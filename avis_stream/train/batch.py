@@ -25,6 +25,8 @@ class ClipSample:
     masks: Tensor
     """bool [G, T, H, W]; all False in frames where the object is silent or unseen."""
     name: str = ""
+    features: Tensor | None = None
+    """float32 [T, A], if they were made beforehand; `seconds` is not listened to then."""
 
     def __post_init__(self) -> None:
         frames, _, height, width = check_shape(self.images, "images", "T 3 H W", dtype=torch.uint8).shape

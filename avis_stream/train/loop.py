@@ -111,7 +111,7 @@ def _step(
     device = model.device
     samples = [_to(sample, device) for sample in samples]
     with torch.no_grad():
-        features = torch.stack([model.hear(sample.seconds) for sample in samples])
+        features = torch.stack([_features(model, sample) for sample in samples])
     with torch.autocast(device.type, torch.bfloat16, enabled=config.bfloat16):
         losses: dict[str, torch.Tensor] = step_of(samples, features, draw)
     total = losses["total"]
@@ -129,6 +129,10 @@ def _step(
     return {name: value.item() for name, value in losses.items()} | {"gradient_norm": norm.item()}
 
 
+def _features(model: AVISM, sample: ClipSample) -> torch.Tensor:
+    return model.hear(sample.seconds) if sample.features is None else sample.features
+
+
 def _to(sample: ClipSample, device: torch.device) -> ClipSample:
     return ClipSample(
         images=sample.images.to(device),
@@ -136,6 +140,7 @@ def _to(sample: ClipSample, device: torch.device) -> ClipSample:
         labels=sample.labels.to(device),
         masks=sample.masks.to(device),
         name=sample.name,
+        features=None if sample.features is None else sample.features.to(device),
     )
 
 

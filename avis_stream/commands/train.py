@@ -1,0 +1,110 @@
+"""`avis-stream train`: learns from a data set, or from scenes made as they are asked for."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from avis_stream.config import AVISMConfig, TrainConfig, with_overrides
+from avis_stream.data.dataset import open_split
+from avis_stream.files import atomic_path
+from avis_stream.models.avism import AVISM
+from avis_stream.models.preprocess import network_size
+from avis_stream.presets import preset
+from avis_stream.synth.assets import AssetLibrary
+from avis_stream.synth.library import Library
+from avis_stream.synth.procedural import ProceduralLibrary
+from avis_stream.synth.protocol import Protocol
+from avis_stream.train.dataset_clips import DatasetClips
+from avis_stream.train.loop import train
+from avis_stream.train.source import ClipSource, SynthClips
+from avis_stream.weights.files import save_weights
+from avis_stream.weights.initial import start_from
+from avis_stream.weights.load import unfolded_model
+
+_MADE = "synth"
+_TRAIN = "train."
+
+
+def run_training(
+    data: str, model_name: str, out: Path, *, init: Path | None, resume: Path | None, settings: Sequence[str]
+) -> Path:
+    """Trains and returns the path of the finished weights, `out/weights.safetensors`.
+
+    Args:
+        data: Folder with `train.json`, or `synth` (drawn by the program), or `synth:ASSETS`.
+        model_name: A preset.
+        out: For checkpoints, the log and the weights.
+        init: Weights to begin with, whole or in part.
+        resume: A run's folder to go on with; takes the place of `out`.
+        settings: `train.steps=1000` for the schedule, anything else for the model.
+    """
+    config = preset(model_name).with_overrides(s for s in settings if not s.startswith(_TRAIN))
+    schedule = with_overrides(TrainConfig(), [s.removeprefix(_TRAIN) for s in settings if s.startswith(_TRAIN)])
+    _join_processes()
+    torch.manual_seed(schedule.seed)
+    model = unfolded_model(config, None, "")
+    if init is not None and resume is None:
+        report = start_from(model, init)
+        if _first():
+            sys.stderr.write(f"{init}: {report}\n")
+    folder = resume or out
+    folder.mkdir(parents=True, exist_ok=True)
+    source = _source(data, model.config, schedule)
+    log = folder / "log.jsonl"
+    with log.open("a", encoding="utf-8") as lines:
+
+        def note(step: int, losses: dict[str, float]) -> None:
+            lines.write(json.dumps({"step": step} | {k: round(v, 5) for k, v in losses.items()}) + "\n")
+            lines.flush()
+
+        train(model, source, schedule, folder, resume=resume is not None, log=note)
+    target = folder / "weights.safetensors"
+    if _first():
+        _save(model, target, schedule)
+    return target
+
+
+def _save(model: AVISM, target: Path, schedule: TrainConfig) -> None:
+    """Weights without the frozen audio encoder where it ships with the package, and the schedule beside them."""
+    bundled = model.config.audio.encoder == "yamnet"
+    state = {k: v for k, v in model.state_dict().items() if not (bundled and k.startswith("audio_encoder."))}
+    save_weights(state, model.config, target, half=True)
+    with atomic_path(target.with_name("schedule.json")) as temporary:
+        temporary.write_text(json.dumps({"train": repr(schedule), "data_protocol": Protocol.load().digest}) + "\n")
+
+
+def _source(data: str, config: AVISMConfig, schedule: TrainConfig) -> ClipSource:
+    kind, _, folder = data.partition(":")
+    if kind != _MADE:
+        split = open_split(data, "train", config.classes)
+        return DatasetClips(split, config.classes, frames=schedule.frames, config=schedule.augment, seed=schedule.seed)
+    protocol = Protocol.load()
+    library: Library = AssetLibrary(Path(folder), protocol, "train") if folder else ProceduralLibrary()
+    width, height = protocol.size
+    small = network_size(height, width, config.input)
+    return SynthClips(
+        library,
+        protocol,
+        frames=schedule.frames,
+        size=(small[1], small[0]),
+        seed=schedule.seed,
+        classes=config.classes,
+        photograph_share=protocol.photograph_share["train"],
+    )
+
+
+def _join_processes() -> None:
+    """Joins the other processes when started by torchrun."""
+    if "RANK" in os.environ and not dist.is_initialized():
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+
+
+def _first() -> bool:
+    return not dist.is_initialized() or dist.get_rank() == 0

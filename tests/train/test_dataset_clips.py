@@ -1,0 +1,213 @@
+"""Clips from disk: drawn, cut and mirrored with their masks, and heard at the right second."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from avis_stream.cli import main
+from avis_stream.config import AVISEG_CLASSES, AugmentConfig
+from avis_stream.data.dataset import open_split
+from avis_stream.errors import DataError
+from avis_stream.synth.procedural import ProceduralLibrary
+from avis_stream.synth.protocol import Protocol
+from avis_stream.synth.scene import make_scene
+from avis_stream.synth.write import write_set
+from avis_stream.train.augment import Geometry, apply_geometry, draw_frames, draw_geometry
+from avis_stream.train.dataset_clips import DatasetClips
+from avis_stream.weights import load
+
+SMALL = AugmentConfig(
+    short_sides_px=(48, 64), long_side_px=128, crop_first_sides_px=(60,), crop_range_px=(40, 60), frame_range=3
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("set")
+    protocol = replace(Protocol.load(), size=(96, 64))
+    scenes = [
+        make_scene(ProceduralLibrary(), protocol, seed=0, index=i, seconds=(6, 6), size=(96, 64), photograph_share=0.0)
+        for i in range(4)
+    ]
+    write_set(folder, "train", scenes, protocol, seed=0)
+    return folder
+
+
+def clips(data: Path, config: AugmentConfig = SMALL) -> DatasetClips:
+    return DatasetClips(open_split(data, "train"), AVISEG_CLASSES, frames=5, config=config, seed=0)
+
+
+def test_the_same_number_is_the_same_clip(data: Path) -> None:
+    one, again = clips(data).clip(5), clips(data).clip(5)
+    assert torch.equal(one.images, again.images)
+    assert torch.equal(one.masks, again.masks)
+    assert torch.equal(one.seconds, again.seconds)
+    assert len({clips(data).clip(n).name for n in range(6)}) > 3
+
+
+def test_an_epoch_shows_every_video(data: Path) -> None:
+    source = clips(data)
+    names = {source.clip(n).name.split()[0] for n in range(len(source._videos))}
+    assert len(names) == len(source._videos)
+
+
+def test_sound_is_that_of_the_frame(data: Path) -> None:
+    sample = clips(data).clip(0)
+    name, _, frames = sample.name.partition(" frames ")
+    from scipy.io import wavfile
+
+    _, wave = wavfile.read(data / "train" / "WAVAudios" / f"{name}.wav")
+    for second, t in zip(sample.seconds, json.loads(frames), strict=True):
+        expected = wave[t * 16_000 : (t + 1) * 16_000, 0] / 32768
+        np.testing.assert_allclose(second.numpy(), expected, atol=1e-6)
+
+
+def test_frames_are_near_each_other_and_in_order() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        frames = draw_frames(60, 5, AugmentConfig(), rng)
+        assert frames == sorted(frames)
+        assert max(frames) - min(frames) <= 40
+        assert 0 <= min(frames) <= max(frames) < 60
+    assert draw_frames(1, 3, AugmentConfig(), rng) == [0, 0, 0]
+
+
+def test_masks_go_where_the_pictures_go() -> None:
+    """A picture that shows its own mask still does after any geometry."""
+    rng = np.random.default_rng(0)
+    mask = torch.zeros(1, 3, 64, 96, dtype=torch.bool)
+    mask[:, :, 20:50, 30:70] = True
+    images = (mask[0, :, None].expand(-1, 3, -1, -1) * 255).to(torch.uint8)
+    for _ in range(40):
+        geometry = draw_geometry(64, 96, 3, SMALL, rng)
+        changed, masks = apply_geometry(images, mask, geometry, SMALL)
+        assert changed.shape[-2:] == masks.shape[-2:]
+        assert ((changed[:, 0] > 127) ^ masks[0]).float().mean() < 0.06
+
+
+def test_official_sizes() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        geometry = draw_geometry(720, 1280, 5, AugmentConfig(), rng)
+        assert geometry.side in range(288, 513, 32)
+        if geometry.first_side is not None:
+            assert geometry.first_side in (400, 500, 600)
+            assert all(384 <= side <= 600 for side in geometry.crop)
+            rows = [corner[0] for corner in geometry.corners]
+            assert rows in (sorted(rows), sorted(rows, reverse=True))
+
+
+def test_flip() -> None:
+    picture = torch.arange(12, dtype=torch.uint8).view(1, 1, 3, 4).expand(1, 3, 3, 4)
+    flipped, _ = apply_geometry(
+        picture, torch.zeros(0, 1, 3, 4, dtype=torch.bool), Geometry(None, (0, 0), (), 3, True), SMALL
+    )
+    assert torch.equal(flipped, picture.flip(-1))
+
+
+def test_silent_first_frame_quirk_is_an_option(data: Path) -> None:
+    """Quirk Q2: officially an object that is silent in the first frame has no class."""
+    official = replace(SMALL, silent_first_frame_has_no_class=True)
+    seen = 0
+    for number in range(24):
+        ours, theirs = clips(data).clip(number), clips(data, official).clip(number)
+        silent = ~ours.masks[:, 0].flatten(1).any(dim=1) if len(ours.labels) else torch.zeros(0, dtype=torch.bool)
+        assert torch.equal(theirs.labels, torch.where(silent, len(AVISEG_CLASSES), ours.labels))
+        seen += int(silent.sum())
+    assert seen > 0
+
+
+def test_stored_features_are_used(data: Path) -> None:
+    split = open_split(data, "train")
+    video = split.annotations.videos[0]
+    folder = data / "train" / "FEATAudios"
+    folder.mkdir()
+    stored = np.random.default_rng(0).random((6, 128), np.float32)
+    np.save(folder / f"{video.name}.npy", stored)
+    source = clips(data)
+    sample = next(s for n in range(8) if (s := source.clip(n)).name.startswith(video.name))
+    assert sample.features is not None
+    frames = json.loads(sample.name.partition(" frames ")[2])
+    np.testing.assert_array_equal(sample.features.numpy(), stored[frames])
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()
+
+
+def test_nothing_to_learn_from_says_so(data: Path, tmp_path: Path) -> None:
+    document = json.loads((data / "train.json").read_text())
+    (tmp_path / "train.json").write_text(json.dumps({**document, "annotations": []}))
+    with pytest.raises(DataError, match="no video has an annotation to learn from"):
+        clips(tmp_path)
+
+
+SETTINGS = [
+    "channels=32", "mask_channels=16", "pixel_decoder.heads=4", "pixel_decoder.layers=1", "localizer.heads=4",
+    "localizer.layers=2", "localizer.queries=6", "tracker.heads=4", "tracker.encoder_layers=2",
+    "tracker.decoder_layers=2", "tracker.queries=6", "train.steps=2", "train.frames=2", "train.query_layers=2",
+    "train.losses.points=64", "train.augment.short_sides_px=64", "train.augment.crop_share=0",
+]  # fmt: skip
+
+
+def test_train_command_makes_weights_that_load_and_begins_from_them(data: Path, tmp_path: Path) -> None:
+    settings = [part for setting in SETTINGS for part in ("--set", setting)]
+    first = tmp_path / "first"
+    assert main(["train", "--data", str(data), "--out", str(first), *settings]) == 0
+    assert {p.name for p in first.iterdir()} == {"last.pt", "log.jsonl", "schedule.json", "weights.safetensors"}
+    steps = [json.loads(line)["step"] for line in (first / "log.jsonl").read_text().splitlines()]
+    assert steps == [1, 2]
+    model = load("avism_mini", weights=first / "weights.safetensors")
+    assert model.config.channels == 32
+    assert model.audio_encoder is not None
+    images = torch.from_numpy(np.asarray(Image.new("RGB", (96, 64)))).permute(2, 0, 1)[None]
+    assert model.segment(images, torch.zeros(16_000)).frames == 1
+    second = [
+        "train",
+        "--data",
+        "synth",
+        "--init",
+        str(first / "weights.safetensors"),
+        "--out",
+        str(tmp_path / "second"),
+    ]
+    small = ["--set", "input.short_side_px=48"]
+    assert main([*second, *settings, *small]) == 0
+    assert main(["train", "--data", "synth", "--resume", str(tmp_path / "second"), *settings, *small]) == 0
+
+
+def test_fine_tuning_to_other_classes_keeps_what_fits(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = [part for setting in SETTINGS for part in ("--set", setting)]
+    first = tmp_path / "first"
+    assert main(["train", "--data", str(data), "--out", str(first), *settings]) == 0
+    document = json.loads((data / "train.json").read_text())
+    used = {a["category_id"] for a in document["annotations"]}
+    names = ["bell" if c["id"] in used else c["name"] for c in document["categories"]]
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "train").symlink_to(data / "train")
+    categories = [{"id": i + 1, "name": f"{name}{i}" if name != "bell" else "bell"} for i, name in enumerate(names)]
+    (own / "train.json").write_text(json.dumps({**document, "categories": categories}))
+    command = [
+        "train",
+        "--data",
+        str(own),
+        "--out",
+        str(tmp_path / "tuned"),
+        *settings,
+        "--set",
+        "classes=bell,whistle",
+    ]
+    capsys.readouterr()
+    assert main([*command, "--init", str(first / "weights.safetensors")]) == 0
+    printed = capsys.readouterr().err
+    assert "skipped tracker.class_embed.weight (file [27, 32], model [3, 32])" in printed
+    assert load("avism_mini", weights=tmp_path / "tuned" / "weights.safetensors").classes == ("bell", "whistle")
