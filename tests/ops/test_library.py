@@ -26,21 +26,16 @@ with warnings.catch_warnings(record=True) as caught:
 for warning in caught:
     print(warning.category.__name__, warning.message)
 """
-WITHOUT_LIBRARY = """
-from pathlib import Path
-import avis_stream
-_is_file = Path.is_file
-Path.is_file = lambda self: self.name != "libavis_ops.so" and _is_file(self)
-"""
 
 
-def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    env = os.environ | {"AVIS_STREAM_REQUIRE": ""} | environment
+def run_without_library(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    absent = {"AVIS_STREAM_REQUIRE": "", "AVIS_STREAM_OPS_LIBRARY": "/nowhere/libavis_ops.so"}
+    env = os.environ | absent | environment
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)
 
 
 def test_fallback_warns_once_and_says_what_to_do() -> None:
-    done = run(WITHOUT_LIBRARY + CALL)
+    done = run_without_library(CALL)
     assert done.returncode == 0, done.stderr
     (line,) = done.stdout.splitlines()
     assert line.startswith("ReferenceKernelWarning avis::range_attn and its like run as plain PyTorch on cpu")
@@ -48,7 +43,7 @@ def test_fallback_warns_once_and_says_what_to_do() -> None:
 
 
 def test_require_native_turns_the_fallback_into_an_error() -> None:
-    done = run(WITHOUT_LIBRARY + CALL, AVIS_STREAM_REQUIRE="gst,native")
+    done = run_without_library(CALL, AVIS_STREAM_REQUIRE="gst,native")
     assert done.returncode == 1
     assert "NativeUnavailableError: AVIS_STREAM_REQUIRE=native, but avis::range_attn has no cpu kernel" in done.stderr
 
