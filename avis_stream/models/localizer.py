@@ -16,6 +16,7 @@ from avis_stream.config import AVISMConfig
 from avis_stream.models.pixel_decoder import FEATURE_LEVELS, PixelFeatures
 from avis_stream.nn.attention import AttentionBlock, FeedForward
 from avis_stream.nn.layers import MLP, sine_position
+from avis_stream.ops.ranges import whole_plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +40,28 @@ class DecoderLayer(nn.Module):
         self.self_attn = AttentionBlock(channels, heads)
         self.ffn = FeedForward(channels, ffn_channels)
 
-    def forward(self, state: Tensor, embed: Tensor, key: Tensor, value: Tensor, visible: Tensor | None) -> Tensor:
-        """State [B, N, C], its position `embed` [N, C], keys and values [B, Nk, C]: new state [B, N, C]."""
-        state = self.cross_attn.masked(state, state + embed, key, value, visible)
+    def forward(
+        self, state: Tensor, embed: Tensor, key: Tensor, value: Tensor, visible: Tensor | None = None
+    ) -> Tensor:
+        """One layer.
+
+        Args:
+            state: [B, N, C].
+            embed: [N, C], the queries' position.
+            key: [B, Nk, C].
+            value: [B, Nk, C].
+            visible: bool [B, 1, N, Nk], where each query may look; None: everywhere.
+        Returns:
+            The new state [B, N, C].
+        """
+        count = state.shape[1]
         query = state + embed
-        state = self.self_attn.masked(state, query, query, state)
+        if visible is None:
+            state = self.cross_attn.ranged(state, query, key, value, whole_plan(count, key.shape[1]))
+        else:
+            state = self.cross_attn.masked(state, query, key, value, visible)
+        query = state + embed
+        state = self.self_attn.ranged(state, query, query, state, whole_plan(count, count))
         advanced: Tensor = self.ffn(state)
         return advanced
 

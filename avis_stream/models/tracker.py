@@ -134,7 +134,7 @@ class Tracker(nn.Module):
         state = self.query_feat.weight.expand(batch, -1, -1)
         predictions = []
         for layer in self.decoder:
-            state = layer(state, embed, key, value, None)
+            state = layer(state, embed, key, value)
             predictions.append(self.predict(state))
         return predictions
 

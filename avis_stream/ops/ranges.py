@@ -56,6 +56,16 @@ class AttentionPlan:
             yield slice(edges[0], edges[-1]), AttentionPlan(shifted, tuple((own,) for own in pairwise(shifted)))
 
 
+def whole_plan(queries: int, keys: int) -> AttentionPlan:
+    """Every query sees every key.
+
+    Args:
+        queries: How many, >= 0.
+        keys: How many, >= 0.
+    """
+    return AttentionPlan((0, queries), (((0, keys),),))
+
+
 def window_plan(
     frames: int, window: int, queries_per_frame: int, tokens_per_frame: int, *, shifted: bool = False
 ) -> AttentionPlan:
