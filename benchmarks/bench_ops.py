@@ -73,7 +73,7 @@ def test_msda_fwd(name: str, threads: int, record: Callable[..., Any]) -> None:
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("name", DEFORMABLE)
 def test_msda_fwd_bf16(name: str, threads: int, record: Callable[..., Any]) -> None:
-    """The value stored in bfloat16. A test of its own: beside another of our runs it would find its data in the cache."""
+    """The value stored in bfloat16; apart from float32, or one would find the other's data in the cache."""
     case = deformable(*DEFORMABLE[name])
     args = case.shapes, case.loc, case.weight
     half = case.value.bfloat16()
