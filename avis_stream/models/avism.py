@@ -25,6 +25,7 @@ from avis_stream.models.resnet import ResNet
 from avis_stream.models.swin import Swin
 from avis_stream.models.tracker import Tracker
 from avis_stream.nn.layers import fold_frozen_norms
+from avis_stream.nn.packed import Conv2d, pack_layers
 
 _FRAMES_AT_ONCE = 2
 """Frames that `raw_outputs` localizes together: enough to fill the cores, few enough to stay in the caches."""
@@ -88,7 +89,7 @@ class AVISM(nn.Module):
         self.backbone = build_backbone(config.backbone)
         self.pixel_decoder = PixelDecoder(config)
         self.localizer = self.localizer_type(config)
-        self.clip_mask_features = nn.Conv2d(config.channels, config.mask_channels, 1)
+        self.clip_mask_features = Conv2d(config.channels, config.mask_channels, 1)
         self.tracker = self.tracker_type(config)
         self.audio_encoder = build_audio_encoder(config.audio)
 
@@ -108,9 +109,10 @@ class AVISM(nn.Module):
         return self.clip_mask_features.weight.device
 
     def prepare_for_inference(self) -> AVISM:
-        """Evaluation mode, no gradients, frozen norms folded into their convolutions; returns itself."""
+        """Evaluation mode, no gradients, norms folded and weights packed for the kernels; returns itself."""
         self.eval().requires_grad_(False)
         fold_frozen_norms(self)
+        pack_layers(self)
         return self
 
     def localize(self, images: Tensor, audio_features: Tensor) -> FrameTokens:

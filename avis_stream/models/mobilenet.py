@@ -6,8 +6,9 @@ design's feasibility run); `weights/backbones.py` folds published weights on rea
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from avis_stream.nn.packed import Conv2d
 
 _STAGES = (  # (expansion, channels, blocks, stride)
     (1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1),
@@ -21,16 +22,16 @@ class InvertedResidual(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, stride: int, expansion: int) -> None:
         super().__init__()
         hidden = in_channels * expansion
-        self.expand = nn.Conv2d(in_channels, hidden, 1) if expansion > 1 else None
-        self.depthwise = nn.Conv2d(hidden, hidden, 3, stride, padding=1, groups=hidden)
-        self.project = nn.Conv2d(hidden, out_channels, 1)
+        self.expand = Conv2d(in_channels, hidden, 1, activation="relu6") if expansion > 1 else None
+        self.depthwise = Conv2d(hidden, hidden, 3, stride, groups=hidden, activation="relu6")
+        self.project = Conv2d(hidden, out_channels, 1)
         self.has_residual = stride == 1 and in_channels == out_channels
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in, H, W] to [B, out, H / stride, W / stride]."""
-        y: Tensor = x if self.expand is None else F.relu6(self.expand(x), inplace=True)
-        y = self.project(F.relu6(self.depthwise(y), inplace=True))
-        return x + y if self.has_residual else y
+        y = self.depthwise(x if self.expand is None else self.expand(x))
+        projected: Tensor = self.project(y, x if self.has_residual else None)
+        return projected
 
 
 class MobileNet(nn.Module):
@@ -38,7 +39,7 @@ class MobileNet(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(3, _STEM_CHANNELS, 3, 2, padding=1)
+        self.stem = Conv2d(3, _STEM_CHANNELS, 3, 2, activation="relu6")
         self.blocks = nn.ModuleList()
         self._outputs = []  # indices of the last block at each resolution
         channels = _STEM_CHANNELS
@@ -50,13 +51,13 @@ class MobileNet(nn.Module):
                 channels = out
         self._outputs = [*self._outputs[1:], len(self.blocks) - 1]
         for part in self.modules():
-            if isinstance(part, nn.Conv2d):
+            if isinstance(part, Conv2d):
                 nn.init.kaiming_normal_(part.weight, mode="fan_out")
                 nn.init.zeros_(part.bias)  # type: ignore[arg-type]  # every convolution here has one
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Normalised pictures [B, 3, H, W] to four maps of 24, 32, 96 and 320 channels."""
-        x = F.relu6(self.stem(images), inplace=True)
+        x = self.stem(images)
         features = []
         for i, block in enumerate(self.blocks):
             x = block(x)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from avis_stream.config import AVISMConfig, PixelDecoderConfig
 from avis_stream.nn.layers import sine_position
+from avis_stream.nn.packed import Conv2d, Linear
 from avis_stream.ops import ms_deform_attn
 
 FEATURE_LEVELS = 3
@@ -36,10 +37,10 @@ class DeformableAttention(nn.Module):
         super().__init__()
         self.heads, self.points = config.heads, config.points
         samples = config.heads * FEATURE_LEVELS * config.points
-        self.sampling_offsets = nn.Linear(channels, samples * 2)
-        self.attention_weights = nn.Linear(channels, samples)
-        self.value_proj = nn.Linear(channels, channels)
-        self.output_proj = nn.Linear(channels, channels)
+        self.sampling_offsets = Linear(channels, samples * 2)
+        self.attention_weights = Linear(channels, samples)
+        self.value_proj = Linear(channels, channels)
+        self.output_proj = Linear(channels, channels)
         self._reset_parameters()
 
     def _reset_parameters(self) -> None:
@@ -88,8 +89,8 @@ class DeformableLayer(nn.Module):
         super().__init__()
         self.self_attn = DeformableAttention(config, channels)
         self.norm1 = nn.LayerNorm(channels)
-        self.linear1 = nn.Linear(channels, config.ffn_channels)
-        self.linear2 = nn.Linear(config.ffn_channels, channels)
+        self.linear1 = Linear(channels, config.ffn_channels, activation="relu")
+        self.linear2 = Linear(config.ffn_channels, channels)
         self.norm2 = nn.LayerNorm(channels)
         for linear in (self.linear1, self.linear2):
             nn.init.xavier_uniform_(linear.weight)
@@ -97,22 +98,22 @@ class DeformableLayer(nn.Module):
     def forward(self, tokens: Tensor, position: Tensor, reference: Tensor, shapes: list[int]) -> Tensor:
         """Tokens [T, S, C] to the same."""
         tokens = self.norm1(tokens + self.self_attn(tokens + position, tokens, reference, shapes))
-        normed: Tensor = self.norm2(tokens + self.linear2(F.relu(self.linear1(tokens), inplace=True)))
+        normed: Tensor = self.norm2(tokens + self.linear2(self.linear1(tokens)))
         return normed
 
 
-class ConvGroupNorm(nn.Conv2d):
+class ConvGroupNorm(Conv2d):
     """Convolution without bias, then group norm of 32 groups."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int) -> None:
-        super().__init__(in_channels, out_channels, kernel, padding=kernel // 2, bias=False)
+        super().__init__(in_channels, out_channels, kernel, bias=False)
         self.norm = nn.GroupNorm(32, out_channels)
         nn.init.kaiming_uniform_(self.weight, a=1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[T, in, h, w] to [T, out, h, w]."""
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """[T, in, h, w] to [T, out, h, w]; `residual` is added after the norm."""
         normed: Tensor = self.norm(super().forward(x))
-        return normed
+        return normed if residual is None else normed + residual
 
 
 class PixelDecoder(nn.Module):
@@ -123,7 +124,7 @@ class PixelDecoder(nn.Module):
         channels = config.channels
         stride4, *coarser = config.backbone.feature_channels
         self.input_proj = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(c, channels, 1), nn.GroupNorm(32, channels)) for c in reversed(coarser)
+            nn.Sequential(Conv2d(c, channels, 1), nn.GroupNorm(32, channels)) for c in reversed(coarser)
         )
         self.level_embed = nn.Parameter(torch.randn(FEATURE_LEVELS, channels))
         self.layers = nn.ModuleList(
@@ -131,9 +132,9 @@ class PixelDecoder(nn.Module):
         )
         self.lateral = ConvGroupNorm(stride4, channels, 1)
         self.output = ConvGroupNorm(channels, channels, 3)
-        self.mask_features = nn.Conv2d(channels, config.mask_channels, 1)
+        self.mask_features = Conv2d(channels, config.mask_channels, 1)
         for part in (*self.input_proj.modules(), self.mask_features):
-            if isinstance(part, nn.Conv2d) and part.bias is not None:
+            if isinstance(part, Conv2d) and part.bias is not None:
                 nn.init.kaiming_uniform_(part.weight, a=1)
                 nn.init.zeros_(part.bias)
 
@@ -151,7 +152,8 @@ class PixelDecoder(nn.Module):
         level0, level1, level2 = (
             part.transpose(1, 2).unflatten(2, m.shape[-2:]) for part, m in zip(split, maps, strict=True)
         )
-        fine = self.lateral(res2) + F.interpolate(level2, size=res2.shape[-2:], mode="bilinear", align_corners=False)
+        coarse = F.interpolate(level2, size=res2.shape[-2:], mode="bilinear", align_corners=False)
+        fine = self.lateral(res2, coarse)
         stride4 = F.relu(self.output(fine), inplace=True)
         return PixelFeatures((level0, level1, level2), stride4, self.mask_features(stride4))
 

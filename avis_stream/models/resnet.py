@@ -14,17 +14,16 @@ class Bottleneck(nn.Module):
 
     def __init__(self, in_channels: int, width: int, out_channels: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = ConvFrozenNorm(in_channels, width, 1)
-        self.conv2 = ConvFrozenNorm(width, width, 3, stride)
-        self.conv3 = ConvFrozenNorm(width, out_channels, 1)
+        self.conv1 = ConvFrozenNorm(in_channels, width, 1, activation="relu")
+        self.conv2 = ConvFrozenNorm(width, width, 3, stride, activation="relu")
+        self.conv3 = ConvFrozenNorm(width, out_channels, 1, activation="relu")
         self.shortcut = ConvFrozenNorm(in_channels, out_channels, 1, stride) if in_channels != out_channels else None
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in, H, W] to [B, out, H / stride, W / stride]."""
         residual = x if self.shortcut is None else self.shortcut(x)
-        y = F.relu(self.conv1(x), inplace=True)
-        y = F.relu(self.conv2(y), inplace=True)
-        return F.relu(self.conv3(y) + residual, inplace=True)
+        y: Tensor = self.conv3(self.conv2(self.conv1(x)), residual)
+        return y
 
 
 class ResNet(nn.Module):
@@ -32,7 +31,7 @@ class ResNet(nn.Module):
 
     def __init__(self, config: ResNetConfig) -> None:
         super().__init__()
-        self.stem = nn.ModuleDict({"conv1": ConvFrozenNorm(3, config.stem_channels, 7, 2)})
+        self.stem = nn.ModuleDict({"conv1": ConvFrozenNorm(3, config.stem_channels, 7, 2, activation="relu")})
         in_channels = config.stem_channels
         for stage, (blocks, out_channels) in enumerate(zip(config.blocks, config.feature_channels, strict=True)):
             width = config.bottleneck_channels * 2**stage
@@ -45,8 +44,7 @@ class ResNet(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Normalised pictures [B, 3, H, W] to `[res2, res3, res4, res5]`."""
-        x = F.relu(self.stem["conv1"](images), inplace=True)
-        x = F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
+        x = F.max_pool2d(self.stem["conv1"](images), kernel_size=3, stride=2, padding=1)
         features = []
         for stage in range(2, 6):
             x = self.get_submodule(f"res{stage}")(x)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from avis_stream.nn.packed import Linear
 from avis_stream.ops import range_attn
 from avis_stream.ops.ranges import AttentionPlan
 
@@ -29,7 +30,7 @@ class MultiheadAttention(nn.Module):
         self.heads = heads
         self.in_proj_weight = nn.Parameter(torch.empty(3 * channels, channels))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * channels))
-        self.out_proj = nn.Linear(channels, channels)
+        self.out_proj = Linear(channels, channels)
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.xavier_uniform_(self.out_proj.weight)
         nn.init.zeros_(self.out_proj.bias)
@@ -114,8 +115,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, channels: int, hidden_channels: int) -> None:
         super().__init__()
-        self.linear1 = nn.Linear(channels, hidden_channels)
-        self.linear2 = nn.Linear(hidden_channels, channels)
+        self.linear1 = Linear(channels, hidden_channels, activation="relu")
+        self.linear2 = Linear(hidden_channels, channels)
         self.norm = nn.LayerNorm(channels)
         for linear in (self.linear1, self.linear2):
             nn.init.xavier_uniform_(linear.weight)
@@ -128,5 +129,5 @@ class FeedForward(nn.Module):
         return self._one_chunk(x)
 
     def _one_chunk(self, x: Tensor) -> Tensor:
-        normed: Tensor = self.norm(x + self.linear2(F.relu(self.linear1(x), inplace=True)))
+        normed: Tensor = self.norm(x + self.linear2(self.linear1(x)))
         return normed

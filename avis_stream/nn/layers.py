@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from avis_stream.nn.packed import Activation, Conv2d
+
 
 class MLP(nn.Module):
     """Linear layers with ReLU between them and none at the end."""
@@ -69,17 +71,17 @@ class FrozenBatchNorm(nn.Module):
         return scale, self.bias - self.running_mean * scale
 
 
-class ConvFrozenNorm(nn.Conv2d):
-    """Convolution without bias, then `FrozenBatchNorm`; `fold` merges the two for inference."""
+class ConvFrozenNorm(Conv2d):
+    """Convolution without bias, `FrozenBatchNorm`, addition, activation; `fold` merges the first two for inference."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> None:
-        super().__init__(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False)
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, activation: Activation = "none"
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel, stride, bias=False, activation=activation)
         self.norm: FrozenBatchNorm | nn.Identity = FrozenBatchNorm(out_channels)
         nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, in, H, W] to [B, out, H / stride, W / stride]."""
-        y: Tensor = super().forward(x)
+    def _between(self, y: Tensor) -> Tensor:
         if isinstance(self.norm, FrozenBatchNorm):
             scale, shift = self.norm.scale_and_shift()
             y = y * scale[:, None, None] + shift[:, None, None]

@@ -1,0 +1,155 @@
+"""Convolution and linear layers with their activation, and a fast form of both for inference on the CPU.
+
+oneDNN can keep weights in the layout that its kernels want and add the residual and the activation before a result
+leaves the cache; torch reaches these only from its compiler. `pack` prepares a layer for them once its weights are
+final. Anything else (training, another device or precision, export, a torch without these operators) takes the ordinary
+way; results differ by rounding.
+
+    conv, then ReLU, 64 to 256 channels at 96 x 160:   48 ms ordinary, 8 ms packed, same machine, same minute
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Activation = Literal["none", "relu", "relu6"]
+
+_FUSED: dict[Activation, tuple[str, list[float]]] = {
+    "none": ("none", []),
+    "relu": ("relu", []),
+    "relu6": ("hardtanh", [0.0, 6.0]),
+}
+"""oneDNN's name of an activation, and its parameters."""
+
+
+def activate(x: Tensor, activation: Activation) -> Tensor:
+    """Applies an activation, in place where gradients allow."""
+    if activation == "none":
+        return x
+    return F.relu(x, inplace=True) if activation == "relu" else F.relu6(x, inplace=True)
+
+
+class _Packed:
+    """A weight in oneDNN's own layout. Copies of a layer begin without: such tensors cannot be copied or saved."""
+
+    def __init__(self, weight: Tensor | None = None) -> None:
+        self.weight = weight
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Packed:
+        return _Packed()
+
+    def __reduce__(self) -> tuple[type[_Packed], tuple[()]]:
+        return (_Packed, ())
+
+    def serves(self, x: Tensor, training: bool) -> bool:
+        """Whether the packed form may be used for an input."""
+        return (
+            self.weight is not None
+            and not training
+            and not torch.is_grad_enabled()
+            and x.device.type == "cpu"
+            and x.dtype == torch.float32
+            and not torch.compiler.is_compiling()
+            and not torch.is_autocast_enabled("cpu")
+        )
+
+
+def can_pack(weight: Tensor) -> bool:
+    """Whether this torch can pack this weight."""
+    return (
+        weight.device.type == "cpu"
+        and weight.dtype == torch.float32
+        and torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    )
+
+
+class Conv2d(nn.Conv2d):
+    """Convolution, then an addition, then an activation, where wanted; odd kernels, padded to keep the size."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        stride: int = 1,
+        *,
+        groups: int = 1,
+        bias: bool = True,
+        activation: Activation = "none",
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel, stride, padding=kernel // 2, groups=groups, bias=bias)
+        self.activation: Activation = activation
+        self._packed = _Packed()
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Convolves.
+
+        Args:
+            x: [B, in, H, W].
+            residual: [B, out, H / stride, W / stride], added before the activation.
+        """
+        if self._packed.serves(x, self.training):
+            return self._forward_packed(x, residual)
+        y = self._between(super().forward(x))
+        return activate(y if residual is None else y + residual, self.activation)
+
+    def _between(self, y: Tensor) -> Tensor:
+        """What a subclass does between convolution and addition."""
+        return y
+
+    def pack(self) -> None:
+        """Prepares for inference; weights must not change afterwards."""
+        if can_pack(self.weight):
+            self._packed = _Packed(torch.ops.mkldnn._reorder_convolution_weight(self.weight, *self._geometry(), None))
+
+    def _geometry(self) -> tuple[list[int], list[int], list[int], int]:
+        padding = self.kernel_size[0] // 2
+        return [padding, padding], list(self.stride), list(self.dilation), self.groups
+
+    def _forward_packed(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        x = x.contiguous(memory_format=torch.channels_last)
+        arguments = (self._packed.weight, self.bias, *self._geometry())
+        y: Tensor
+        if residual is None:
+            y = torch.ops.mkldnn._convolution_pointwise(x, *arguments, *_FUSED[self.activation], "")
+        elif self.activation == "relu6":  # the one pair that oneDNN does not fuse
+            y = activate(torch.ops.mkldnn._convolution_pointwise(x, *arguments, "none", [], "") + residual, "relu6")
+        else:
+            last = None if self.activation == "none" else self.activation
+            y = torch.ops.mkldnn._convolution_pointwise.binary(x, residual, *arguments, "add", 1.0, last, [], "")
+        return y
+
+
+class Linear(nn.Linear):
+    """Linear layer with its activation."""
+
+    def __init__(self, in_features: int, out_features: int, *, activation: Activation = "none") -> None:
+        super().__init__(in_features, out_features)
+        self.activation: Activation = activation
+        self._packed = _Packed()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in] to [..., out]."""
+        if self._packed.serves(x, self.training):
+            name, parameters = _FUSED[self.activation]
+            y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed.weight, self.bias, name, parameters, "")
+            return y
+        return activate(super().forward(x), self.activation)
+
+    def pack(self) -> None:
+        """Prepares for inference; weights must not change afterwards."""
+        if can_pack(self.weight):
+            self._packed = _Packed(torch.ops.mkldnn._reorder_linear_weight(self.weight, None))
+
+
+def pack_layers(module: nn.Module) -> None:
+    """Packs every layer inside `module` that can be."""
+    for part in module.modules():
+        if isinstance(part, (Conv2d, Linear)):
+            part.pack()
