@@ -113,7 +113,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     protocol = tmp_path / "small.json"
     source = json.loads((Path(__file__).parents[2] / "avis_stream" / "data" / "protocol_v1.json").read_text())
     protocol.write_text(
-        json.dumps({**source, "size": [64, 48], "seconds": dict.fromkeys(("train", "val", "test"), [2, 2])})
+        json.dumps({**source, "size": [64, 48], "seconds": {split: [2, 2] for split in ("train", "val", "test")}})
     )
     command = ["synth", str(tmp_path / "set"), "--videos", "1", "--protocol", str(protocol), "--films"]
     assert main(command) == 0
