@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -75,5 +76,9 @@ class CMakeBuild(build_ext):
 if build_mode() == "0":
     setup()
 else:
-    extensions = [Extension(name, sources=[]) for name in (OPERATORS, "avis_stream._host")]
+    has_headers = Path(sysconfig.get_paths()["include"], "Python.h").exists()
+    if not has_headers:
+        sys.stderr.write("avis_stream: no Python.h, so _host (build information) is left out; nothing else needs it\n")
+    names = (OPERATORS, "avis_stream._host") if has_headers else (OPERATORS,)
+    extensions = [Extension(name, sources=[]) for name in names]
     setup(ext_modules=extensions, cmdclass={"build_ext": CMakeBuild})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import platform
 from typing import TextIO
 
@@ -18,7 +19,19 @@ def print_info(out: TextIO) -> None:
         f"avis_stream {__version__}, torch {torch.__version__}, Python {platform.python_version()}",
         f"machine: {platform.machine()}, {platform.system()}",
         f"threads: {torch.get_num_threads()}; CUDA: {'yes' if torch.cuda.is_available() else 'no'}",
+        f"build: {_build()}",
         str(ops.info()),
         "models: " + ", ".join(PRESETS),
     ]
     out.write("\n".join(lines) + "\n")
+
+
+def _build() -> str:
+    """How the native part was made, where `_host` is there to tell."""
+    try:
+        host = importlib.import_module("avis_stream._host")
+    except ImportError:
+        return "not told (no compiler or no Python headers when it was installed)"
+    facts = host.build_info()
+    has = [name for name, there in host.cpu_features().items() if there]
+    return f"{facts['compiler']}, torch {facts['torch']}, for {' '.join(facts['isas'])}; this CPU has {' '.join(has)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +13,10 @@ import torch
 from PIL import Image
 
 from avis_stream.cli import main
-from avis_stream.config import AVISEG_CLASSES, AugmentConfig
+from avis_stream.config import AVISEG_CLASSES, AugmentConfig, LossConfig, TrainConfig
 from avis_stream.data.dataset import open_split
 from avis_stream.errors import DataError
+from avis_stream.presets import preset
 from avis_stream.synth.procedural import ProceduralLibrary
 from avis_stream.synth.protocol import Protocol
 from avis_stream.synth.scene import make_scene
@@ -22,6 +24,8 @@ from avis_stream.synth.write import write_set
 from avis_stream.train.augment import Geometry, apply_geometry, draw_frames, draw_geometry
 from avis_stream.train.dataset_clips import DatasetClips
 from avis_stream.weights import load
+from avis_stream.weights.files import save_weights
+from avis_stream.weights.load import unfolded_model
 
 SMALL = AugmentConfig(
     short_sides_px=(48, 64), long_side_px=128, crop_first_sides_px=(60,), crop_range_px=(40, 60), frame_range=3
@@ -182,32 +186,39 @@ def test_train_command_makes_weights_that_load_and_begins_from_them(data: Path, 
     assert main(["train", "--data", "synth", "--resume", str(tmp_path / "second"), *settings, *small]) == 0
 
 
+@pytest.fixture
+def bells(data: Path, tmp_path: Path) -> Path:
+    """The same data under other class names: whatever is in it is a bell."""
+    document = json.loads((data / "train.json").read_text())
+    used = {a["category_id"] for a in document["annotations"]}
+    folder = tmp_path / "bells"
+    folder.mkdir()
+    (folder / "train").symlink_to(data / "train")
+    categories = [{**c, "name": "bell" if c["id"] in used else f"other {c['id']}"} for c in document["categories"]]
+    (folder / "train.json").write_text(json.dumps({**document, "categories": categories}))
+    return folder
+
+
 def test_fine_tuning_to_other_classes_keeps_what_fits(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    data: Path, bells: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = [part for setting in SETTINGS for part in ("--set", setting)]
     first = tmp_path / "first"
     assert main(["train", "--data", str(data), "--out", str(first), *settings]) == 0
-    document = json.loads((data / "train.json").read_text())
-    used = {a["category_id"] for a in document["annotations"]}
-    names = ["bell" if c["id"] in used else c["name"] for c in document["categories"]]
-    own = tmp_path / "own"
-    own.mkdir()
-    (own / "train").symlink_to(data / "train")
-    categories = [{"id": i + 1, "name": f"{name}{i}" if name != "bell" else "bell"} for i, name in enumerate(names)]
-    (own / "train.json").write_text(json.dumps({**document, "categories": categories}))
-    command = [
-        "train",
-        "--data",
-        str(own),
-        "--out",
-        str(tmp_path / "tuned"),
-        *settings,
-        "--set",
-        "classes=bell,whistle",
-    ]
+    settings += ["--set", "classes=bell,whistle"]
+    command = ["train", "--data", str(bells), "--out", str(tmp_path / "tuned"), *settings]
     capsys.readouterr()
     assert main([*command, "--init", str(first / "weights.safetensors")]) == 0
     printed = capsys.readouterr().err
     assert "skipped tracker.class_embed.weight (file [27, 32], model [3, 32])" in printed
+    assert load("avism_mini", weights=tmp_path / "tuned" / "weights.safetensors").classes == ("bell", "whistle")
+
+
+def test_the_fine_tuning_example_runs(bells: Path, tmp_path: Path) -> None:
+    begun = tmp_path / "begun.safetensors"
+    model = unfolded_model(preset("avism_mini"), None, "")
+    save_weights({k: v for k, v in model.state_dict().items() if not k.startswith("audio_")}, model.config, begun)
+    example = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "fine_tune.py"))
+    schedule = TrainConfig(steps=1, frames=2, losses=LossConfig(points=64), augment=SMALL)
+    example["main"](str(bells), str(begun), str(tmp_path / "tuned"), "bell,whistle", schedule)
     assert load("avism_mini", weights=tmp_path / "tuned" / "weights.safetensors").classes == ("bell", "whistle")
