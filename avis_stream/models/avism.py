@@ -20,15 +20,13 @@ from avis_stream.models.mask_store import MaskStore
 from avis_stream.models.mobilenet import MobileNet
 from avis_stream.models.offline import ClipFrame, mask_features_again, segment_clip
 from avis_stream.models.pixel_decoder import PixelDecoder
+from avis_stream.models.postprocess import find_instances
 from avis_stream.models.preprocess import normalise_and_pad
 from avis_stream.models.resnet import ResNet
 from avis_stream.models.swin import Swin
 from avis_stream.models.tracker import Tracker
 from avis_stream.nn.layers import fold_frozen_norms
 from avis_stream.nn.packed import Conv2d, pack_layers
-
-_FRAMES_AT_ONCE = 2
-"""Frames that `raw_outputs` localizes together: enough to fill the cores, few enough to stay in the caches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +80,10 @@ class AVISM(nn.Module):
 
     localizer_type: type[Localizer] = Localizer
     tracker_type: type[Tracker] = Tracker
+    find_instances = staticmethod(find_instances)
+    """From scores and mask features to instances; a class attribute so that the literal form can put its own there."""
+    frames_at_once = 2
+    """Frames localized together: enough to fill the cores, few enough to stay in the caches."""
 
     def __init__(self, config: AVISMConfig) -> None:
         super().__init__()
@@ -141,9 +143,10 @@ class AVISM(nn.Module):
             audio_features, "audio_features", "T A", dtype=torch.float32,
             T=len(images), A=self.config.audio.feature_dim, hint="one vector a frame",
         )  # fmt: skip
+        at_once = self.frames_at_once
         parts = [
             self.localize(normalise_and_pad(frames.to(self.device), self.config.input), audio.to(self.device))
-            for frames, audio in zip(images.split(_FRAMES_AT_ONCE), audio_features.split(_FRAMES_AT_ONCE), strict=True)
+            for frames, audio in zip(images.split(at_once), audio_features.split(at_once), strict=True)
         ]
         frame_queries = torch.cat([p.frame_queries for p in parts])
         clip_mask_features = torch.cat([p.clip_mask_features for p in parts])

@@ -7,18 +7,24 @@ same, so either form loads the other's weights. Nothing outside this file needs 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from avis_stream.config import AVISMConfig
+from avis_stream.config import AVISMConfig, PostprocessConfig
+from avis_stream.data import rle
 from avis_stream.models.avism import AVISM
 from avis_stream.models.localizer import Localizer
 from avis_stream.models.pixel_decoder import DeformableAttention, PixelFeatures
+from avis_stream.models.postprocess import Instances, MaskQuality, MaskSizes, mask_logits, resize_logits
 from avis_stream.models.tracker import Tracker, WindowLayer
 from avis_stream.ops.ms_deform_attn import ms_deform_attn_grid_sample
+
+_MASK_FRAMES = 5
+"""Frames whose masks are drawn together."""
 
 _BLOCKED = -1000.0
 """Added to blocked scores of shifted windows, as the official code does instead of minus infinity (quirk Q5)."""
@@ -102,11 +108,40 @@ class LiteralTracker(Tracker):
         return repeat(bias, "g i j -> g (i n) (j m)", n=slots, m=slots)
 
 
+@torch.no_grad()
+def find_instances_literally(
+    logits: Tensor,
+    mask_embed: Tensor,
+    features: Iterable[tuple[int, Tensor]],
+    sizes: MaskSizes,
+    config: PostprocessConfig,
+) -> Instances:
+    """Draws the masks of all `top_k` pairs on all frames, keeps them as bool, and looks at scores last (quirk Q17)."""
+    scores = logits.softmax(-1)[:, :-1]
+    best, index = scores.flatten().topk(min(config.top_k, scores.numel()))
+    class_id, query_id = index % scores.shape[1], index // scores.shape[1]
+    quality = MaskQuality(len(best), best.device)
+    parts = []
+    for _, stored in features:
+        for part in stored.split(_MASK_FRAMES):
+            drawn = mask_logits(mask_embed[query_id], part, sizes)
+            quality.add(drawn)
+            parts.append(resize_logits(drawn, sizes.output) > 0)
+    masks = torch.cat(parts).transpose(0, 1)  # [I, T, H, W]
+    score = best * quality.value()
+    order = score.argsort(descending=True)
+    order = order[score[order] > config.score_threshold]
+    tracks = tuple(tuple(rle.encode(mask) for mask in masks[i]) for i in order.tolist())
+    return Instances(score[order], class_id[order], query_id[order], tracks)
+
+
 class LiteralAVISM(AVISM):
     """AVISM in the official form: slow, large, and what `AVISM` is measured against."""
 
     localizer_type = LiteralLocalizer
     tracker_type = LiteralTracker
+    find_instances = staticmethod(find_instances_literally)
+    frames_at_once = 18  # the official TEST_RUN_CHUNK_SIZE
 
     def __init__(self, config: AVISMConfig) -> None:
         super().__init__(config)

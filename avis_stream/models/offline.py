@@ -13,7 +13,7 @@ from torch import Tensor
 from avis_stream.errors import MediaError
 from avis_stream.models.clip import ClipResult
 from avis_stream.models.mask_store import MaskStore
-from avis_stream.models.postprocess import MaskSizes, draw_masks, select_candidates
+from avis_stream.models.postprocess import MaskSizes
 from avis_stream.models.preprocess import network_size, normalise_and_pad, resize_images
 from avis_stream.stages import StageTimer
 
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from avis_stream.models.avism import AVISM, FrameTokens
 
 T = TypeVar("T")
-
-_FRAMES_AT_ONCE = 2
-"""Frames localized together: enough to fill the cores, few enough to stay in the caches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,20 +69,15 @@ def segment_clip(
         raise MediaError("a clip must have at least one frame, got none")
     with timer("track"):
         logits, mask_embed = model.track(torch.cat(localized.frame_queries), torch.stack(localized.audio))
-    candidates = select_candidates(logits, model.config.postprocess)
-    queries, slot = candidates.query_id.unique(return_inverse=True)
     height, width = network_size(*localized.input_size, model.config.input)
     sizes = MaskSizes(localized.padded_size, (height, width), out_size or localized.input_size)
     with timer("masks"):
-        quality, tracks = draw_masks(mask_embed[queries], store, sizes)
-    score = candidates.class_score * quality[slot]
-    order = score.argsort(descending=True, stable=True)
-    order = order[score[order] > model.config.postprocess.score_threshold]
+        found = model.find_instances(logits, mask_embed, store, sizes, model.config.postprocess)
     return ClipResult(
-        score=score[order].cpu(),
-        class_id=candidates.class_id[order].cpu(),
-        query_id=candidates.query_id[order].cpu(),
-        rles=tuple(tuple(tracks[j]) for j in slot[order].tolist()),
+        score=found.score.cpu(),
+        class_id=found.class_id.cpu(),
+        query_id=found.query_id.cpu(),
+        rles=found.rles,
         frames=len(localized.audio),
         size=sizes.output,
     )
@@ -104,7 +96,7 @@ class _Localized:
 
     def run(self, frames: Iterator[ClipFrame]) -> Iterator[FrameTokens]:
         """Yields the tokens of a few frames at a time."""
-        for batch in _batches(frames, _FRAMES_AT_ONCE):
+        for batch in _batches(frames, self.model.frames_at_once):
             audio = torch.stack([f.audio_features for f in batch])
             with self.timer("resize"):
                 images = self._stack(batch)

@@ -57,6 +57,51 @@ def select_candidates(logits: Tensor, config: PostprocessConfig) -> Candidates:
     return Candidates(best[passes], index[passes] % classes, index[passes] // classes)
 
 
+@dataclass(frozen=True, slots=True)
+class Instances:
+    """What is left when all is decided, best first."""
+
+    score: Tensor
+    """float32 [I], class score x mask quality."""
+    class_id: Tensor
+    """int64 [I]."""
+    query_id: Tensor
+    """int64 [I]."""
+    rles: tuple[tuple[Rle, ...], ...]
+    """[I][T], masks at output size."""
+
+
+@torch.no_grad()
+def find_instances(
+    logits: Tensor,
+    mask_embed: Tensor,
+    features: Iterable[tuple[int, Tensor]],
+    sizes: MaskSizes,
+    config: PostprocessConfig,
+) -> Instances:
+    """Decides what a clip holds.
+
+    Args:
+        logits: [M, K + 1].
+        mask_embed: [M, Cm].
+        features: (first frame, [t, Cm, h, w]) in order, as a `MaskStore` yields them.
+        sizes: Through which the masks go.
+        config: Thresholds.
+    """
+    candidates = select_candidates(logits, config)
+    queries, slot = candidates.query_id.unique(return_inverse=True)
+    quality, tracks = draw_masks(mask_embed[queries], features, sizes)
+    score = candidates.class_score * quality[slot]
+    order = score.argsort(descending=True, stable=True)
+    order = order[score[order] > config.score_threshold]
+    return Instances(
+        score[order],
+        candidates.class_id[order],
+        candidates.query_id[order],
+        tuple(tuple(tracks[j]) for j in slot[order].tolist()),
+    )
+
+
 class MaskQuality:
     """Running mean of a mask's own certainty: mean soft mask value inside the hard mask, over all frames so far."""
 
