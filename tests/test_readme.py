@@ -15,7 +15,9 @@ README = (Path(__file__).parents[1] / "README.md").read_text()
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+    """Contents of the fenced blocks of a language, "" for none; all fences are read, so that they pair up."""
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+    return [body for found, body in fenced if found == language]
 
 
 def test_python_blocks_run() -> None:
@@ -27,6 +29,7 @@ def test_python_blocks_run() -> None:
 
 
 def commands() -> list[str]:
+    """Lines of the blocks without a language that call the program."""
     lines = [line for block in blocks("") for line in block.splitlines()]
     return [line.split(" #")[0].strip() for line in lines if line.startswith("avis-stream ")]
 
