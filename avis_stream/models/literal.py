@@ -58,16 +58,16 @@ class LiteralTracker(Tracker):
             x = self._layer(layer, x, x, padding, shifted=shifts and i % 2 == 1)
         return x[:, :frames]
 
-    def fuse(self, objects: Tensor, audio: Tensor) -> Tensor:
-        """As `Tracker.fuse`."""
+    def listen(self, objects: Tensor, audio: Tensor) -> Tensor:
+        """As `Tracker.listen`, but with one answer an object: [B, T, N, C]."""
         if self.audio_proj is None:
-            return objects
+            return objects.new_zeros(1)
         batch, frames, slots, _ = objects.shape
         y, padding = self._pad(repeat(self.audio_proj(audio), "t c -> b t n c", b=batch, n=slots))
         keys, _ = self._pad(objects)
         for i, layer in enumerate(self.fusion):
             y = self._layer(layer, y, keys, padding, shifted=i % 2 == 1)
-        return objects + y[:, :frames]
+        return y[:, :frames]
 
     def _pad(self, x: Tensor) -> tuple[Tensor, Tensor]:
         window = self.config.token_window

@@ -68,7 +68,7 @@ def segment_clip(
     if localized.input_size is None:
         raise MediaError("a clip must have at least one frame, got none")
     with timer("track"):
-        logits, mask_embed = model.track(torch.cat(localized.frame_queries), torch.stack(localized.audio))
+        logits, mask_embed = model.track(localized.take_queries(), torch.stack(localized.audio))
     height, width = network_size(*localized.input_size, model.config.input)
     sizes = MaskSizes(localized.padded_size, (height, width), out_size or localized.input_size)
     with timer("masks"):
@@ -105,6 +105,12 @@ class _Localized:
             self.frame_queries.append(tokens.frame_queries)
             self.audio.extend(audio)
             yield tokens
+
+    def take_queries(self) -> Tensor:
+        """Frame queries [T, N, C] of all frames, once: they are not kept."""
+        queries = torch.cat(self.frame_queries)
+        self.frame_queries.clear()
+        return queries
 
     def _stack(self, batch: list[ClipFrame]) -> Tensor:
         for frame in batch:

@@ -85,7 +85,9 @@ class Tracker(nn.Module):
             that `similarity_of_frames` takes.
         """
         objects = self.encode(frame_queries)
-        tokens = self.fuse(objects, audio)
+        heard = self.listen(objects, audio)
+        # Nobody else holds the objects: on long clips a copy of them would be hundreds of megabytes.
+        tokens = objects + heard if torch.is_grad_enabled() else objects.add_(heard)
         return self.decode(tokens), tokens
 
     def encode(self, frame_queries: Tensor) -> Tensor:
@@ -110,20 +112,25 @@ class Tracker(nn.Module):
         return x
 
     def fuse(self, objects: Tensor, audio: Tensor) -> Tensor:
-        """Audio-visual fusion: object tokens [B, T, N, C] plus what the frame's sound found in their windows.
+        """Audio-visual fusion: object tokens [B, T, N, C] plus what the frame's sound found in their windows."""
+        fused: Tensor = objects + self.listen(objects, audio)
+        return fused
+
+    def listen(self, objects: Tensor, audio: Tensor) -> Tensor:
+        """What the sound of each frame finds among the object tokens [B, T, N, C] of its windows: [B, T, 1, C].
 
         The official code runs one audio query for each object; they start equal, see the same keys and never meet, so
         they stay equal, and one a frame gives the same numbers (quirk Q27).
         """
         if self.audio_proj is None:
-            return objects
+            return objects.new_zeros(1)
         batch, frames, slots, _ = objects.shape
         y = self.audio_proj(audio).expand(batch, -1, -1)  # [B, T, C]
         keys = objects.flatten(1, 2)
         for i, layer in enumerate(self.fusion):
             y = layer(y, keys, window_plan(frames, self.config.token_window, 1, slots, shifted=i % 2 == 1))
-        fused: Tensor = objects + y[:, :, None]
-        return fused
+        heard: Tensor = y[:, :, None]
+        return heard
 
     def decode(self, tokens: Tensor) -> list[ClipPrediction]:
         """Object decoder: video queries over all tokens [B, T, N, C] of the clip; no notion of when."""
