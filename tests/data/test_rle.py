@@ -55,6 +55,23 @@ def test_anything_else_is_refused(wrong: object) -> None:
         rle.decode(wrong)
 
 
+@pytest.mark.parametrize("counts", ["nonsense", "1", "", "zzzz", "0" * 50, "PPTl0", "é", [5], [-4, 24], []])
+def test_runs_that_do_not_fill_the_picture_are_refused(counts: str | list[int]) -> None:
+    """Given to pycocotools as they are, some of these never return."""
+    with pytest.raises(DataError, match="do not fill a picture of 5x4"):
+        rle.as_rle({"size": [4, 5], "counts": counts})
+
+
+def test_runs_of_any_length_are_read() -> None:
+    """Text of one to five characters a number, growing and shrinking runs, a picture of ones."""
+    random = np.random.default_rng(0)
+    for shape in ((1, 1), (3, 7), (64, 64), (720, 1280), (3000, 4000)):
+        for share in (0.0, 1.0, 0.5, 1e-4):
+            mask = random.random(shape) < share
+            encoded = rle.encode(mask)
+            assert rle.as_rle(encoded) == encoded
+
+
 def test_one_mask_at_a_time() -> None:
     with pytest.raises(DataError, match="one mask at a time"):
         rle.encode(torch.zeros(2, 4, 4, dtype=torch.bool))
