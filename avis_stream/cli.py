@@ -160,7 +160,6 @@ def _run(options: argparse.Namespace) -> None:
     from avis_stream.sources.file import open_clip
     from avis_stream.weights import load
 
-    clip = open_clip(options.input, audio=options.audio, fps=options.fps, previous=False)
     model = load(
         options.model,
         options.weights,
@@ -168,6 +167,7 @@ def _run(options: argparse.Namespace) -> None:
         audio_weights=options.audio_weights,
         settings=options.settings,
     )
+    clip = open_clip(options.input, audio=options.audio, fps=options.fps, previous=model.wants_previous)
     out = options.out or Path("out") / clip.name
     wanted = RunOptions(save_masks=options.save_masks, video=not options.no_video, memory_bytes=options.memory_budget)
     with output_folder(out, force=options.force) as folder:

@@ -123,6 +123,17 @@ class LocalizerConfig:
     ffn_channels: int = 2048
     audio_fusion: bool = True
     """Off: no frame-level fusion and none of its parameters (VITA, if `TrackerConfig.audio_fusion` is off too)."""
+    query_source: Literal["learned", "peaks"] = "learned"
+    """`peaks`: queries begin at the peaks of a map of object centres instead of at learned vectors (ADR 0007)."""
+    sounding_head: bool = False
+    """Find every visible object and tell by a score of its own whether it sounds (ADR 0007); needs sets that say what
+    is visible in silence. Officially only sounding objects are found."""
+    motion_cue: bool = False
+    """The sounding score also sees how an object moved in the 100 ms before its frame, against others of its class."""
+
+    def __post_init__(self) -> None:
+        wanted = "False without sounding_head, to whose score it adds"
+        require(self.sounding_head or not self.motion_cue, "LocalizerConfig.motion_cue", self.motion_cue, wanted)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,6 +164,8 @@ class PostprocessConfig:
     """(query, class) pairs kept for a clip; a query may appear with several classes (quirk Q10)."""
     score_threshold: float = 0.3
     """An instance stays if class score x mask quality is above this; hard-coded in the official code (quirk Q11)."""
+    presence_threshold: float = 0.5
+    """With a sounding head: an instance is shown in the frames where its chance of sounding is above this."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,6 +178,12 @@ class LossConfig:
     no_object_weight: float = 0.1
     similarity_weight: float = 1.0
     """Officially effective; the paper says 0.5, which its code never applies (quirk Q1)."""
+    sounding_weight: float = 2.0
+    """Of the sounding head, on matched queries."""
+    tag_weight: float = 10.0
+    """Of the classes that the sound alone gives away, sources outside the picture included."""
+    peak_weight: float = 1.0
+    """Of the map of object centres."""
     points: int = 12_544
     oversample: float = 3.0
     importance: float = 0.75
@@ -204,6 +223,8 @@ class TrainConfig:
     learning_rate: float = 1e-4
     backbone_factor: float = 0.1
     """The backbone learns at this share of `learning_rate`; 0 freezes it."""
+    frozen: tuple[str, ...] = ()
+    """Parts that do not learn, by the first words of their names: `backbone.stem,backbone.blocks.0.`."""
     weight_decay: float = 0.05
     """Not applied to norms, embeddings and Swin's position biases."""
     gradient_clip: float = 0.01

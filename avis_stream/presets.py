@@ -63,7 +63,9 @@ def avism_mini() -> AVISMConfig:
         audio=AudioConfig(encoder="yamnet", feature_dim=1024),
         input=InputConfig(short_side_px=192, long_side_px=512),
         pixel_decoder=PixelDecoderConfig(layers=2, ffn_channels=256),
-        localizer=LocalizerConfig(queries=24, layers=3, ffn_channels=384),
+        localizer=LocalizerConfig(
+            queries=24, layers=3, ffn_channels=384, query_source="peaks", sounding_head=True, motion_cue=True
+        ),
         tracker=TrackerConfig(queries=24, ffn_channels=384, encoder_layers=4, decoder_layers=3),
     )
 

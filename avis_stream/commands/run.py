@@ -101,7 +101,7 @@ def _heard(model: AVISM, pairs: Iterable[AVPair], timer: StageTimer) -> Iterator
             return
         with timer("hear"):
             features = model.hear(pair.audio[None])[0].cpu()
-        yield ClipFrame(pair.frame.image, features)
+        yield ClipFrame(pair.frame.image, features, pair.frame.previous)
 
 
 def _writers(model: AVISM, clip: Clip, folder: Path, options: RunOptions) -> Iterator[Writer]:

@@ -23,6 +23,7 @@ from avis_stream.models.pixel_decoder import PixelDecoder
 from avis_stream.models.postprocess import find_instances
 from avis_stream.models.preprocess import normalise_and_pad
 from avis_stream.models.resnet import ResNet
+from avis_stream.models.sounding import motion_between
 from avis_stream.models.swin import Swin
 from avis_stream.models.tracker import Tracker
 from avis_stream.nn.layers import fold_frozen_norms
@@ -39,6 +40,8 @@ class FrameTokens:
     """[T, N, K + 1]; the last class is "no object"."""
     clip_mask_features: Tensor
     """[T, Cm, h, w] at stride 4 of the padded input."""
+    sounding: Tensor | None = None
+    """[T, N], each query's chance of sounding; None without a sounding head."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,20 @@ class RawOutputs:
     """[M, K + 1]; the last class is "no object"."""
     pred_mask_embed: Tensor
     """[M, Cm]."""
+    presence: Tensor | None = None
+    """[M, T], chance of sounding in each frame; None without a sounding head."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tracks:
+    """What the tracker makes of a clip."""
+
+    logits: Tensor
+    """[M, K + 1]; the last class is "no object"."""
+    mask_embed: Tensor
+    """[M, Cm]."""
+    presence: Tensor | None
+    """[M, T], chance of sounding in each frame; None without a sounding head."""
 
 
 def build_backbone(config: BackboneConfig) -> ResNet | Swin | MobileNet:
@@ -117,16 +134,24 @@ class AVISM(nn.Module):
         pack_layers(self)
         return self
 
-    def localize(self, images: Tensor, audio_features: Tensor) -> FrameTokens:
+    @property
+    def wants_previous(self) -> bool:
+        """Whether the picture 100 ms before a frame helps: the model has a motion cue."""
+        return self.config.localizer.motion_cue
+
+    def localize(self, images: Tensor, audio_features: Tensor, previous: Tensor | None = None) -> FrameTokens:
         """Sees T frames, each on its own.
 
         Args:
             images: float32 [T, 3, Hp, Wp], normalised and padded.
             audio_features: float32 [T, A], one vector a frame.
+            previous: As `images`, 100 ms before each, for models with a motion cue; None: no cue.
         """
         features = self.pixel_decoder(self.backbone(images))
-        answer = self.localizer(features, audio_features)[-1]
-        return FrameTokens(answer.queries, answer.logits, self.clip_mask_features(features.stride4))
+        motion = motion_between(images, previous) if self.wants_previous and previous is not None else None
+        answer = self.localizer(features, audio_features, motion).heads[-1]
+        sounding = None if answer.sounding is None else answer.sounding.sigmoid()
+        return FrameTokens(answer.queries, answer.logits, self.clip_mask_features(features.stride4), sounding)
 
     @torch.no_grad()
     def raw_outputs(self, images: Tensor, audio_features: Tensor) -> RawOutputs:
@@ -150,14 +175,25 @@ class AVISM(nn.Module):
         ]
         frame_queries = torch.cat([p.frame_queries for p in parts])
         clip_mask_features = torch.cat([p.clip_mask_features for p in parts])
-        logits, mask_embed = self.track(frame_queries, audio_features)
-        return RawOutputs(frame_queries, clip_mask_features, logits, mask_embed)
+        sounding = [p.sounding for p in parts if p.sounding is not None]
+        tracks = self.track(frame_queries, audio_features, torch.cat(sounding) if sounding else None)
+        return RawOutputs(frame_queries, clip_mask_features, tracks.logits, tracks.mask_embed, tracks.presence)
 
     @torch.no_grad()
-    def track(self, frame_queries: Tensor, audio_features: Tensor) -> tuple[Tensor, Tensor]:
-        """Frame queries [T, N, C] and sound [T, A] of a clip to class logits [M, K + 1] and mask embeddings [M, Cm]."""
-        predictions, _ = self.tracker(frame_queries[None], audio_features.to(self.device))
-        return predictions[-1].logits[0], predictions[-1].mask_embed[0]
+    def track(self, frame_queries: Tensor, audio_features: Tensor, sounding: Tensor | None = None) -> Tracks:
+        """Follows the objects of a clip.
+
+        Args:
+            frame_queries: [T, N, C].
+            audio_features: [T, A].
+            sounding: [T, N], chance of each frame query to sound.
+        """
+        predictions, tokens = self.tracker(frame_queries[None], audio_features.to(self.device))
+        answer = predictions[-1]
+        presence = None
+        if sounding is not None:
+            presence = self.tracker.presence(answer.similarity, tokens, sounding[None])[0]
+        return Tracks(answer.logits[0], answer.mask_embed[0], presence)
 
     @torch.no_grad()
     def hear(self, seconds: Tensor, valid_samples: Tensor | None = None) -> Tensor:
@@ -207,7 +243,9 @@ class AVISM(nn.Module):
             check_shape(previous, "previous", "T 3 H W", dtype=torch.uint8, T=len(images))
         seconds, valid = mono_seconds(audio.float().cpu(), sample_rate, len(images))
         features = [self.hear(s, v) for s, v in zip(seconds.split(8), valid.split(8), strict=True)]
-        frames = [ClipFrame(i, a) for i, a in zip(images, torch.cat(features).cpu(), strict=True)] if features else []
+        before: list[Tensor | None] = [None] * len(images) if previous is None else list(previous)
+        heard = torch.cat(features).cpu() if features else []
+        frames = [ClipFrame(i, a, p) for i, a, p in zip(images, heard, before, strict=True)]
         budget = available_memory_bytes() // 2 if memory_bytes is None else memory_bytes
         with MaskStore(budget, recompute=lambda start: mask_features_again(self, lambda: iter(frames), start)) as store:
             return segment_clip(self, lambda: iter(frames), out_size=out_size, store=store)

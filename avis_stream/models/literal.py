@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from avis_stream.config import AVISMConfig, PostprocessConfig
 from avis_stream.data import rle
+from avis_stream.errors import ConfigError
 from avis_stream.models.avism import AVISM
 from avis_stream.models.localizer import Localizer
 from avis_stream.models.pixel_decoder import DeformableAttention, PixelFeatures
@@ -115,8 +116,11 @@ def find_instances_literally(
     features: Iterable[tuple[int, Tensor]],
     sizes: MaskSizes,
     config: PostprocessConfig,
+    presence: Tensor | None = None,
 ) -> Instances:
     """Draws the masks of all `top_k` pairs on all frames, keeps them as bool, and looks at scores last (quirk Q17)."""
+    if presence is not None:
+        raise ConfigError("the literal form is AVISM's own, which has no sounding head; build the model without it")
     scores = logits.softmax(-1)[:, :-1]
     best, index = scores.flatten().topk(min(config.top_k, scores.numel()))
     class_id, query_id = index % scores.shape[1], index // scores.shape[1]

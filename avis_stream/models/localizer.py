@@ -13,7 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from avis_stream.config import AVISMConfig
+from avis_stream.models.peaks import PeakQueries
 from avis_stream.models.pixel_decoder import FEATURE_LEVELS, PixelFeatures
+from avis_stream.models.sounding import Heard, Motion, SoundingHead
 from avis_stream.nn.attention import AttentionBlock, FeedForward
 from avis_stream.nn.layers import MLP, sine_position
 from avis_stream.ops.ranges import whole_plan
@@ -29,6 +31,20 @@ class FramePrediction:
     """[T, N, K + 1]; the last class is "no object"."""
     mask_embed: Tensor
     """[T, N, Cm]; mask logits are its products with the mask features."""
+    sounding: Tensor | None = None
+    """[T, N], logits of the sounding head; None without one."""
+
+
+@dataclass(frozen=True, slots=True)
+class FrameDecoding:
+    """What the localizer makes of T frames."""
+
+    heads: list[FramePrediction]
+    """Before the first decoder layer and after each; the last is the answer."""
+    peaks: Tensor | None = None
+    """[T, K, h, w] at stride 8, logits of the map of object centres; None with learned queries."""
+    tags: Tensor | None = None
+    """[T, K], logits of the classes in the sound; None without a sounding head."""
 
 
 class DecoderLayer(nn.Module):
@@ -47,7 +63,7 @@ class DecoderLayer(nn.Module):
 
         Args:
             state: [B, N, C].
-            embed: [N, C], the queries' position.
+            embed: [N, C] or [B, N, C], the queries' position.
             key: [B, Nk, C].
             value: [B, Nk, C].
             visible: bool [B, 1, N, Nk], where each query may look; None: everywhere.
@@ -95,27 +111,33 @@ class Localizer(nn.Module):
 
     def __init__(self, config: AVISMConfig) -> None:
         super().__init__()
-        channels, own = config.channels, config.localizer
+        channels, own, classes = config.channels, config.localizer, len(config.classes)
         self.heads = own.heads
-        self.query_feat = nn.Embedding(own.queries, channels)
-        self.query_embed = nn.Embedding(own.queries, channels)
+        self.peaks = PeakQueries(channels, own.queries, classes) if own.query_source == "peaks" else None
+        if self.peaks is None:
+            self.query_feat = nn.Embedding(own.queries, channels)
+            self.query_embed = nn.Embedding(own.queries, channels)
         self.level_embed = nn.Embedding(FEATURE_LEVELS, channels)
         self.audio_fusion = (
             AudioFusion(channels, own.heads, config.audio.feature_dim, FEATURE_LEVELS) if own.audio_fusion else None
         )
         self.layers = nn.ModuleList(DecoderLayer(channels, own.heads, own.ffn_channels) for _ in range(own.layers))
         self.decoder_norm = nn.LayerNorm(channels)
-        self.class_embed = nn.Linear(channels, len(config.classes) + 1)
+        self.class_embed = nn.Linear(channels, classes + 1)
         self.mask_embed = MLP(channels, channels, config.mask_channels, 3)
+        self.sounding = (
+            SoundingHead(channels, config.audio.feature_dim, classes, motion_cue=own.motion_cue)
+            if own.sounding_head
+            else None
+        )
 
-    def forward(self, features: PixelFeatures, audio: Tensor) -> list[FramePrediction]:
+    def forward(self, features: PixelFeatures, audio: Tensor, motion: Tensor | None = None) -> FrameDecoding:
         """Decodes each frame on its own.
 
         Args:
             features: Of T frames.
             audio: float [T, feature_dim], one vector a frame.
-        Returns:
-            One `FramePrediction` before the first layer and one after each; the last is the answer.
+            motion: float [T, 1, h, w] at stride 8, for the motion cue; None: no cue.
         """
         levels = [
             m.flatten(2).transpose(1, 2) + embed
@@ -124,23 +146,30 @@ class Localizer(nn.Module):
         position = [sine_position(m.shape[1], m).flatten(1).T for m in features.levels]  # [HW, C] each
         keys = [level + p for level, p in zip(levels, position, strict=True)]
         guides = self.mask_guides(features)
-        embed = self.query_embed.weight
-        state = self.query_feat.weight.expand(len(audio), -1, -1)
+        if self.peaks is None:
+            peaks, embed, state = None, self.query_embed.weight, self.query_feat.weight.expand(len(audio), -1, -1)
+        else:
+            peaks, embed, state = self.peaks(features.levels[-1], position[-1])
         if self.audio_fusion is not None:
             state = state + self.audio_fusion(audio, embed, levels)
-        predictions = [self.predict(state)]
+        heard = None if self.sounding is None else self.sounding.listen(audio)
+        seen = None if motion is None else Motion(motion, _resized(features.mask_features.detach(), motion))
+        heads = [self.predict(state, heard, seen)]
         for i, layer in enumerate(self.layers):
             level = i % len(levels)
             size = features.levels[level].shape[-2:]
-            visible = self.visible(predictions[-1].mask_embed, guides[level], size)
+            visible = self.visible(heads[-1].mask_embed, guides[level], size)
             state = layer(state, embed, keys[level], levels[level], visible)
-            predictions.append(self.predict(state))
-        return predictions
+            heads.append(self.predict(state, heard, seen))
+        return FrameDecoding(heads, peaks, None if heard is None else heard.tags)
 
-    def predict(self, state: Tensor) -> FramePrediction:
-        """The prediction head on a decoder state [T, N, C]."""
+    def predict(self, state: Tensor, heard: Heard | None, seen: Motion | None) -> FramePrediction:
+        """The prediction heads on a decoder state [T, N, C]."""
         queries = self.decoder_norm(state)
-        return FramePrediction(queries, self.class_embed(queries), self.mask_embed(queries))
+        logits, mask_embed = self.class_embed(queries), self.mask_embed(queries)
+        if self.sounding is None or heard is None:
+            return FramePrediction(queries, logits, mask_embed)
+        return FramePrediction(queries, logits, mask_embed, self.sounding(queries, logits, mask_embed, heard, seen))
 
     def mask_guides(self, features: PixelFeatures) -> list[Tensor]:
         """For each level the mask features [T, Cm, h, w] that `visible` multiplies mask embeddings with.
@@ -149,10 +178,7 @@ class Localizer(nn.Module):
         mask maps before every layer; blocked places are equal but where |logit| is within rounding of 0.
         """
         fine = features.mask_features.detach()
-        return [
-            F.interpolate(fine, size=level.shape[-2:], mode="bilinear", align_corners=False)
-            for level in features.levels
-        ]
+        return [_resized(fine, level) for level in features.levels]
 
     def visible(self, mask_embed: Tensor, guide: Tensor, size: torch.Size) -> Tensor:
         """Where each query may look: bool [T, 1, N, h w], True inside its own mask, everywhere if that is empty.
@@ -164,3 +190,7 @@ class Localizer(nn.Module):
         """
         inside = torch.bmm(mask_embed.detach(), guide.flatten(2)) >= 0  # [T, N, h w]
         return (inside | ~inside.any(dim=-1, keepdim=True))[:, None]
+
+
+def _resized(maps: Tensor, like: Tensor) -> Tensor:
+    return F.interpolate(maps, size=like.shape[-2:], mode="bilinear", align_corners=False)

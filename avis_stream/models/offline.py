@@ -31,6 +31,8 @@ class ClipFrame:
     """uint8 [3, H, W]."""
     audio_features: Tensor
     """float32 [A]."""
+    previous: Tensor | None = None
+    """uint8 [3, H, W], the picture about 100 ms before; None: no motion cue."""
 
 
 ClipFrames = Callable[[], Iterator[ClipFrame]]
@@ -68,11 +70,13 @@ def segment_clip(
     if localized.input_size is None:
         raise MediaError("a clip must have at least one frame, got none")
     with timer("track"):
-        logits, mask_embed = model.track(localized.take_queries(), torch.stack(localized.audio))
+        tracks = model.track(localized.take_queries(), torch.stack(localized.audio), localized.chance_of_sounding())
     height, width = network_size(*localized.input_size, model.config.input)
     sizes = MaskSizes(localized.padded_size, (height, width), out_size or localized.input_size)
     with timer("masks"):
-        found = model.find_instances(logits, mask_embed, store, sizes, model.config.postprocess)
+        found = model.find_instances(
+            tracks.logits, tracks.mask_embed, store, sizes, model.config.postprocess, tracks.presence
+        )
     return ClipResult(
         score=found.score.cpu(),
         class_id=found.class_id.cpu(),
@@ -93,16 +97,20 @@ class _Localized:
         self.padded_size = (0, 0)
         self.frame_queries: list[Tensor] = []
         self.audio: list[Tensor] = []
+        self.sounding: list[Tensor] = []
 
     def run(self, frames: Iterator[ClipFrame]) -> Iterator[FrameTokens]:
         """Yields the tokens of a few frames at a time."""
         for batch in _batches(frames, self.model.frames_at_once):
             audio = torch.stack([f.audio_features for f in batch])
             with self.timer("resize"):
-                images = self._stack(batch)
+                images = self._stack([f.image for f in batch])
+                previous = self._previous(batch)
             with self.timer("localize"):
-                tokens = self.model.localize(images, audio.to(self.model.device))
+                tokens = self.model.localize(images, audio.to(self.model.device), previous)
             self.frame_queries.append(tokens.frame_queries)
+            if tokens.sounding is not None:
+                self.sounding.append(tokens.sounding)
             self.audio.extend(audio)
             yield tokens
 
@@ -112,9 +120,19 @@ class _Localized:
         self.frame_queries.clear()
         return queries
 
-    def _stack(self, batch: list[ClipFrame]) -> Tensor:
-        for frame in batch:
-            height, width = frame.image.shape[-2:]
+    def chance_of_sounding(self) -> Tensor | None:
+        """[T, N] of all frames; None without a sounding head."""
+        return torch.cat(self.sounding) if self.sounding else None
+
+    def _previous(self, batch: list[ClipFrame]) -> Tensor | None:
+        """Earlier pictures, if the model wants them and any is there; a frame without one is its own: nothing moved."""
+        if not self.model.wants_previous or all(f.previous is None for f in batch):
+            return None
+        return self._stack([f.image if f.previous is None else f.previous for f in batch])
+
+    def _stack(self, batch: list[Tensor]) -> Tensor:
+        for image in batch:
+            height, width = image.shape[-2:]
             if self.input_size is None:
                 self.input_size = (height, width)
             elif self.input_size != (height, width):
@@ -124,7 +142,7 @@ class _Localized:
                 )
         assert self.input_size is not None
         size = network_size(*self.input_size, self.model.config.input)
-        pictures = resize_images(torch.stack([f.image for f in batch]), size)
+        pictures = resize_images(torch.stack(batch), size)
         images = normalise_and_pad(pictures.to(self.model.device), self.model.config.input)
         self.padded_size = (images.shape[-2], images.shape[-1])
         return images

@@ -19,6 +19,9 @@ from avis_stream.data.rle import Rle
 _FRAMES_AT_ONCE = 5
 """Frames whose masks are drawn together."""
 
+_HIDDEN_LOGIT = -100.0
+"""Of masks in frames where their object is not shown."""
+
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
@@ -30,6 +33,10 @@ class Candidates:
     """int64 [I]."""
     query_id: Tensor
     """int64 [I]."""
+
+    def of(self, kept: Tensor) -> Candidates:
+        """Those that bool [I] `kept` names."""
+        return Candidates(self.class_score[kept], self.class_id[kept], self.query_id[kept])
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +85,7 @@ def find_instances(
     features: Iterable[tuple[int, Tensor]],
     sizes: MaskSizes,
     config: PostprocessConfig,
+    presence: Tensor | None = None,
 ) -> Instances:
     """Decides what a clip holds.
 
@@ -87,10 +95,15 @@ def find_instances(
         features: (first frame, [t, Cm, h, w]) in order, as a `MaskStore` yields them.
         sizes: Through which the masks go.
         config: Thresholds.
+        presence: [M, T], chance of sounding in each frame, for models with a sounding head: masks are drawn only where
+            it passes, and an instance that never passes is none.
     """
     candidates = select_candidates(logits, config)
+    sounds = None if presence is None else presence > config.presence_threshold
+    if sounds is not None:
+        candidates = candidates.of(sounds.any(dim=1)[candidates.query_id])
     queries, slot = candidates.query_id.unique(return_inverse=True)
-    quality, tracks = draw_masks(mask_embed[queries], features, sizes)
+    quality, tracks = draw_masks(mask_embed[queries], features, sizes, None if sounds is None else sounds[queries])
     score = candidates.class_score * quality[slot]
     order = score.argsort(descending=True, stable=True)
     order = order[score[order] > config.score_threshold]
@@ -122,7 +135,7 @@ class MaskQuality:
 
 @torch.no_grad()
 def draw_masks(
-    mask_embed: Tensor, features: Iterable[tuple[int, Tensor]], sizes: MaskSizes
+    mask_embed: Tensor, features: Iterable[tuple[int, Tensor]], sizes: MaskSizes, shown: Tensor | None = None
 ) -> tuple[Tensor, list[list[Rle]]]:
     """Draws the masks of J queries on all frames, in one pass over the mask features.
 
@@ -130,6 +143,7 @@ def draw_masks(
         mask_embed: [J, Cm].
         features: (first frame, [t, Cm, h, w]) in order, as a `MaskStore` yields them.
         sizes: Through which the masks go.
+        shown: bool [J, T], frames in which a mask is drawn and judged, empty in all others; None: in all.
     Returns:
         Mask quality [J], and for each query one RLE a frame at output size.
     """
@@ -137,9 +151,12 @@ def draw_masks(
     tracks: list[list[Rle]] = [[] for _ in mask_embed]
     if not len(mask_embed):
         return quality.value(), tracks
-    for _, stored in features:
-        for part in stored.split(_FRAMES_AT_ONCE):
+    for first, stored in features:
+        for at, part in zip(range(first, first + len(stored), _FRAMES_AT_ONCE), stored.split(_FRAMES_AT_ONCE), strict=True):
             logits = mask_logits(mask_embed, part.to(mask_embed.device), sizes)
+            if shown is not None:  # no mask at all: far below every threshold, and still finite for the resizing
+                hidden = ~shown[:, at : at + len(part)].T
+                logits = logits.masked_fill(hidden[..., None, None], _HIDDEN_LOGIT)
             quality.add(logits)
             masks = resize_logits(logits, sizes.output) > 0  # [t, J, H, W]
             for j, track in enumerate(tracks):

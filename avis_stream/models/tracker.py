@@ -154,3 +154,15 @@ class Tracker(nn.Module):
         """Similarity embeddings of object tokens [B, T, N, C], to compare with `ClipPrediction.similarity`."""
         embedded: Tensor = self.sim_embed_frame(tokens)
         return embedded
+
+    def presence(self, similarity: Tensor, tokens: Tensor, sounding: Tensor) -> Tensor:
+        """Chance [B, M, T] that each video query's object sounds in each frame: of the likeliest frame query that it is.
+
+        Args:
+            similarity: [B, M, C], of `ClipPrediction`.
+            tokens: [B, T, N, C], as the forward pass gave them.
+            sounding: [B, T, N], chance of each frame query to sound.
+        """
+        same = torch.einsum("bmc,btnc->bmtn", similarity, self.similarity_of_frames(tokens)).sigmoid()
+        chance: Tensor = (same * sounding[:, None]).amax(dim=-1)
+        return chance

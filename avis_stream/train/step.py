@@ -43,7 +43,7 @@ class ClipLosses(nn.Module):
         images = normalise_and_pad(stack_images(samples).flatten(0, 1), self.model.config.input)  # [B T, 3, H, W]
         padded = (images.shape[-2], images.shape[-1])
         features = self.model.pixel_decoder(self.model.backbone(images))
-        heads = self.model.localizer(features, audio_features.flatten(0, 1))
+        heads = self.model.localizer(features, audio_features.flatten(0, 1)).heads
         mask_features = self.model.clip_mask_features(features.stride4)
         losses: dict[str, Tensor] = {}
         frame_targets = [target for sample in samples for target in sample.frame_targets(padded)]

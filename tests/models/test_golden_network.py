@@ -93,7 +93,7 @@ def test_frame_decoder(model: AVISM, clip: str) -> None:
         layer.cross_attn.norm.register_forward_hook(lambda _m, _i, out: crossed.append(out))
         for layer in localizer.layers
     ]
-    predictions = localizer(features, tensor(clip, "in.audio"))
+    predictions = localizer(features, tensor(clip, "in.audio")).heads
     for hook in hooks:
         hook.remove()
     for i, output in enumerate(crossed):
