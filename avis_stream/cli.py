@@ -84,7 +84,13 @@ def _parser() -> argparse.ArgumentParser:
     score = commands.add_parser("eval", parents=[common], help="score predictions")
     _add_data_options(score, required=True)
     score.add_argument("--split", required=True, metavar="NAME", help="DIR/NAME.json holds the truth")
-    score.add_argument("--predictions", type=Path, required=True, metavar="FILE", help="of run, or others' answers")
+    answers = score.add_mutually_exclusive_group(required=True)
+    answers.add_argument("--predictions", type=Path, metavar="FILE", help="of run, or others' answers")
+    answers.add_argument("--weights", metavar="FILE", help='let a model answer: a weight file, or "bundled"')
+    score.add_argument("--model", choices=list(PRESETS), default="avism_mini", help="of --weights that do not say")
+    score.add_argument("--device", default="cpu")
+    score.add_argument("--save", type=Path, metavar="FILE", help="keep the model's answers (default: forget them)")
+    score.add_argument("--set", action="extend", nargs="+", default=[], metavar="FIELD=VALUE", dest="settings")
     score.add_argument("--metrics", choices=["official", "fixed", "paper"], default="official")
     score.add_argument("--semantic", action="store_true", help="also mIoU and F-score of pixels")
     score.set_defaults(command=_eval)
@@ -95,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--init", type=Path, metavar="FILE", help="weights to begin with; what fits is taken")
     train.add_argument("--resume", type=Path, metavar="DIR", help="go on with the run in this folder")
     train.add_argument("--out", type=Path, default=Path("out/train"), help="for checkpoints, log and weights")
-    train.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", dest="settings")
+    train.add_argument("--set", action="extend", nargs="+", default=[], metavar="FIELD=VALUE", dest="settings")
     train.set_defaults(command=_train)
 
     convert = commands.add_parser("convert", parents=[common], help="official checkpoint to .safetensors")
@@ -220,12 +226,20 @@ def _convert(options: argparse.Namespace) -> None:
 
 
 def _eval(options: argparse.Namespace) -> None:
-    from avis_stream.commands.evaluate import EvalOptions, evaluate_predictions
+    from avis_stream.commands.evaluate import EvalOptions, evaluate_model, evaluate_predictions
 
     wanted = EvalOptions(
         mode=options.metrics, semantic=options.semantic, json_file=options.json, plot_file=options.plot
     )
-    sys.stdout.write(evaluate_predictions(options.data, options.split, options.predictions, wanted) + "\n")
+    if options.predictions is not None:
+        text = evaluate_predictions(options.data, options.split, options.predictions, wanted)
+    else:
+        from avis_stream.weights import load
+
+        weights = None if options.weights == "bundled" else options.weights
+        model = load(options.model, weights, options.device, settings=options.settings)
+        text = evaluate_model(model, options.data, options.split, wanted, keep=options.save)
+    sys.stdout.write(text + "\n")
 
 
 def _doctor(options: argparse.Namespace) -> None:

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+
+from tqdm import tqdm
 
 from avis_stream.checks import require
 from avis_stream.commands.output import aligned
 from avis_stream.data.annotations import parse_predictions, read_annotations, read_json
-from avis_stream.data.dataset import annotation_file
+from avis_stream.data.dataset import annotation_file, open_split
 from avis_stream.files import atomic_path
 from avis_stream.metrics import Evaluation, evaluation, label_maps, parse_answers, score_answers, segmentation_summary
 from avis_stream.metrics.answers import is_answers
 from avis_stream.metrics.evaluate import Scores
 from avis_stream.metrics.fsla import Mode
+from avis_stream.models.avism import AVISM
+from avis_stream.models.predict import predict
 from avis_stream.writers.verdicts import draw_verdicts
 
 COLUMNS = {
@@ -92,6 +98,27 @@ def evaluate_predictions(data: Path, split: str, predictions: Path, options: Eva
         title = f"{predictions.name} on {split}: FSLA {_cell(result.summary()['FA'])} ({options.mode})"
         draw_verdicts([video.verdicts for video in result.videos], options.plot_file, title=title)
     return text
+
+
+def evaluate_model(model: AVISM, data: Path, split: str, options: EvalOptions, *, keep: Path | None) -> str:
+    """Lets a model answer for every video of a split and scores that; returns the table for people.
+
+    Args:
+        model: Prepared for inference.
+        data: Folder of the set.
+        split: Its name.
+        options: As for `evaluate_predictions`.
+        keep: Where the answers stay; None: nowhere.
+    Raises:
+        DataError: The split is missing or broken, or has classes that the model does not know.
+    """
+    opened = open_split(data, split, model.classes)
+    bar = tqdm(predict(model, opened), total=len(opened), desc=split, unit="video", disable=not sys.stderr.isatty())
+    answers = json.dumps([entry for video in bar for entry in video]) + "\n"
+    with TemporaryDirectory() as folder:
+        with atomic_path(keep or Path(folder) / f"{model.config.name}.json") as temporary:
+            temporary.write_text(answers, encoding="utf-8")
+        return evaluate_predictions(data, split, keep or Path(folder) / f"{model.config.name}.json", options)
 
 
 def _write(path: Path | None, report: dict[str, Any]) -> None:

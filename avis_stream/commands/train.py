@@ -23,7 +23,7 @@ from avis_stream.synth.procedural import ProceduralLibrary
 from avis_stream.synth.protocol import Protocol
 from avis_stream.train.dataset_clips import DatasetClips
 from avis_stream.train.loop import train
-from avis_stream.train.source import ClipSource, SynthClips
+from avis_stream.train.source import ClipSource, SynthClips, harder
 from avis_stream.weights.files import save_weights
 from avis_stream.weights.initial import start_from
 from avis_stream.weights.load import unfolded_model
@@ -91,7 +91,7 @@ def _source(data: str, config: AVISMConfig, schedule: TrainConfig) -> ClipSource
     small = network_size(height, width, config.input)
     return SynthClips(
         library,
-        protocol,
+        harder(protocol),
         frames=schedule.frames,
         size=(small[1], small[0]),
         seed=schedule.seed,

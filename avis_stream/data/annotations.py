@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,8 @@ class Annotations:
     """Name by category id, in order of the file."""
     tracks: Mapping[int, tuple[Track, ...]]
     """By video id, in order of the file; every video has an entry."""
+    silent: Mapping[int, tuple[Track, ...]] = field(default_factory=dict)
+    """By video id, objects that are seen and never sound, in sets that have them (`silent_annotations`)."""
 
 
 Predictions = Mapping[int, tuple[Track, ...]]
@@ -110,11 +112,17 @@ def parse_annotations(path: Path, document: Mapping[str, Any]) -> Annotations:
     tracks: dict[int, list[Track]] = {video.id: [] for video in videos}
     for entry in document["annotations"]:
         tracks[entry["video_id"]].append(_track(entry))
+    silent: dict[int, list[Track]] = defaultdict(list)
+    for entry in document.get("silent_annotations", ()):
+        silent[entry["video_id"]].append(
+            _track({**entry, "segmentations": [None] * len(entry["visible_segmentations"])})
+        )
     return Annotations(
         path=path,
         videos=videos,
         categories={entry["id"]: entry["name"] for entry in document["categories"]},
         tracks={video: tuple(own) for video, own in tracks.items()},
+        silent={video: tuple(own) for video, own in silent.items()},
     )
 
 

@@ -18,8 +18,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from scipy.io import wavfile
 from torch import Tensor
 
+from avis_stream.audio.resample import mono_seconds
 from avis_stream.data import rle
 from avis_stream.data.annotations import Annotations, Track, Video, read_annotations
 from avis_stream.data.aviseg import VideoFolder, numbered_images
@@ -134,6 +136,24 @@ class DataSplit:
         """The picture 100 ms before frame t, uint8 [3, H, W]; None in sets without them."""
         path = self.files(video).previous[t]
         return None if path is None else self._read(path, video)
+
+    def seconds(self, video: Video, frames: Sequence[int]) -> Tensor:
+        """The second of sound of each frame, float32 [len(frames), 16000]; silence where the video has none.
+
+        Raises:
+            DataError: The WAV is broken.
+        """
+        wav = self.files(video).wav
+        if wav is None:
+            return torch.zeros(len(frames), 16_000)
+        try:
+            rate, samples = wavfile.read(wav, mmap=True)
+        except (OSError, ValueError) as error:
+            raise DataError(f"{wav} cannot be read as WAV ({error}); convert it to 16-bit PCM") from error
+        parts = [np.asarray(samples[t * rate : (t + 1) * rate]) for t in frames]
+        scale = 1.0 if samples.dtype.kind == "f" else float(np.iinfo(samples.dtype).max) + 1.0
+        waves = [torch.from_numpy(part.astype(np.float32) / scale) for part in parts]
+        return torch.cat([mono_seconds(w.T if w.dim() == 2 else w, rate, 1)[0] for w in waves])
 
     def _read(self, path: Path, video: Video) -> Tensor:
         picture = read_image(path)

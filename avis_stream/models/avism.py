@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -244,7 +245,7 @@ class AVISM(nn.Module):
         seconds, valid = mono_seconds(audio.float().cpu(), sample_rate, len(images))
         features = [self.hear(s, v) for s, v in zip(seconds.split(8), valid.split(8), strict=True)]
         before: list[Tensor | None] = [None] * len(images) if previous is None else list(previous)
-        heard = torch.cat(features).cpu() if features else []
+        heard: Iterable[Tensor] = torch.cat(features).cpu() if features else ()
         frames = [ClipFrame(i, a, p) for i, a, p in zip(images, heard, before, strict=True)]
         budget = available_memory_bytes() // 2 if memory_bytes is None else memory_bytes
         with MaskStore(budget, recompute=lambda start: mask_features_again(self, lambda: iter(frames), start)) as store:

@@ -30,6 +30,8 @@ class ClipResult:
     """T."""
     size: tuple[int, int]
     """(height, width) of the masks."""
+    presence: Tensor | None = None
+    """float32 [I, T], chance of sounding in each frame; None for models without a sounding head."""
 
     def __len__(self) -> int:
         return len(self.score)

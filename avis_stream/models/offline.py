@@ -84,6 +84,7 @@ def segment_clip(
         rles=found.rles,
         frames=len(localized.audio),
         size=sizes.output,
+        presence=None if found.presence is None else found.presence.cpu(),
     )
 
 

@@ -1,7 +1,7 @@
 """Queries that begin where objects are: at the peaks of a map of object centres.
 
-Source: centre maps from "Objects as Points" (Zhou et al., 2019), as first queries from TransFusion (CVPR 2022). With few
-training steps they learn much faster than learned queries, which must first agree on who looks where (ADR 0007).
+Source: centre maps from "Objects as Points" (Zhou et al., 2019), as first queries from TransFusion (CVPR 2022). With
+few training steps they learn much faster than learned queries, which must first agree on who looks where (ADR 0007).
 """
 
 from __future__ import annotations

@@ -76,6 +76,8 @@ class Instances:
     """int64 [I]."""
     rles: tuple[tuple[Rle, ...], ...]
     """[I][T], masks at output size."""
+    presence: Tensor | None = None
+    """float32 [I, T], chance of sounding in each frame; None without a sounding head."""
 
 
 @torch.no_grad()
@@ -112,6 +114,7 @@ def find_instances(
         candidates.class_id[order],
         candidates.query_id[order],
         tuple(tuple(tracks[j]) for j in slot[order].tolist()),
+        None if presence is None else presence[candidates.query_id[order]],
     )
 
 
@@ -152,7 +155,9 @@ def draw_masks(
     if not len(mask_embed):
         return quality.value(), tracks
     for first, stored in features:
-        for at, part in zip(range(first, first + len(stored), _FRAMES_AT_ONCE), stored.split(_FRAMES_AT_ONCE), strict=True):
+        for at, part in zip(
+            range(first, first + len(stored), _FRAMES_AT_ONCE), stored.split(_FRAMES_AT_ONCE), strict=True
+        ):
             logits = mask_logits(mask_embed, part.to(mask_embed.device), sizes)
             if shown is not None:  # no mask at all: far below every threshold, and still finite for the resizing
                 hidden = ~shown[:, at : at + len(part)].T

@@ -57,7 +57,10 @@ class SoundingHead(nn.Module):
         self.norm = nn.LayerNorm(feature_dim)
         self.audio_proj = nn.Linear(feature_dim, channels)
         self.tag = nn.Sequential(
-            nn.Linear(feature_dim, self._TAG_CHANNELS), nn.ReLU(), nn.Dropout(0.1), nn.Linear(self._TAG_CHANNELS, classes)
+            nn.Linear(feature_dim, self._TAG_CHANNELS),
+            nn.ReLU(),
+            nn.Dropout(0.1),
+            nn.Linear(self._TAG_CHANNELS, classes),
         )
         self.match = nn.Sequential(nn.Linear(3 * channels, channels), nn.ReLU(), nn.Linear(channels, 1))
         self.tag_scale = nn.Parameter(torch.tensor(0.5))
@@ -99,12 +102,16 @@ class SoundingHead(nn.Module):
         score: Tensor = matched + self.tag_scale * named
         if self.cue is None or motion is None:
             return score
-        return score + self.cue(_evidence(classes, mask_embed.detach(), motion, named.detach()))[..., 0]
+        cue: Tensor = self.cue(_evidence(classes, mask_embed.detach(), motion, named.detach()))[..., 0]
+        return score + cue
 
 
 def _evidence(classes: Tensor, mask_embed: Tensor, motion: Motion, named: Tensor) -> Tensor:
-    """What movement says of each query, [T, N, 6]: its own, the background's, that of others of its class, how many
-    those are, the lead over them, and how much its class is heard."""
+    """What movement says of each query, [T, N, 6].
+
+    Its own, the background's, that of others of its class, how many those are, the lead over them, and how much its
+    class is heard.
+    """
     guide, change = motion.guide.float(), motion.change.flatten(2).float()
     masks = torch.bmm(mask_embed.float(), guide.flatten(2)).sigmoid()  # [T, N, h w]
     own = torch.bmm(masks, change.transpose(1, 2))[..., 0] / (masks.sum(-1) + 1)

@@ -156,7 +156,7 @@ class Tracker(nn.Module):
         return embedded
 
     def presence(self, similarity: Tensor, tokens: Tensor, sounding: Tensor) -> Tensor:
-        """Chance [B, M, T] that each video query's object sounds in each frame: of the likeliest frame query that it is.
+        """Chance [B, M, T] that each video query's object sounds in each frame: that of the frame query likeliest it.
 
         Args:
             similarity: [B, M, C], of `ClipPrediction`.

@@ -13,6 +13,9 @@ from avis_stream.synth.library import Library, Photograph, Rng
 from avis_stream.synth.protocol import Protocol
 from avis_stream.synth.story import Actor, Story
 
+EARLIER_SECONDS = 0.1
+"""How long before its frame the picture for the motion cue is taken."""
+
 _FLOAT = np.float32
 _VISIBLE_SHARE = 0.25
 """An object counts as visible while at least this share of its pixels is neither hidden nor outside."""

@@ -20,8 +20,7 @@ from avis_stream.files import atomic_path
 from avis_stream.synth.protocol import Protocol
 from avis_stream.synth.scene import Scene
 from avis_stream.synth.soundscape import RATE
-
-_PREVIOUS_SECONDS = 0.1
+from avis_stream.synth.stage import EARLIER_SECONDS
 
 
 def write_set(folder: Path, split: str, scenes: Iterable[Scene], protocol: Protocol, seed: int) -> Path:
@@ -66,7 +65,7 @@ def _write_video(
         shot = scene.stage.shot(t)
         size = (shot.rgb.shape[1], shot.rgb.shape[0])
         Image.fromarray(shot.rgb).save(folder / "JPEGImages" / name / f"{t}.jpg", quality=92)
-        before = scene.stage.shot(t - _PREVIOUS_SECONDS)
+        before = scene.stage.shot(t - EARLIER_SECONDS)
         Image.fromarray(before.rgb).save(folder / "PrevImages" / name / f"{t}.jpg", quality=92)
         masks.append(shot.visible)
     stereo = np.repeat(np.round(scene.wave * 32767).astype(np.int16)[:, None], 2, axis=1)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from avis_stream.train.losses import Targets
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ClipSample:
-    """A few frames of a video, their sound, and which objects sound where."""
+    """A few frames of a video, their sound, and which objects are and sound where."""
 
     images: Tensor
     """uint8 [T, 3, H, W]."""
@@ -23,16 +24,42 @@ class ClipSample:
     labels: Tensor
     """int64 [G], class of each object."""
     masks: Tensor
-    """bool [G, T, H, W]; all False in frames where the object is silent or unseen."""
+    """bool [G, T, H, W]; all False in frames where the object is unseen. Without `sounding` also where it is silent."""
     name: str = ""
     features: Tensor | None = None
     """float32 [T, A], if they were made beforehand; `seconds` is not listened to then."""
+    sounding: Tensor | None = None
+    """bool [G, T]; None: the masks are of sounding objects alone, as AVISeg has them."""
+    previous: Tensor | None = None
+    """uint8 [T, 3, H, W], the pictures 100 ms earlier; None: no motion is known."""
+    tags: Tensor | None = None
+    """float32 [T, K], 1 for classes heard, sources outside the picture included; None: of the sounding objects."""
 
     def __post_init__(self) -> None:
         frames, _, height, width = check_shape(self.images, "images", "T 3 H W", dtype=torch.uint8).shape
         check_shape(self.seconds, "seconds", "T S", dtype=torch.float32, T=frames)
         check_shape(self.labels, "labels", "G", dtype=torch.int64)
-        check_shape(self.masks, "masks", "G T H W", dtype=torch.bool, G=len(self.labels), T=frames, H=height, W=width)
+        objects = len(self.labels)
+        check_shape(self.masks, "masks", "G T H W", dtype=torch.bool, G=objects, T=frames, H=height, W=width)
+        if self.sounding is not None:
+            check_shape(self.sounding, "sounding", "G T", dtype=torch.bool, G=objects, T=frames)
+        if self.previous is not None:
+            check_shape(self.previous, "previous", "T 3 H W", dtype=torch.uint8, T=frames, H=height, W=width)
+        if self.tags is not None:
+            check_shape(self.tags, "tags", "T K", dtype=torch.float32, T=frames)
+
+    def to(self, device: torch.device) -> ClipSample:
+        """The same on a device."""
+        moved: dict[str, Any] = {
+            f.name: v.to(device) for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)
+        }
+        return replace(self, **moved)
+
+    def sounding_alone(self) -> ClipSample:
+        """The truth that AVISM knows: objects have masks only while they sound."""
+        if self.sounding is None:
+            return self
+        return replace(self, masks=self.masks & self.sounding[..., None, None], sounding=None)
 
     def clip_targets(self, padded: tuple[int, int]) -> Targets:
         """Objects with pixels in any frame, masks padded to (height, width)."""
@@ -45,8 +72,18 @@ class ClipSample:
         frames = []
         for t in range(len(self.images)):
             kept = masks[:, t].flatten(1).any(dim=1)
-            frames.append(Targets(self.labels[kept], masks[kept, t, None], kept.nonzero()[:, 0]))
+            sounding = None if self.sounding is None else self.sounding[kept, t]
+            frames.append(Targets(self.labels[kept], masks[kept, t, None], kept.nonzero()[:, 0], sounding))
         return frames
+
+    def heard(self, classes: int) -> Tensor:
+        """float32 [T, K], 1 for each class that is heard."""
+        if self.tags is not None:
+            return self.tags
+        sounding = self.masks.flatten(2).any(dim=2) if self.sounding is None else self.sounding
+        known = self.labels < classes  # quirk Q2 gives objects that are silent at first the class "nothing"
+        tags = self.images.new_zeros(len(self.images), classes, dtype=torch.float32)
+        return tags.index_add_(1, self.labels[known], sounding[known].T.float()).clamp_(max=1)
 
 
 def pad_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
@@ -58,3 +95,8 @@ def pad_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
 def stack_images(samples: Sequence[ClipSample]) -> Tensor:
     """Pictures of clips of one size: uint8 [B, T, 3, H, W]."""
     return torch.stack([sample.images for sample in samples])
+
+
+def stack_previous(samples: Sequence[ClipSample]) -> Tensor:
+    """Pictures 100 ms earlier, uint8 [B, T, 3, H, W]; where none are known, the pictures themselves: nothing moved."""
+    return torch.stack([s.images if s.previous is None else s.previous for s in samples])

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from scipy.io import wavfile
 from torch import Tensor
 
-from avis_stream.audio.resample import mono_seconds
 from avis_stream.config import AugmentConfig
-from avis_stream.data.annotations import Video
+from avis_stream.data.annotations import Track, Video
 from avis_stream.data.dataset import DataSplit, masks_of
 from avis_stream.errors import DataError
-from avis_stream.train.augment import apply_geometry, draw_frames, draw_geometry
+from avis_stream.train.augment import Geometry, apply_geometry, draw_frames, draw_geometry
 from avis_stream.train.batch import ClipSample
 
 
@@ -48,40 +46,46 @@ class DatasetClips:
         video = self._videos[order[place]]
         rng = np.random.default_rng([self._seed, 1, number])
         frames = draw_frames(video.length, self._frames, self._config, rng)
-        tracks = [
-            t for t in self._split.annotations.tracks[video.id] if not t.crowd and t.category_id in self._class_of
-        ]
+        tracks, visible = self._tracks(video)
         images = torch.stack([self._split.image(video, t) for t in frames])
-        masks = torch.stack([masks_of(track, video, frames) for track in tracks]) if tracks else self._no_masks(images)
+        masks = [masks_of(track, video, frames, visible=visible) for track in tracks]
+        sounding = torch.tensor([[track.segmentations[t] is not None for t in frames] for track in tracks])
         geometry = draw_geometry(video.height, video.width, len(frames), self._config, rng)
-        images, masks = apply_geometry(images, masks, geometry, self._config)
+        previous = self._previous(video, frames, geometry)
+        together = torch.stack(masks) if masks else _no_masks(images)
+        images, together = apply_geometry(images, together, geometry, self._config)
         labels = torch.tensor([self._class_of[t.category_id] for t in tracks], dtype=torch.int64)
         if self._config.silent_first_frame_has_no_class and len(labels):
-            labels[~masks[:, 0].flatten(1).any(dim=1)] = self._nothing
+            labels[~together[:, 0].flatten(1).any(dim=1)] = self._nothing
         features = self._split.features(video)
         return ClipSample(
             images=images.contiguous(),
-            seconds=self._seconds(video, frames) if features is None else torch.zeros(len(frames), 16_000),
+            seconds=self._split.seconds(video, frames) if features is None else torch.zeros(len(frames), 16_000),
             labels=labels,
-            masks=masks.contiguous(),
+            masks=together.contiguous(),
             name=f"{video.name} frames {frames}",
             features=None if features is None else features[frames],
+            sounding=sounding.view(len(tracks), len(frames)) if visible else None,
+            previous=previous,
         )
 
-    def _seconds(self, video: Video, frames: list[int]) -> Tensor:
-        """The second of sound of each frame; silence where the video has none."""
-        wav = self._split.files(video).wav
-        if wav is None:
-            return torch.zeros(len(frames), 16_000)
-        try:
-            rate, samples = wavfile.read(wav, mmap=True)
-        except (OSError, ValueError) as error:
-            raise DataError(f"{wav} cannot be read as WAV ({error}); convert it to 16-bit PCM") from error
-        parts = [np.asarray(samples[t * rate : (t + 1) * rate]) for t in frames]
-        scale = 1.0 if samples.dtype.kind == "f" else float(np.iinfo(samples.dtype).max) + 1.0
-        waves = [torch.from_numpy(part.astype(np.float32) / scale) for part in parts]
-        return torch.cat([mono_seconds(w.T if w.dim() == 2 else w, rate, 1)[0] for w in waves])
+    def _tracks(self, video: Video) -> tuple[list[Track], bool]:
+        """The objects of a video, and whether their masks are known in silence too: of all of them, or of none."""
+        tracks = self._split.annotations.tracks[video.id]
+        visible = all(track.visible is not None for track in tracks)
+        if visible:
+            tracks += self._split.annotations.silent.get(video.id, ())
+        return [t for t in tracks if not t.crowd and t.category_id in self._class_of], visible
 
-    @staticmethod
-    def _no_masks(images: Tensor) -> Tensor:
-        return torch.zeros((0, len(images), *images.shape[-2:]), dtype=torch.bool)
+    def _previous(self, video: Video, frames: list[int], geometry: Geometry) -> Tensor | None:
+        """The pictures 100 ms earlier, changed like their frames; None if any of them is missing."""
+        earlier = [self._split.previous(video, t) for t in frames]
+        there = [picture for picture in earlier if picture is not None]
+        if len(there) < len(frames):
+            return None
+        images = torch.stack(there)
+        return apply_geometry(images, _no_masks(images), geometry, self._config)[0].contiguous()
+
+
+def _no_masks(images: Tensor) -> Tensor:
+    return torch.zeros((0, len(images), *images.shape[-2:]), dtype=torch.bool)

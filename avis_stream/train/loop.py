@@ -8,7 +8,9 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from types import FrameType
 
@@ -78,10 +80,10 @@ def train(
     draw = random_points(model.device)
     model.train()
     bar = tqdm(total=config.steps, initial=progress.step, unit="step", disable=rank > 0 or not sys.stderr.isatty())
-    with _stop_requests() as stop, bar:
+    with _stop_requests() as stop, bar, _Ahead(source, config.clips, (world - 1) * config.clips) as ahead:
         while progress.step < config.steps:
             first = (progress.step * world + rank) * config.clips
-            samples = [source.clip(first + i) for i in range(config.clips)]
+            samples = ahead.take(first)
             set_rate(optimiser, config, progress.step)
             losses = _step(model, step_of, optimiser, samples, config, draw, folder)
             progress.step += 1
@@ -109,7 +111,7 @@ def _step(
 ) -> dict[str, float]:
     """Losses of one step, by name; the weights have moved when it returns."""
     device = model.device
-    samples = [_to(sample, device) for sample in samples]
+    samples = [sample.to(device) for sample in samples]
     with torch.no_grad():
         features = torch.stack([_features(model, sample) for sample in samples])
     with torch.autocast(device.type, torch.bfloat16, enabled=config.bfloat16):
@@ -118,7 +120,7 @@ def _step(
     if not math.isfinite(total.item()):
         where = folder / "not_finite.pt"
         with atomic_path(where) as temporary:
-            torch.save([(s.name, s.images, s.seconds, s.labels, s.masks) for s in samples], temporary)
+            torch.save([{f.name: getattr(s, f.name) for f in fields(s)} for s in samples], temporary)
         bad = [name for name, value in losses.items() if not math.isfinite(value.item())]
         raise AvisStreamError(f"{', '.join(bad)} not finite on {[s.name for s in samples]}; the clips are in {where}")
     optimiser.zero_grad(set_to_none=True)
@@ -133,15 +135,32 @@ def _features(model: AVISM, sample: ClipSample) -> torch.Tensor:
     return model.hear(sample.seconds) if sample.features is None else sample.features
 
 
-def _to(sample: ClipSample, device: torch.device) -> ClipSample:
-    return ClipSample(
-        images=sample.images.to(device),
-        seconds=sample.seconds.to(device),
-        labels=sample.labels.to(device),
-        masks=sample.masks.to(device),
-        name=sample.name,
-        features=None if sample.features is None else sample.features.to(device),
-    )
+class _Ahead:
+    """Makes the clips of the next step in a thread while this one is learnt from."""
+
+    def __init__(self, source: ClipSource, clips: int, between: int) -> None:
+        """`between`: clip numbers that other processes take between one step's clips and the next's."""
+        self._source, self._clips, self._between = source, clips, between
+        self._thread = ThreadPoolExecutor(1, "clips")
+        self._next: tuple[int, Future[list[ClipSample]]] | None = None
+
+    def __enter__(self) -> _Ahead:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown(cancel_futures=True)
+
+    def take(self, first: int) -> list[ClipSample]:
+        """Clips `first` and following; those after them are begun."""
+        number, made = self._next or (first, self._thread.submit(self._make, first))
+        assert number == first, "clips are taken in order"
+        samples = made.result()
+        following = first + self._clips + self._between
+        self._next = following, self._thread.submit(self._make, following)
+        return samples
+
+    def _make(self, first: int) -> list[ClipSample]:
+        return [self._source.clip(first + i) for i in range(self._clips)]
 
 
 @contextmanager

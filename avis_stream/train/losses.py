@@ -37,6 +37,8 @@ class Targets:
     """bool or float [G, T, H, W]."""
     ids: Tensor
     """int64 [G], the same for the same object in every frame of a clip and in the clip itself."""
+    sounding: Tensor | None = None
+    """bool [G], of a frame's objects; None: all of them sound."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +115,17 @@ def mask_losses(
     on = logits.sigmoid()
     dice = 1 - (2 * (on * truth).sum(-1) + 1) / (on.sum(-1) + truth.sum(-1) + 1)
     return crossed, dice.sum() / mask_count
+
+
+def sounding_loss(logits: Tensor, targets: list[Targets], matches: list[Match]) -> Tensor:
+    """Binary cross entropy of the sounding head's logits [items, Q], on matched queries: others are no object."""
+    chosen = torch.cat([row[pairs.query] for row, pairs in zip(logits, matches, strict=True)]).float()
+    wanted = torch.cat([_sounds(t)[pairs.target] for t, pairs in zip(targets, matches, strict=True)]).to(chosen.dtype)
+    return F.binary_cross_entropy_with_logits(chosen, wanted, reduction="sum") / max(1, len(chosen))
+
+
+def _sounds(target: Targets) -> Tensor:
+    return torch.ones_like(target.labels, dtype=torch.bool) if target.sounding is None else target.sounding
 
 
 def similarity_loss(embeddings: Tensor, ids: Tensor, items: Tensor) -> Tensor:

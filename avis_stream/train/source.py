@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol as TypingProtocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from avis_stream.config import AVISEG_CLASSES
 from avis_stream.synth.library import Library
 from avis_stream.synth.protocol import Protocol
 from avis_stream.synth.scene import Scene, make_scene
 from avis_stream.synth.soundscape import RATE
+from avis_stream.synth.stage import EARLIER_SECONDS, Shot
 from avis_stream.train.batch import ClipSample
 
 
@@ -20,6 +24,15 @@ class ClipSource(TypingProtocol):
 
     def clip(self, number: int) -> ClipSample:
         """Makes or reads clip `number`."""
+
+
+def harder(protocol: Protocol) -> Protocol:
+    """What training scenes are drawn by: more of what a model finds hard than the frozen protocol tests.
+
+    Pairs of one class in half the scenes, two thirds of them cued; sounds from outside in three seconds of ten.
+    Everything that separates the splits stays.
+    """
+    return replace(protocol, pair_share=0.5, pair_cued_share=0.67, offscreen_share=0.3)
 
 
 class SynthClips:
@@ -66,21 +79,36 @@ class SynthClips:
 
 
 def clip_of(scene: Scene, frames: int, classes: tuple[str, ...], name: str) -> ClipSample:
-    """The first `frames` seconds of a scene as training sees them: an object has a mask only while it sounds."""
+    """The first `frames` seconds of a scene with all that is known: who is visible, who sounds, what is heard."""
     shots = [scene.stage.shot(t) for t in range(frames)]
-    images = torch.stack([torch.from_numpy(shot.rgb.copy()).permute(2, 0, 1) for shot in shots])
-    nothing = np.zeros(shots[0].rgb.shape[:2], bool)
-    actors = [(k, actor) for k, actor in enumerate(scene.story.actors) if actor.sounding[:frames].any()]
-    masks = np.zeros((len(actors), frames, *nothing.shape), bool)
-    for row, (k, actor) in enumerate(actors):
-        for t, shot in enumerate(shots):
-            visible = shot.visible[k]
-            if actor.sounding[t] and visible is not None:
-                masks[row, t] = visible
+    earlier = [scene.stage.shot(t - EARLIER_SECONDS) for t in range(frames)]
+    actors = scene.story.actors
+    masks = np.zeros((len(actors), frames, *shots[0].rgb.shape[:2]), bool)
+    for t, shot in enumerate(shots):
+        for k, visible in enumerate(shot.visible):
+            if visible is not None:
+                masks[k, t] = visible
     return ClipSample(
-        images=images,
+        images=_images(shots),
         seconds=torch.from_numpy(scene.wave[: frames * RATE].reshape(frames, RATE).copy()),
-        labels=torch.tensor([classes.index(actor.class_name) for _, actor in actors], dtype=torch.int64),
+        labels=torch.tensor([classes.index(actor.class_name) for actor in actors], dtype=torch.int64),
         masks=torch.from_numpy(masks),
         name=name,
+        sounding=torch.from_numpy(np.stack([actor.sounding[:frames] for actor in actors])),
+        previous=_images(earlier),
+        tags=_tags(scene, frames, classes),
     )
+
+
+def _images(shots: Sequence[Shot]) -> Tensor:
+    return torch.stack([torch.from_numpy(shot.rgb.copy()).permute(2, 0, 1) for shot in shots])
+
+
+def _tags(scene: Scene, frames: int, classes: tuple[str, ...]) -> Tensor:
+    tags = torch.zeros(frames, len(classes))
+    for actor in scene.story.actors:
+        tags[np.flatnonzero(actor.sounding[:frames]), classes.index(actor.class_name)] = 1
+    for outside in scene.story.offscreen:
+        if outside.second < frames and outside.class_name is not None:
+            tags[outside.second, classes.index(outside.class_name)] = 1
+    return tags

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -13,8 +14,10 @@ from avis_stream.config import TrainConfig
 from avis_stream.models.avism import AVISM
 from avis_stream.models.localizer import FramePrediction
 from avis_stream.models.preprocess import normalise_and_pad
-from avis_stream.train.batch import ClipSample, stack_images
-from avis_stream.train.losses import Predictions, Targets, criterion, similarity_loss
+from avis_stream.models.sounding import motion_between
+from avis_stream.train.batch import ClipSample, stack_images, stack_previous
+from avis_stream.train.centres import centre_loss, centre_map
+from avis_stream.train.losses import Predictions, Targets, criterion, similarity_loss, sounding_loss
 from avis_stream.train.matcher import Match
 from avis_stream.train.points import DrawPoints
 
@@ -40,17 +43,33 @@ class ClipLosses(nn.Module):
         Returns:
             Unweighted losses by name, and their weighted sum as `total`.
         """
-        images = normalise_and_pad(stack_images(samples).flatten(0, 1), self.model.config.input)  # [B T, 3, H, W]
+        config = self.model.config
+        if not config.localizer.sounding_head:
+            samples = [sample.sounding_alone() for sample in samples]
+        images = normalise_and_pad(stack_images(samples).flatten(0, 1), config.input)  # [B T, 3, H, W]
         padded = (images.shape[-2], images.shape[-1])
         features = self.model.pixel_decoder(self.model.backbone(images))
-        heads = self.model.localizer(features, audio_features.flatten(0, 1)).heads
+        decoding = self.model.localizer(features, audio_features.flatten(0, 1), self._motion(samples, images))
+        heads = decoding.heads
         mask_features = self.model.clip_mask_features(features.stride4)
         losses: dict[str, Tensor] = {}
         frame_targets = [target for sample in samples for target in sample.frame_targets(padded)]
         frame_matches = self._frames(heads, features.mask_features, frame_targets, draw, losses)
+        if decoding.tags is not None:
+            heard = torch.cat([sample.heard(len(config.classes)) for sample in samples])
+            losses["frame_tags"] = F.binary_cross_entropy_with_logits(decoding.tags.float(), heard)
+        if decoding.peaks is not None:
+            height, width = decoding.peaks.shape[-2:]
+            wanted = centre_map(frame_targets, len(config.classes), (height, width))
+            losses["frame_peaks"] = centre_loss(decoding.peaks, wanted)
         self._clips(samples, heads, mask_features, audio_features, frame_targets, frame_matches, draw, losses)
         losses["total"] = self._weighted(losses)
         return losses
+
+    def _motion(self, samples: Sequence[ClipSample], images: Tensor) -> Tensor | None:
+        if not self.model.wants_previous:
+            return None
+        return motion_between(images, normalise_and_pad(stack_previous(samples).flatten(0, 1), self.model.config.input))
 
     def _frames(
         self,
@@ -68,7 +87,10 @@ class ClipLosses(nn.Module):
             found, matches[i] = criterion(
                 Predictions(heads[i].logits.float(), masks.float()), targets, count, self.config.losses, draw
             )
-            _note(losses, "frame", i, len(heads), found.classes, found.mask, found.dice)
+            parts = {"class": found.classes, "mask": found.mask, "dice": found.dice}
+            if heads[i].sounding is not None:
+                parts["sounding"] = sounding_loss(heads[i].sounding, targets, matches[i])
+            _note(losses, "frame", i, len(heads), parts)
         return [matches[i] for i in range(len(heads))]
 
     def _clips(
@@ -99,7 +121,8 @@ class ClipLosses(nn.Module):
                 Predictions(predictions[i].logits.float(), masks.float()), targets, count, self.config.losses, draw
             )
             matches = matches or own  # those of the last layer, which comes first
-            _note(losses, "clip", i, len(predictions), found.classes, found.mask, found.dice)
+            parts = {"class": found.classes, "mask": found.mask, "dice": found.dice}
+            _note(losses, "clip", i, len(predictions), parts)
         frame_embeddings = self.model.tracker.similarity_of_frames(tokens)  # [L B, T, N, C]
         losses["clip_similarity"] = self._similarity(
             predictions[-1].similarity,
@@ -145,13 +168,16 @@ class ClipLosses(nn.Module):
             "mask": self.config.losses.mask_weight,
             "dice": self.config.losses.dice_weight,
             "similarity": self.config.losses.similarity_weight,
+            "sounding": self.config.losses.sounding_weight,
+            "tags": self.config.losses.tag_weight,
+            "peaks": self.config.losses.peak_weight,
         }
         return torch.stack([weights[name.split("_")[1]] * value for name, value in losses.items()]).sum()
 
 
-def _note(losses: dict[str, Tensor], level: str, head: int, heads: int, *values: Tensor) -> None:
+def _note(losses: dict[str, Tensor], level: str, head: int, heads: int, parts: dict[str, Tensor]) -> None:
     suffix = "" if head == heads - 1 else f"_{head}"
-    for kind, value in zip(("class", "mask", "dice"), values, strict=True):
+    for kind, value in parts.items():
         losses[f"{level}_{kind}{suffix}"] = value
 
 

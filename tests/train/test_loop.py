@@ -115,9 +115,10 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_clip(tmp_path: Path) -> N
         AvisStreamError, match=r"clip_class, .*not finite on \['scene 3'\]; the clips are in .*not_finite"
     ):
         train(model, OneClip(), QUICK, tmp_path)
-    ((name, images, *_),) = torch.load(tmp_path / "not_finite.pt", weights_only=True)
-    assert name == "scene 3"
-    assert images.dtype == torch.uint8
+    (clip,) = torch.load(tmp_path / "not_finite.pt", weights_only=True)
+    assert clip["name"] == "scene 3"
+    assert clip["images"].dtype == torch.uint8
+    assert clip["sounding"].dtype == torch.bool
 
 
 def test_resuming_from_nothing_or_something_else_says_so(tmp_path: Path) -> None:
