@@ -77,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     synth.add_argument("--assets", type=Path, metavar="DIR", help="cut-outs and sounds; without: drawn by the program")
     synth.add_argument("--protocol", type=Path, metavar="FILE", help="instead of the frozen protocol_v1.json")
     synth.add_argument("--photographs", action="store_true", help="only real labelled photographs as scenes")
+    synth.add_argument("--classes", metavar="NAMES", help="with commas, or disjoint: those that splits do not share")
     synth.add_argument("--films", action="store_true", help="also an MP4 of each scene at camera rate")
     synth.add_argument("--force", action="store_true", help="replace a split that is there")
     synth.set_defaults(command=_synth)
@@ -199,6 +200,7 @@ def _synth(options: argparse.Namespace) -> None:
         protocol_file=options.protocol,
         photographs=options.photographs,
         films=options.films,
+        classes=options.classes,
         force=options.force,
     )
     sys.stderr.write(f"{options.videos} videos: {written}\n")

@@ -30,6 +30,7 @@ def make_set(
     protocol_file: Path | None,
     photographs: bool,
     films: bool,
+    classes: str | None = None,
     force: bool,
 ) -> Path:
     """Writes `videos` scenes of a split to `out`; returns the path of its JSON.
@@ -43,6 +44,7 @@ def make_set(
         protocol_file: Another protocol than the frozen one.
         photographs: Only real photographs as scenes, for a set of its own.
         films: Write an MP4 of each scene as well.
+        classes: Names of those to use, with commas, or `disjoint`: those whose cut-outs no two splits share; None: all.
         force: Replace a split that is there.
     Raises:
         AvisStreamError: The split is there already, or the assets do not suffice.
@@ -50,7 +52,10 @@ def make_set(
     if (out / f"{split}.json").exists() and not force:
         raise AvisStreamError(f"{out / split}.json is there already; give another folder, or --force to replace it")
     protocol = Protocol.load(protocol_file or DEFAULT)
-    library: Library = ProceduralLibrary() if assets is None else AssetLibrary(assets, protocol, split)
+    only = protocol.disjoint if classes == "disjoint" else None if classes is None else tuple(classes.split(","))
+    if only is not None and assets is None:
+        raise AvisStreamError("--classes needs --assets: a set drawn by the program has all classes")
+    library: Library = ProceduralLibrary() if assets is None else AssetLibrary(assets, protocol, split, only=only)
     if photographs and not library.has_photographs:
         raise AvisStreamError("--photographs needs --assets with coco_images or pet_images of this split")
     bar = tqdm(range(videos), desc=split, unit="video", disable=not sys.stderr.isatty())

@@ -59,6 +59,8 @@ def select_candidates(logits: Tensor, config: PostprocessConfig) -> Candidates:
     """
     scores = logits.softmax(-1)[:, :-1]
     classes = scores.shape[1]
+    if config.one_class:
+        scores = scores * (scores == scores.amax(dim=1, keepdim=True))
     best, index = scores.flatten().topk(min(config.top_k, scores.numel()))
     passes = best > config.score_threshold
     return Candidates(best[passes], index[passes] % classes, index[passes] // classes)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from avis_stream.data.annotations import Video
 from avis_stream.data.dataset import DataSplit
@@ -36,13 +37,20 @@ def predict(model: AVISM, split: DataSplit, videos: Iterable[Video] | None = Non
         yield [{**entry, "category_id": category[entry["category_id"] - 1]} for entry in known]
 
 
-def predict_video(model: AVISM, split: DataSplit, video: Video) -> ClipResult:
-    """Segments one video of a split as a whole."""
+def predict_video(model: AVISM, split: DataSplit, video: Video, seconds: Tensor | None = None) -> ClipResult:
+    """Segments one video of a split as a whole.
+
+    Args:
+        model: Prepared for inference.
+        split: The data.
+        video: Of it.
+        seconds: float32 [T, 16000], another sound than the video's own; None: its own.
+    """
     frames = list(range(video.length))
     features = split.features(video) if model.audio_encoder is None else None
-    if features is None:
-        parts = split.seconds(video, frames).split(_SECONDS_AT_ONCE)
-        features = torch.cat([model.hear(part).cpu() for part in parts])
+    if features is None or seconds is not None:
+        heard = split.seconds(video, frames) if seconds is None else seconds
+        features = torch.cat([model.hear(part).cpu() for part in heard.split(_SECONDS_AT_ONCE)])
 
     def again() -> Iterator[ClipFrame]:
         for t in frames:

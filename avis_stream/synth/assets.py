@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TypeVar
 
@@ -40,18 +40,25 @@ Part = TypeVar("Part")
 class AssetLibrary:
     """The parts of one split; files are read when first asked for and kept."""
 
-    def __init__(self, folder: Path, protocol: Protocol, split: str) -> None:
+    def __init__(self, folder: Path, protocol: Protocol, split: str, *, only: Collection[str] | None = None) -> None:
         """Lists the folder.
 
+        Args:
+            folder: As above.
+            protocol: Says which file belongs to which split.
+            split: `train`, `val` or `test`.
+            only: Classes to use; None: all that have both cut-outs and sounds.
         Raises:
             DataError: No class has both cut-outs and sounds.
         """
         self._protocol, self._split, self._folder = protocol, split, folder
         self._sprites = {c: self._pictures(folder / "sprites" / c, c) for c in _names(folder / "sprites")}
         self._sounds = {c: self._recordings(folder / "sounds" / c, c) for c in _names(folder / "sounds")}
-        self.classes = tuple(sorted(c for c in self._sprites if self._sprites[c] and self._sounds.get(c)))
+        usable = (c for c in self._sprites if self._sprites[c] and self._sounds.get(c))
+        self.classes = tuple(sorted(c for c in usable if only is None or c in only))
         if not self.classes:
-            raise DataError(f"{folder}: no class has both sprites/<class>/*.png and sounds/<class>/*.ogg")
+            wanted = "" if only is None else f" of {', '.join(only)}"
+            raise DataError(f"{folder}: no class{wanted} has both sprites/<class>/*.png and sounds/<class>/*.ogg")
         self._other = sorted(
             path
             for kind in _names(folder / "sounds_other")

@@ -20,13 +20,13 @@ def mix(story: Story, library: Library, protocol: Protocol, rng: Rng) -> Wave:
     for actor in story.actors:
         if actor.sounding.any():
             voice = library.sound(actor.class_name, rng)
-            level = _gain(rng.uniform(*protocol.object_dbfs))
+            level = gain(rng.uniform(*protocol.object_dbfs))
             for begin, end in runs(actor.sounding):
-                mixed[begin * RATE : end * RATE] += level * _fill(voice, (end - begin) * RATE, rng)
+                mixed[begin * RATE : end * RATE] += level * fill(voice, (end - begin) * RATE, rng)
     for outside in story.offscreen:
         begin = outside.second * RATE
-        level = _gain(rng.uniform(*protocol.object_dbfs))
-        mixed[begin : begin + RATE] += level * _fill(library.sound(outside.class_name, rng), RATE, rng)
+        level = gain(rng.uniform(*protocol.object_dbfs))
+        mixed[begin : begin + RATE] += level * fill(library.sound(outside.class_name, rng), RATE, rng)
     return np.clip(mixed, -1, 1)
 
 
@@ -39,7 +39,7 @@ def room_tone(samples: int, protocol: Protocol, rng: Rng) -> Wave:
     if rng.random() < 0.2:
         hum = rng.choice([50.0, 60.0, 100.0, 120.0])
         tone += rng.uniform(0.2, 1.5) * np.sin(2 * np.pi * hum * np.arange(samples) / RATE)
-    tone *= _gain(rng.uniform(*protocol.room_tone_dbfs)) / (tone.std() + 1e-9)
+    tone *= gain(rng.uniform(*protocol.room_tone_dbfs)) / (tone.std() + 1e-9)
     quiet: Wave = tone.astype(np.float32)
     return quiet
 
@@ -50,7 +50,7 @@ def runs(flags: Flags) -> list[tuple[int, int]]:
     return [(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)]
 
 
-def _fill(voice: Sound, samples: int, rng: Rng) -> Wave:
+def fill(voice: Sound, samples: int, rng: Rng) -> Wave:
     """A stretch of a recording, from one of its loud places on, begun again whenever it ends or falls silent."""
     filled = np.zeros(samples, np.float32)
     at = 0
@@ -71,5 +71,5 @@ def _fill(voice: Sound, samples: int, rng: Rng) -> Wave:
     return filled
 
 
-def _gain(decibels: float) -> np.float32:
+def gain(decibels: float) -> np.float32:
     return np.float32(10 ** (decibels / 20))
