@@ -4,8 +4,8 @@
     avis-stream synth SETS/photographs --split test --videos 30 --assets ASSETS --photographs
     python benchmarks/mini_results.py --sets SETS --assets ASSETS [--split test] [--json FILE] [--weights FILE]
 
-Prints a table for each set and writes everything as JSON. Scores are those of `mode="fixed"`, in percent. Thresholds are
-the ones in the weight file, chosen on val by `--sweep`; test is for reporting.
+Prints a table for each set and writes everything as JSON. Scores are those of `mode="fixed"`, in percent. Thresholds
+are the ones in the weight file, chosen on val by `--sweep`; test is for reporting.
 
 The rows, for each set: nothing; the same network trained without sound (`--deaf`); every visible object, its true mask;
 our masks, shown when the truth sounds; true masks, shown when ours are; ours.

@@ -1,0 +1,198 @@
+"""The options that AVISM does not have: queries from peaks, the sounding head, the motion cue, presence over a clip."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from avis_stream.config import AVISMConfig, ConfigError, LocalizerConfig, PostprocessConfig, with_overrides
+from avis_stream.models.avism import AVISM
+from avis_stream.models.literal import LiteralAVISM
+from avis_stream.models.peaks import PeakQueries
+from avis_stream.models.postprocess import MaskSizes, find_instances, select_candidates
+from avis_stream.models.sounding import Motion, SoundingHead, motion_between
+from avis_stream.presets import preset
+from avis_stream.weights.load import unfolded_model
+
+SMALL = [
+    "channels=32", "mask_channels=16", "input.short_side_px=64", "pixel_decoder.layers=1", "pixel_decoder.heads=4",
+    "localizer.queries=6", "localizer.layers=2", "localizer.heads=4", "localizer.ffn_channels=32",
+    "tracker.queries=5", "tracker.heads=4", "tracker.ffn_channels=32", "tracker.encoder_layers=2",
+    "tracker.decoder_layers=2", "tracker.token_window=2",
+]  # fmt: skip
+
+
+def small(*settings: str) -> AVISMConfig:
+    return preset("avism_mini").with_overrides([*SMALL, *settings])
+
+
+def model_of(config: AVISMConfig) -> AVISM:
+    torch.manual_seed(0)
+    return unfolded_model(config, None, "").prepare_for_inference()
+
+
+def clip(frames: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randint(0, 256, (frames, 3, 64, 96), dtype=torch.uint8, generator=generator)
+    return images, torch.rand(frames * 16_000, generator=generator) - 0.5
+
+
+def test_queries_stand_on_the_best_peaks_first() -> None:
+    peaks = PeakQueries(channels=32, queries=4, classes=3)
+    peaks.conv, peaks.position_proj = nn.Identity(), nn.Identity()  # type: ignore[assignment]
+    with torch.no_grad():
+        peaks.centre.weight.zero_()
+        peaks.centre.weight[range(3), range(3)] = 1.0
+        peaks.centre.bias.fill_(-6.0)  # type: ignore[union-attr]
+    features = torch.zeros(1, 32, 5, 7)
+    features[0, 1, 2, 3], features[0, 1, 2, 4] = 8.0, 7.0  # a peak and its slope, second by value
+    features[0, 0, 4, 6], features[0, 2, 0, 0] = 5.0, 4.0
+    places = torch.arange(35.0)[:, None].expand(-1, 32)
+    logits, embed, _ = peaks(features, places)
+    assert logits[0, 1, 2, 3] == 2.0
+    found = embed[0, :, 0].tolist()
+    assert found[:3] == [2 * 7 + 3, 4 * 7 + 6, 0]
+    assert 2 * 7 + 4 not in found
+
+
+def test_a_frame_of_fewer_places_than_queries_still_decodes() -> None:
+    peaks = PeakQueries(channels=32, queries=24, classes=3)
+    logits, embed, state = peaks(torch.randn(2, 32, 2, 3), torch.randn(6, 32))
+    assert logits.shape == (2, 3, 2, 3)
+    assert embed.shape == state.shape == (2, 6, 32)
+
+
+def test_motion_is_nothing_where_nothing_moves() -> None:
+    picture = torch.randn(2, 3, 64, 96)
+    assert not motion_between(picture, picture).any()
+    moved = picture.clone()
+    moved[0, :, 8:16, 16:24] += 1
+    change = motion_between(moved, picture)
+    assert change.shape == (2, 1, 8, 12)
+    assert change[0, 0, 1, 2] == pytest.approx(2.0, rel=1e-5)
+    assert change.sum() == pytest.approx(2.0, rel=1e-5)
+
+
+def test_the_cue_begins_without_a_say_and_learns_to_have_one() -> None:
+    torch.manual_seed(0)
+    head = SoundingHead(16, 12, 4, motion_cue=True).eval()
+    queries, logits, embed = torch.randn(2, 3, 16), torch.randn(2, 3, 5), torch.randn(2, 3, 8)
+    heard = head.listen(torch.randn(2, 12))
+    motion = Motion(torch.rand(2, 1, 4, 6), torch.randn(2, 8, 4, 6))
+    without = head(queries, logits, embed, heard, None)
+    assert torch.equal(head(queries, logits, embed, heard, motion), without)
+    head(queries, logits, embed, heard, motion).sum().backward()
+    assert head.cue is not None
+    assert head.cue[-1].weight.grad.abs().sum() > 0  # type: ignore[union-attr, operator]
+
+
+def test_the_one_that_moves_has_the_larger_lead() -> None:
+    """Two objects of one class side by side; the left one moves."""
+    from avis_stream.models.sounding import _evidence
+
+    guide = torch.zeros(1, 2, 4, 8)
+    guide[0, 0, :, :4], guide[0, 1, :, 4:] = 1.0, 1.0
+    embed = 20 * torch.tensor([[[1.0, -1.0], [-1.0, 1.0]]])
+    change = torch.zeros(1, 1, 4, 8)
+    change[..., :4] = 0.5
+    classes = torch.tensor([[[0.9, 0.1], [0.9, 0.1]]])
+    own, background, theirs, rivals, lead, _ = _evidence(
+        classes, embed, Motion(change, guide), torch.zeros(1, 2)
+    ).unbind(-1)
+    assert own[0, 0] > 1.5 > 0.1 > own[0, 1]
+    assert theirs[0, 1] > 1.0 > 0.1 > theirs[0, 0]
+    assert lead[0, 0] > 1.0
+    assert lead[0, 1] < -1.0
+    assert background.abs().max() < 0.05
+    assert (rivals > 0.7).all()
+
+
+def test_a_sounding_head_can_be_had_without_a_cue_and_not_the_other_way_round() -> None:
+    assert model_of(small("localizer.motion_cue=false")).wants_previous is False
+    with pytest.raises(ConfigError, match=r"motion_cue must be False without sounding_head"):
+        LocalizerConfig(motion_cue=True)
+
+
+def test_previous_pictures_change_the_sounding_alone() -> None:
+    model = model_of(small())
+    assert model.localizer.sounding is not None
+    assert model.localizer.sounding.cue is not None
+    torch.nn.init.ones_(model.localizer.sounding.cue[-1].weight)  # type: ignore[arg-type]
+    images, audio = clip(2)
+    features = model.hear(audio.view(2, -1))
+    from avis_stream.models.preprocess import normalise_and_pad
+
+    pictures = normalise_and_pad(images, model.config.input)
+    still = model.localize(pictures, features, pictures)
+    moved = model.localize(pictures, features, pictures.roll(3, -1))
+    without = model.localize(pictures, features)
+    assert torch.equal(still.frame_queries, moved.frame_queries)
+    assert torch.equal(still.logits, moved.logits)
+    assert still.sounding is not None
+    assert moved.sounding is not None
+    assert not torch.equal(still.sounding, moved.sounding)
+    assert without.sounding is not None
+    assert ((without.sounding >= 0) & (without.sounding <= 1)).all()
+
+
+def test_presence_is_that_of_the_likeliest_same_query() -> None:
+    model = model_of(small())
+    torch.manual_seed(3)
+    tokens, similarity = torch.randn(1, 4, 6, 32), torch.randn(1, 5, 32)
+    sounding = torch.rand(1, 4, 6)
+    found = model.tracker.presence(similarity, tokens, sounding)
+    embedded = model.tracker.similarity_of_frames(tokens)
+    for m in range(5):
+        for t in range(4):
+            each = (embedded[0, t] @ similarity[0, m]).sigmoid() * sounding[0, t]
+            assert found[0, m, t] == pytest.approx(each.max().item(), abs=1e-6)
+
+
+def test_masks_are_drawn_only_where_the_object_sounds() -> None:
+    torch.manual_seed(0)
+    logits = torch.full((3, 3), -4.0)
+    logits[0, 0] = logits[1, 1] = logits[2, 1] = 4.0
+    features = torch.randn(4, 8, 6, 10)
+    embed = torch.randn(3, 8)
+    presence = torch.tensor([[0.9, 0.1, 0.9, 0.2], [0.1, 0.2, 0.3, 0.1], [0.6, 0.6, 0.6, 0.6]])
+    sizes, config = MaskSizes((24, 40), (22, 40), (33, 60)), PostprocessConfig(score_threshold=0.05)
+    everywhere = find_instances(logits, embed, [(0, features)], sizes, config)
+    found = find_instances(logits, embed, [(0, features[:3]), (3, features[3:])], sizes, config, presence)
+    assert sorted(everywhere.query_id.tolist()) == [0, 1, 2]
+    assert sorted(found.query_id.tolist()) == [0, 2]
+    from avis_stream.data import rle
+
+    for track, query, chances in zip(found.rles, found.query_id.tolist(), found.presence, strict=True):  # type: ignore[arg-type]
+        same = everywhere.rles[everywhere.query_id.tolist().index(query)]
+        assert torch.equal(chances, presence[query])
+        for t in range(4):
+            assert track[t] == same[t] if presence[query, t] > 0.5 else not rle.decode(track[t]).any()
+
+
+def test_one_class_a_query_is_an_option() -> None:
+    logits = torch.tensor([[2.0, 1.9, -3.0], [0.0, 3.0, -3.0]])
+    both = select_candidates(logits, PostprocessConfig())
+    one = select_candidates(logits, PostprocessConfig(one_class=True))
+    assert list(zip(both.query_id.tolist(), both.class_id.tolist(), strict=True)) == [(1, 1), (0, 0), (0, 1)]
+    assert list(zip(one.query_id.tolist(), one.class_id.tolist(), strict=True)) == [(1, 1), (0, 0)]
+
+
+def test_a_clip_shows_its_chances() -> None:
+    settings = "postprocess.score_threshold=0", "postprocess.presence_threshold=0"
+    images, audio = clip(3)
+    result = model_of(small(*settings)).segment(images, audio)
+    assert len(result)
+    assert result.presence is not None
+    assert result.presence.shape == (len(result), 3)
+    plain = replace(small(*settings), localizer=LocalizerConfig(queries=6, layers=2, heads=4, ffn_channels=32))
+    assert model_of(plain).segment(images, audio).presence is None
+
+
+def test_the_literal_form_has_no_sounding_head() -> None:
+    model = LiteralAVISM(with_overrides(small(), []))
+    images, audio = clip(2)
+    with pytest.raises(ConfigError, match="no sounding head"):
+        model.eval().segment(images, audio)
