@@ -192,6 +192,26 @@ class LossConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SoundAugmentConfig:
+    """How the sound of training clips is changed; officially not at all."""
+
+    gain_db: float = 0.0
+    """Louder or softer by up to this."""
+    shift_seconds: float = 0.0
+    """Earlier or later by up to this, round the ends of each second."""
+    equaliser_db: float = 0.0
+    """Largest tilt and largest bump; of each source on its own where scenes are made."""
+    pitch: float = 0.0
+    """Higher or lower by up to this share, each source on its own; where scenes are made."""
+    noise_share: float = 0.0
+    """Clips that get white noise of `noise_dbfs`."""
+    noise_dbfs: tuple[float, float] = (-60.0, -35.0)
+    mix_share: float = 0.0
+    """Clips with another clip's sound underneath, `mix_db` against their own; where clips come from a data set."""
+    mix_db: tuple[float, float] = (-24.0, -12.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AugmentConfig:
     """How training clips are drawn from videos and changed; the defaults are the official ones."""
 
@@ -204,6 +224,9 @@ class AugmentConfig:
     crop_first_long_side_px: int = 1333
     crop_range_px: tuple[int, int] = (384, 600)
     flip_share: float = 0.5
+    bend: float = 0.0
+    """Shear, stretch and tint of cut-outs by up to this share; where scenes are made."""
+    sound: SoundAugmentConfig = field(default_factory=SoundAugmentConfig)
     silent_first_frame_has_no_class: bool = False
     """The official loader gives objects that are silent in a clip's first frame the class "nothing" (quirk Q2)."""
 

@@ -16,7 +16,7 @@ from avis_stream.data.dataset import open_split
 from avis_stream.files import atomic_path
 from avis_stream.models.avism import AVISM
 from avis_stream.models.preprocess import network_size
-from avis_stream.presets import preset
+from avis_stream.presets import preset, training
 from avis_stream.synth.assets import AssetLibrary
 from avis_stream.synth.library import Library
 from avis_stream.synth.procedural import ProceduralLibrary
@@ -46,7 +46,7 @@ def run_training(
         settings: `train.steps=1000` for the schedule, anything else for the model.
     """
     config = preset(model_name).with_overrides(s for s in settings if not s.startswith(_TRAIN))
-    schedule = with_overrides(TrainConfig(), [s.removeprefix(_TRAIN) for s in settings if s.startswith(_TRAIN)])
+    schedule = with_overrides(training(model_name), [s.removeprefix(_TRAIN) for s in settings if s.startswith(_TRAIN)])
     _join_processes()
     torch.manual_seed(schedule.seed)
     model = unfolded_model(config, None, "")
@@ -97,6 +97,7 @@ def _source(data: str, config: AVISMConfig, schedule: TrainConfig) -> ClipSource
         seed=schedule.seed,
         classes=config.classes,
         photograph_share=protocol.photograph_share["train"],
+        augment=schedule.augment,
     )
 
 

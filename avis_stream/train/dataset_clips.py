@@ -12,6 +12,7 @@ from avis_stream.data.dataset import DataSplit, masks_of
 from avis_stream.errors import DataError
 from avis_stream.train.augment import Geometry, apply_geometry, draw_frames, draw_geometry
 from avis_stream.train.batch import ClipSample
+from avis_stream.train.sound_augment import change_seconds
 
 
 class DatasetClips:
@@ -60,7 +61,7 @@ class DatasetClips:
         features = self._split.features(video)
         return ClipSample(
             images=images.contiguous(),
-            seconds=self._split.seconds(video, frames) if features is None else torch.zeros(len(frames), 16_000),
+            seconds=self._seconds(video, frames, rng) if features is None else torch.zeros(len(frames), 16_000),
             labels=labels,
             masks=together.contiguous(),
             name=f"{video.name} frames {frames}",
@@ -76,6 +77,14 @@ class DatasetClips:
         if visible:
             tracks += self._split.annotations.silent.get(video.id, ())
         return [t for t in tracks if not t.crowd and t.category_id in self._class_of], visible
+
+    def _seconds(self, video: Video, frames: list[int], rng: np.random.Generator) -> Tensor:
+        """What is heard, changed as configured; what is mixed in is as old in its video as the frames in theirs."""
+        config, other = self._config.sound, None
+        if config.mix_share > 0:
+            beside = self._videos[rng.integers(len(self._videos))]
+            other = self._split.seconds(beside, [t % beside.length for t in frames]).numpy()
+        return torch.from_numpy(change_seconds(self._split.seconds(video, frames).numpy(), config, rng, other))
 
     def _previous(self, video: Video, frames: list[int], geometry: Geometry) -> Tensor | None:
         """The pictures 100 ms earlier, changed like their frames; None if any of them is missing."""

@@ -10,13 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from avis_stream.config import AVISEG_CLASSES
+from avis_stream.config import AVISEG_CLASSES, AugmentConfig
 from avis_stream.synth.library import Library
 from avis_stream.synth.protocol import Protocol
 from avis_stream.synth.scene import Scene, make_scene
 from avis_stream.synth.soundscape import RATE
 from avis_stream.synth.stage import EARLIER_SECONDS, Shot
 from avis_stream.train.batch import ClipSample
+from avis_stream.train.sound_augment import change_seconds
+from avis_stream.train.varied import VariedLibrary
 
 
 class ClipSource(TypingProtocol):
@@ -48,6 +50,7 @@ class SynthClips:
         seed: int,
         classes: tuple[str, ...] = AVISEG_CLASSES,
         photograph_share: float = 0.0,
+        augment: AugmentConfig | None = None,
     ) -> None:
         """Sets what clips are like.
 
@@ -59,8 +62,10 @@ class SynthClips:
             seed: Of the whole series.
             classes: The model's.
             photograph_share: Scenes that are real photographs.
+            augment: How their parts and their sound are changed; None: not at all.
         """
-        self._library, self._protocol, self._frames = library, protocol, frames
+        self._augment = augment or AugmentConfig()
+        self._library, self._protocol, self._frames = VariedLibrary(library, self._augment), protocol, frames
         self._size, self._seed, self._classes = size, seed, classes
         self._photograph_share = photograph_share
 
@@ -75,7 +80,11 @@ class SynthClips:
             size=self._size,
             photograph_share=self._photograph_share,
         )
-        return clip_of(scene, self._frames, self._classes, name=f"scene {number}")
+        clip = clip_of(scene, self._frames, self._classes, name=f"scene {number}")
+        # Sources were equalised one by one.
+        sound = replace(self._augment.sound, equaliser_db=0.0)
+        changed = change_seconds(clip.seconds.numpy(), sound, np.random.default_rng([self._seed, 2, number]))
+        return replace(clip, seconds=torch.from_numpy(changed))
 
 
 def clip_of(scene: Scene, frames: int, classes: tuple[str, ...], name: str) -> ClipSample:
