@@ -30,7 +30,7 @@ $(VENV)/.installed: $(VENV)/.torch $(SOURCES)
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.installed
-	$(PIP) -c constraints.txt pytest pytest-benchmark hypothesis ruff mypy clang-format
+	$(PIP) -c constraints.txt pytest pytest-benchmark hypothesis ruff mypy clang-format tensorboard
 	@# The reference that our metrics are held to; what it declares beyond ours (OpenCV) its metrics do not use.
 	$(PIP) --no-deps -c constraints.txt trackeval
 	@touch $@

@@ -102,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--init", type=Path, metavar="FILE", help="weights to begin with; what fits is taken")
     train.add_argument("--resume", type=Path, metavar="DIR", help="go on with the run in this folder")
     train.add_argument("--out", type=Path, default=Path("out/train"), help="for checkpoints, log and weights")
+    train.add_argument("--val", type=Path, metavar="DIR", help="folder with val.json (default: that of --data)")
     train.add_argument("--set", action="extend", nargs="+", default=[], metavar="FIELD=VALUE", dest="settings")
     train.set_defaults(command=_train)
 
@@ -216,6 +217,7 @@ def _train(options: argparse.Namespace) -> None:
         init=options.init,
         resume=options.resume,
         settings=options.settings,
+        validation=options.val,
     )
     sys.stderr.write(f"trained: {written}\n")
 

@@ -261,13 +261,15 @@ class TrainConfig:
     """Share of the rate at step 0; rises linearly over `warmup` steps. Officially 1, so there is none."""
     query_layers: int = 3
     """The tracker learns from the frame queries of so many last decoder layers, each as a clip of its own."""
+    validate_every: int = 500
+    """Steps between validations, where there is a set for it; the best weights are kept."""
     bfloat16: bool = False
     seed: int = 0
     losses: LossConfig = field(default_factory=LossConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "frames", "clips", "query_layers"):
+        for name in ("steps", "frames", "clips", "query_layers", "validate_every"):
             require(getattr(self, name) >= 1, f"TrainConfig.{name}", getattr(self, name), ">= 1")
         require(self.learning_rate > 0, "TrainConfig.learning_rate", self.learning_rate, "> 0")
 

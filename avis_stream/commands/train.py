@@ -6,15 +6,20 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
+from avis_stream.commands.diary import Diary
 from avis_stream.config import AVISMConfig, TrainConfig, with_overrides
-from avis_stream.data.dataset import open_split
+from avis_stream.data.annotations import parse_predictions
+from avis_stream.data.dataset import DataSplit, open_split, splits
 from avis_stream.files import atomic_path
+from avis_stream.metrics import evaluation
 from avis_stream.models.avism import AVISM
+from avis_stream.models.predict import predict
 from avis_stream.models.preprocess import network_size
 from avis_stream.presets import preset, training
 from avis_stream.synth.assets import AssetLibrary
@@ -33,9 +38,16 @@ _TRAIN = "train."
 
 
 def run_training(
-    data: str, model_name: str, out: Path, *, init: Path | None, resume: Path | None, settings: Sequence[str]
+    data: str,
+    model_name: str,
+    out: Path,
+    *,
+    init: Path | None,
+    resume: Path | None,
+    settings: Sequence[str],
+    validation: Path | None = None,
 ) -> Path:
-    """Trains and returns the path of the finished weights, `out/weights.safetensors`.
+    """Trains and returns the path of the finished weights: `out/best.safetensors`, or `weights` without validation.
 
     Args:
         data: Folder with `train.json`, or `synth` (drawn by the program), or `synth:ASSETS`.
@@ -44,6 +56,7 @@ def run_training(
         init: Weights to begin with, whole or in part.
         resume: A run's folder to go on with; takes the place of `out`.
         settings: `train.steps=1000` for the schedule, anything else for the model.
+        validation: Folder with `val.json`; None: `data`, if that has one.
     """
     config = preset(model_name).with_overrides(s for s in settings if not s.startswith(_TRAIN))
     schedule = with_overrides(training(model_name), [s.removeprefix(_TRAIN) for s in settings if s.startswith(_TRAIN)])
@@ -57,18 +70,50 @@ def run_training(
     folder = resume or out
     folder.mkdir(parents=True, exist_ok=True)
     source = _source(data, model.config, schedule)
-    log = folder / "log.jsonl"
-    with log.open("a", encoding="utf-8") as lines:
+    judge = _validation_split(data, validation, model.config.classes)
+    best, last = folder / "best.safetensors", folder / "weights.safetensors"
+    with ExitStack() as stack:
+        diary = Diary(folder) if _first() else None
+        if diary is not None:
+            stack.callback(diary.close)
 
-        def note(step: int, losses: dict[str, float]) -> None:
-            lines.write(json.dumps({"step": step} | {k: round(v, 5) for k, v in losses.items()}) + "\n")
-            lines.flush()
+        def validate(step: int) -> float:
+            assert judge is not None
+            scores = _scores(model, judge)
+            if diary is not None:
+                diary.note(step, {f"val_{name}": value for name, value in scores.items()})
+            return scores["FSLA"]
 
-        train(model, source, schedule, folder, resume=resume is not None, log=note)
-    target = folder / "weights.safetensors"
+        train(
+            model,
+            source,
+            schedule,
+            folder,
+            resume=resume is not None,
+            log=None if diary is None else diary.note,
+            validate=None if judge is None else validate,
+            keep_best=lambda: _save(model, best, schedule),
+        )
     if _first():
-        _save(model, target, schedule)
-    return target
+        _save(model, last, schedule)
+    return last if judge is None else best
+
+
+def _validation_split(data: str, validation: Path | None, classes: tuple[str, ...]) -> DataSplit | None:
+    if validation is not None:
+        return open_split(validation, "val", classes)
+    if data.partition(":")[0] == _MADE or "val" not in splits(data):
+        return None
+    return open_split(data, "val", classes)
+
+
+def _scores(model: AVISM, split: DataSplit) -> dict[str, float]:
+    """FSLA, HOTA and mAP of a split as it should be measured (`fixed`), in percent; 0 where undefined."""
+    with torch.no_grad():
+        answers = [entry for video in predict(model, split) for entry in video]
+    found = parse_predictions(Path("validation"), answers, split.annotations)
+    summary = evaluation(split.annotations, found, "fixed").summary()
+    return {name: float(summary[key] or 0.0) for name, key in (("FSLA", "FA"), ("HOTA", "HOTA"), ("mAP", "AP_all"))}
 
 
 def _save(model: AVISM, target: Path, schedule: TrainConfig) -> None:

@@ -36,6 +36,9 @@ logger = logging.getLogger(__name__)
 Log = Callable[[int, dict[str, float]], None]
 """Takes a step number and the losses of that step by name."""
 
+Validate = Callable[[int], float]
+"""Takes a step number, judges the model as it is then, in evaluation mode; more is better."""
+
 
 class Stopped(AvisStreamError):
     """Training was asked to stop (Ctrl-C, SIGTERM); its state is saved."""
@@ -50,6 +53,8 @@ def train(
     resume: bool = False,
     save_every: int = 500,
     log: Log | None = None,
+    validate: Validate | None = None,
+    keep_best: Callable[[], None] | None = None,
 ) -> Progress:
     """Trains a model in place and keeps its state in `folder/last.pt`.
 
@@ -64,6 +69,8 @@ def train(
         resume: Go on from `folder/last.pt`.
         save_every: Steps between checkpoints.
         log: Called on the first process after every step.
+        validate: Called on the first process every `config.validate_every` steps and after the last.
+        keep_best: Called whenever `validate` gave more than ever before, to put the weights away.
     Raises:
         Stopped: Asked to stop; the state is saved.
         AvisStreamError: A loss is not finite; the clips at fault are saved and named.
@@ -91,6 +98,15 @@ def train(
             bar.set_postfix(loss=f"{losses['total']:.2f}")
             if log is not None and rank == 0:
                 log(progress.step, losses)
+            due = progress.step % config.validate_every == 0 or progress.step == config.steps
+            if validate is not None and rank == 0 and due:
+                model.eval()
+                figure = validate(progress.step)
+                model.train()
+                if figure > progress.best:
+                    progress.best = figure
+                    if keep_best is not None:
+                        keep_best()
             stopping = stop.is_set()
             if rank == 0 and (stopping or progress.step % save_every == 0 or progress.step == config.steps):
                 save_checkpoint(checkpoint, model, optimiser, progress)

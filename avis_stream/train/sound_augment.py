@@ -57,7 +57,8 @@ def equalised(wave: Wave, most_db: float, rng: Rng) -> Wave:
 def retuned(wave: Wave, factor: float) -> Wave:
     """Played `factor` times as fast, so higher and shorter: [n] to [n / factor]."""
     places = np.arange(0, len(wave) - 1, factor)
-    return np.interp(places, np.arange(len(wave)), wave).astype(np.float32)
+    faster: Wave = np.interp(places, np.arange(len(wave)), wave).astype(np.float32)
+    return faster
 
 
 def _gain(decibels: float) -> np.float32:

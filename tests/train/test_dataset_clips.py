@@ -164,13 +164,15 @@ def test_train_command_makes_weights_that_load_and_begins_from_them(data: Path, 
     settings = [part for setting in SETTINGS for part in ("--set", setting)]
     first = tmp_path / "first"
     assert main(["train", "--data", str(data), "--out", str(first), *settings]) == 0
-    assert {p.name for p in first.iterdir()} == {"last.pt", "log.jsonl", "schedule.json", "weights.safetensors"}
+    left = {"last.pt", "log.jsonl", "schedule.json", "tensorboard", "weights.safetensors"}
+    assert {p.name for p in first.iterdir()} == left
+    assert list((first / "tensorboard").glob("events.out.tfevents.*"))
     steps = [json.loads(line)["step"] for line in (first / "log.jsonl").read_text().splitlines()]
     assert steps == [1, 2]
     model = load("avism_mini", weights=first / "weights.safetensors")
     assert model.config.channels == 32
     assert model.audio_encoder is not None
-    images = torch.from_numpy(np.asarray(Image.new("RGB", (96, 64)))).permute(2, 0, 1)[None]
+    images = torch.from_numpy(np.array(Image.new("RGB", (96, 64)))).permute(2, 0, 1)[None]
     assert model.segment(images, torch.zeros(16_000)).frames == 1
     second = [
         "train",
@@ -184,6 +186,28 @@ def test_train_command_makes_weights_that_load_and_begins_from_them(data: Path, 
     small = ["--set", "input.short_side_px=48"]
     assert main([*second, *settings, *small]) == 0
     assert main(["train", "--data", "synth", "--resume", str(tmp_path / "second"), *settings, *small]) == 0
+
+
+def test_validation_writes_its_figures_and_the_best_weights_and_eval_agrees(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert main(["synth", str(tmp_path / "made"), "--split", "val", "--videos", "1"]) == 0
+    loose = ["train.validate_every=1", "postprocess.score_threshold=0", "postprocess.presence_threshold=0"]
+    command = ["train", "--data", str(data), "--val", str(tmp_path / "made"), "--out", str(out)]
+    assert main([*command, "--set", *SETTINGS, *loose]) == 0
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    figures = [line["val_FSLA"] for line in lines if "val_FSLA" in line]
+    assert len(figures) == 2
+    assert all({"val_HOTA", "val_mAP"} <= line.keys() for line in lines if "val_FSLA" in line)
+    capsys.readouterr()
+    kept, report = tmp_path / "answers.json", tmp_path / "report.json"
+    ask = ["eval", "--data", str(tmp_path / "made"), "--split", "val", "--weights", str(out / "best.safetensors")]
+    assert main([*ask, "--metrics", "fixed", "--json", str(report), "--save", str(kept)]) == 0
+    assert json.loads(report.read_text())["summary"]["FA"] == pytest.approx(max(figures), abs=0.2)  # stored in fp16
+    table = capsys.readouterr().out
+    assert main([*ask[:5], "--predictions", str(kept), "--metrics", "fixed"]) == 0
+    assert capsys.readouterr().out.splitlines()[2:] == table.splitlines()[2:]
 
 
 @pytest.fixture

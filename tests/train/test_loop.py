@@ -121,6 +121,29 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_clip(tmp_path: Path) -> N
     assert clip["sounding"].dtype == torch.bool
 
 
+def test_validation_keeps_the_best(tmp_path: Path) -> None:
+    figures = iter([1.0, 5.0, 3.0])
+    asked: list[tuple[int, bool]] = []
+    kept: list[int] = []
+    model = fresh_model()
+
+    def validate(step: int) -> float:
+        asked.append((step, model.training))
+        return next(figures)
+
+    progress = train(
+        model,
+        OneClip(),
+        replace(QUICK, steps=5, validate_every=2),
+        tmp_path,
+        validate=validate,
+        keep_best=lambda: kept.append(asked[-1][0]),
+    )
+    assert asked == [(2, False), (4, False), (5, False)]
+    assert kept == [2, 4]
+    assert progress.best == 5.0
+
+
 def test_resuming_from_nothing_or_something_else_says_so(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"last\.pt cannot be resumed from"):
         train(fresh_model(), OneClip(), QUICK, tmp_path, resume=True)
