@@ -40,7 +40,10 @@ __all__ = [
     "Event",
     "MediaError",
     "NativeUnavailableError",
+    "OnlineConfig",
     "OnlineResult",
+    "OnlineSegmenter",
+    "OnlineState",
     "RawOutputs",
     "ShapeError",
     "SourceError",
@@ -55,12 +58,22 @@ __all__ = [
 
 if TYPE_CHECKING:
     from avis_stream import metrics
+    from avis_stream.online import OnlineConfig, OnlineSegmenter, OnlineState
+
+_LATE = {
+    "metrics": "avis_stream.metrics",
+    "OnlineConfig": "avis_stream.online",
+    "OnlineSegmenter": "avis_stream.online",
+    "OnlineState": "avis_stream.online",
+}
+"""Names that need scipy, which takes longer to import than all the rest of the package, and where they are."""
 
 
 def __getattr__(name: str) -> Any:
-    """Loads `avs.metrics` when it is first used: scipy takes longer to import than all the rest of the package."""
-    if name == "metrics":
-        import importlib
+    """Loads what is in `_LATE` when it is first used."""
+    if name not in _LATE:
+        raise AttributeError(f"module 'avis_stream' has no attribute {name!r}")
+    import importlib
 
-        return importlib.import_module("avis_stream.metrics")
-    raise AttributeError(f"module 'avis_stream' has no attribute {name!r}")
+    module = importlib.import_module(_LATE[name])
+    return module if name == "metrics" else getattr(module, name)

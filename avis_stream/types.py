@@ -66,7 +66,8 @@ class Event:
     """Something that happened to an identity, or to a source, at one instant."""
 
     kind: str
-    """For identities `born`, `sounding`, `silent`, `returned`, `dead`; for sources what the source says."""
+    """For identities `born`, `sounding`, `silent`, `dormant`, `returned`, `dead`; for sources what the source says:
+    `gap`, `resized`."""
     track_id: int | None = None
     detail: str = ""
     gap_seconds: float | None = None

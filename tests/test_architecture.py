@@ -20,6 +20,7 @@ LAYERS = [
     {"commands"},
     {"train"},
     {"sources", "writers", "weights", "synth"},
+    {"online"},
     {"models", "metrics"},
     {"nn", "audio", "data", "presets"},
     {"ops"},

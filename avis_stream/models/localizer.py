@@ -76,8 +76,12 @@ class DecoderLayer(nn.Module):
             state = self.cross_attn.ranged(state, query, key, value, whole_plan(count, key.shape[1]))
         else:
             state = self.cross_attn.masked(state, query, key, value, visible)
+        return self.exchange(state, embed)
+
+    def exchange(self, state: Tensor, embed: Tensor) -> Tensor:
+        """What follows the cross-attention: queries [B, N, C] look at each other, then each on its own."""
         query = state + embed
-        state = self.self_attn.ranged(state, query, query, state, whole_plan(count, count))
+        state = self.self_attn.ranged(state, query, query, state, whole_plan(state.shape[1], state.shape[1]))
         advanced: Tensor = self.ffn(state)
         return advanced
 

@@ -1,0 +1,123 @@
+"""What an online run may choose: the tracker's memory, who is an identity, what is shown, and how long it may wait."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from avis_stream.checks import require
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnlineConfig:
+    """Settings of `OnlineSegmenter`; the defaults are for live use, `parity()` is for comparison with offline.
+
+    Thresholds are starting values: no published weights were at hand to tune them on.
+    Source: design note "online tracking", sections 3 to 6.
+    """
+
+    # The tracker's memory.
+    encoder: Literal["exact", "frozen"] = "exact"
+    """`exact`: the tokens of all held frames stay those of the offline encoder. `frozen`: each frame is encoded once,
+    with what was there; fewer operations, other numbers from the second frame on."""
+    sinks: Literal["per_query", "first", "none"] = "per_query"
+    """What is kept of frames that left the ring. `first` (StreamingLLM's) and `none` are for comparison."""
+    first_frames: int = 4
+    """With `sinks="first"`: so many first frames stay for ever."""
+    half_life_s: float | None = None
+    """Time in which a folded page loses half its weight; None: it keeps it."""
+    sink_write_gate: float | None = None
+    """Fold only pages in which a frame query's chance of being an object passes this; None: fold all."""
+    hop_seconds: float = 1.0
+    """Time from one step to the next; the sound of a step is a second all the same."""
+    ring_seconds: float | None = None
+    """Time that the ring holds, rounded up to whole windows; None: 6 windows, or more if the encoder needs them."""
+    kv_cache: bool = True
+    """Keep the decoder's keys and values of the ring; False: project them again each step, in a sixth of the memory."""
+    max_anchors: int = 8
+    """Places for the tokens of pinned identities."""
+
+    # Who is an identity.
+    max_identities: int = 64
+    prototypes: int = 4
+    """Appearances remembered for each identity."""
+    max_candidates: int = 32
+    """Video queries looked at in a step, best first."""
+    candidate_score: float = 0.1
+    """Least class score of a query that may continue an identity."""
+    duplicate_iou: float | None = 0.7
+    """Of two queries whose masks overlap more than this, the better counts; None: both do."""
+    match_same: float = 0.5
+    """Least similarity with a live identity."""
+    match_same_slot: float = 0.25
+    """The same, if it was the same query's within the last two steps."""
+    match_dormant: float = 0.6
+    match_margin: float = 0.1
+    """A dormant identity returns only if no other is as similar, by this much: rather a new id than a wrong one."""
+    slot_bonus: float = 0.3
+    overlap_bonus: float = 0.3
+    class_bonus: float = 0.2
+    birth_score: float = 0.3
+    """An identity is born above this class score x mask quality: the released threshold."""
+    birth_hits: int = 1
+    """Consecutive steps that it takes to be born; 2 removes flicker at one step of latency."""
+    learn_score: float = 0.5
+    """Prototypes learn above this class score x mask quality."""
+    new_prototype_cosine: float = 0.7
+    """A new prototype begins where the cosine with all others is below this."""
+    dormant_s: float | None = None
+    """Unseen for so long, an identity returns only by the stricter rules; None: the time that the ring holds."""
+    forget_s: float = 1800.0
+    """Unseen for so long, an identity is dead."""
+    stable_class: bool = True
+    """Report the class that most steps voted for; False: that of the step."""
+
+    # What is shown.
+    show_score: float = 0.15
+    """An identity is shown above this score; lower than `birth_score`, so that it does not flicker."""
+    min_area: float = 2e-4
+    """Least share of the picture that a mask must cover."""
+    presence_gate: bool = True
+    """Show only what seems to sound in this frame. Models with a sounding head are always gated, as offline."""
+    presence_threshold: float | None = None
+    """None: the model's own with a sounding head, else 0.2."""
+    silence_dbfs: float | None = -60.0
+    """A second of sound with less power than this shows nothing; None: no such gate."""
+
+    # How long it may wait.
+    alignment: Literal["live", "official"] = "live"
+    """`live`: the sound that comes with a frame is the frame's. `official`: the sound that comes with the next one is;
+    results come a step later."""
+    refine_delay: int = 0
+    """Steps to wait, so that masks are drawn by later, better informed queries."""
+
+    def __post_init__(self) -> None:
+        choices = {
+            "encoder": ("exact", "frozen"),
+            "sinks": ("per_query", "first", "none"),
+            "alignment": ("live", "official"),
+        }
+        for name, known in choices.items():
+            require(getattr(self, name) in known, f"OnlineConfig.{name}", getattr(self, name), f"one of {known}")
+        for name in ("first_frames", "max_identities", "prototypes", "max_candidates", "birth_hits"):
+            require(getattr(self, name) >= 1, f"OnlineConfig.{name}", getattr(self, name), ">= 1")
+        for name in ("max_anchors", "refine_delay", "min_area"):
+            require(getattr(self, name) >= 0, f"OnlineConfig.{name}", getattr(self, name), ">= 0")
+        for name in ("hop_seconds", "forget_s"):
+            require(getattr(self, name) > 0, f"OnlineConfig.{name}", getattr(self, name), "> 0 s")
+        for name in ("half_life_s", "ring_seconds", "dormant_s"):
+            value = getattr(self, name)
+            require(value is None or value > 0, f"OnlineConfig.{name}", value, "> 0 s, or None")
+
+    @staticmethod
+    def parity() -> OnlineConfig:
+        """As near to the released offline model as an online one can be: no gates, its thresholds, its classes."""
+        return OnlineConfig(
+            max_candidates=1000,
+            duplicate_iou=None,
+            show_score=0.3,
+            min_area=0.0,
+            presence_gate=False,
+            silence_dbfs=None,
+            stable_class=False,
+        )

@@ -1,0 +1,427 @@
+"""Who is who: a table of identities, and the rules by which video queries continue, begin and end them.
+
+A video query's number is no identity: in the released architecture the same object changes its query in a third of all
+absences, even offline. What lasts is its look in the model's own similarity space, where the sigmoid of a dot product
+estimates the chance of being the same object.
+
+    tentative --> sounding <--> silent --> dormant --> dead
+                      ^                       |
+                      +------ returned -------+
+
+Source: design note "online tracking", section 5; assignment by the Hungarian method as in SORT and its heirs,
+prototypes as in XMem's long-term store.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from avis_stream.metrics.alignment import assign
+from avis_stream.online.config import OnlineConfig
+from avis_stream.types import NANOSECONDS, Event
+
+FREE, TENTATIVE, SOUNDING, SILENT, DORMANT = range(5)
+
+MASK_GRID = (48, 80)
+"""Size at which masks are compared: the same for pictures of all sizes, so that the table never grows."""
+
+_PROTOTYPE_RATE = 0.1
+"""Share of the newest look in the prototype that it is nearest to."""
+
+_RECENT_HOPS = 2.5
+"""Places are compared with those of the last two steps; half a step for cameras that are not on time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What one frame shows: J video queries with a mask in it, best first."""
+
+    query: Tensor
+    """int64 [J]."""
+    probability: Tensor
+    """float32 [J, K], of each class."""
+    similarity: Tensor
+    """float32 [J, C]."""
+    certain: Tensor
+    """float64 [J], sum of the soft mask inside the hard mask."""
+    area: Tensor
+    """float64 [J], pixels of the hard mask at network size."""
+    grid: Tensor
+    """bool [J, *MASK_GRID], the mask."""
+    mask_embed: Tensor
+    """float32 [J, Cm]."""
+    sounds: Tensor
+    """bool [J], whether the gates let it be shown."""
+    may_be_born: Tensor
+    """bool [J]."""
+    token: Tensor
+    """float32 [J, C], the object token of the frame that is likest it."""
+    token_slot: Tensor
+    """int64 [J], the frame query of that token."""
+
+    def __len__(self) -> int:
+        return len(self.query)
+
+    @property
+    def class_score(self) -> Tensor:
+        """[J]."""
+        return self.probability.amax(-1)
+
+    @property
+    def score(self) -> Tensor:
+        """[J], class score x mask quality on this frame."""
+        return self.class_score * (self.certain / (self.area + 1e-6)).float()
+
+
+@dataclass(slots=True)
+class IdentityTable:
+    """Up to N identities, on the CPU, written in place. Rows have no order; a public id is given once, for ever."""
+
+    next_id: int
+    """The next public id, from 1."""
+    status: Tensor
+    """int64 [N], one of FREE to DORMANT."""
+    public_id: Tensor
+    """int64 [N]; 0 for rows without one."""
+    slot: Tensor
+    """int64 [N], the video query that it was last seen in."""
+    born_ns: Tensor
+    """int64 [N]."""
+    seen_ns: Tensor
+    """int64 [N], when it last had a mask."""
+    sounded_ns: Tensor
+    """int64 [N], when it was last shown."""
+    hits: Tensor
+    """int64 [N], steps in which it was seen."""
+    votes: Tensor
+    """float32 [N, K], class probabilities summed over its steps, each by its score."""
+    class_id: Tensor
+    """int64 [N], as last reported."""
+    prototypes: Tensor
+    """float32 [N, P, C], looks in similarity space."""
+    weight: Tensor
+    """float32 [N, P], steps that taught each prototype; 0: unused."""
+    similarity: Tensor
+    """float32 [N, C], its look when it was last seen."""
+    certain: Tensor
+    """float64 [N], with `area` the running mask quality."""
+    area: Tensor
+    """float64 [N]."""
+    score: Tensor
+    """float32 [N], as last reported."""
+    grid: Tensor
+    """bool [N, *MASK_GRID], the last mask."""
+    mask_embed: Tensor
+    """float32 [N, Cm], what draws its mask on a new frame."""
+    token: Tensor
+    """float32 [N, C], its last object token, for `pin`."""
+    token_slot: Tensor
+    """int64 [N]."""
+    anchor: Tensor
+    """int64 [N], the anchor that holds it while it is pinned; -1: not pinned."""
+
+    @staticmethod
+    def empty(config: OnlineConfig, classes: int, channels: int, mask_channels: int) -> IdentityTable:
+        """A table without identities."""
+        rows, looks = config.max_identities, config.prototypes
+
+        def ints(value: int = 0) -> Tensor:
+            return torch.full((rows,), value, dtype=torch.int64)
+
+        return IdentityTable(
+            next_id=1,
+            status=ints(FREE),
+            public_id=ints(),
+            slot=ints(-1),
+            born_ns=ints(),
+            seen_ns=ints(),
+            sounded_ns=ints(),
+            hits=ints(),
+            votes=torch.zeros(rows, classes),
+            class_id=ints(),
+            prototypes=torch.zeros(rows, looks, channels),
+            weight=torch.zeros(rows, looks),
+            similarity=torch.zeros(rows, channels),
+            certain=torch.zeros(rows, dtype=torch.float64),
+            area=torch.zeros(rows, dtype=torch.float64),
+            score=torch.zeros(rows),
+            grid=torch.zeros(rows, *MASK_GRID, dtype=torch.bool),
+            mask_embed=torch.zeros(rows, mask_channels),
+            token=torch.zeros(rows, channels),
+            token_slot=ints(),
+            anchor=ints(-1),
+        )
+
+    @property
+    def live(self) -> Tensor:
+        """int64 [I], rows that are sounding or silent, best score first."""
+        rows = ((self.status == SOUNDING) | (self.status == SILENT)).nonzero()[:, 0]
+        # Equal scores go by id, not by row.
+        rows = rows[self.public_id[rows].argsort()]
+        return rows[self.score[rows].argsort(descending=True, stable=True)]
+
+    def row_of(self, track_id: int) -> int | None:
+        """The row of a public id; None if there is no such identity any more."""
+        rows = ((self.public_id == track_id) & (self.status != FREE)).nonzero()
+        return int(rows[0]) if len(rows) else None
+
+    def free(self, row: int) -> None:
+        """Empties a row."""
+        for field in fields(self):
+            values = getattr(self, field.name)
+            if isinstance(values, Tensor):
+                values[row] = -1 if field.name in ("slot", "anchor") else 0
+
+    def slot_is_shared(self, row: int) -> bool:
+        """Whether another identity was last seen in the same video query."""
+        others = (self.slot == self.slot[row]) & (self.status != FREE)
+        return int(others.sum()) > 1
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a step did to the table."""
+
+    events: tuple[Event, ...]
+    died_slots: tuple[int, ...]
+    """Video queries that no identity uses any more: what they remember may go."""
+
+
+class IdentityKeeper:
+    """Applies the rules of a configuration to a table; holds no state of any stream."""
+
+    def __init__(self, config: OnlineConfig, ring_seconds: float) -> None:
+        self.config = config
+        self._dormant_ns = round((ring_seconds if config.dormant_s is None else config.dormant_s) * NANOSECONDS)
+        self._recent_ns = round(_RECENT_HOPS * config.hop_seconds * NANOSECONDS)
+
+    def update(self, table: IdentityTable, seen: Observation, now_ns: int) -> Outcome:
+        """One step: continues, begins, silences and ends identities.
+
+        Args:
+            table: Written in place.
+            seen: What the frame shows.
+            now_ns: When, on the stream's clock.
+        """
+        step = _Step(self.config, table, seen, now_ns, self._dormant_ns, self._recent_ns)
+        step.fall_asleep()
+        rows, columns, margin = step.match()
+        step.carry_on(rows, columns, margin)
+        step.age(rows)
+        step.give_birth(columns)
+        return Outcome(tuple(step.events), tuple(step.died_slots))
+
+    def interrupt(self, table: IdentityTable) -> tuple[Event, ...]:
+        """The source announced a gap: places say nothing any more, so all identities must return by their looks."""
+        events = [
+            Event(kind="silent", track_id=track_id, detail="gap")
+            for track_id in sorted(table.public_id[table.status == SOUNDING].tolist())
+        ]
+        for row in (table.status == TENTATIVE).nonzero()[:, 0].tolist():
+            table.free(row)
+        table.status[(table.status == SOUNDING) | (table.status == SILENT)] = DORMANT
+        return tuple(events)
+
+    def forget_places(self, table: IdentityTable) -> None:
+        """The picture changed its size: masks of before say nothing about places any more."""
+        table.grid[:] = False
+
+
+class _Step:
+    def __init__(
+        self, config: OnlineConfig, table: IdentityTable, seen: Observation, now: int, dormant: int, recent: int
+    ) -> None:
+        self.config, self.table, self.seen, self.now = config, table, seen, now
+        self.dormant_ns, self.recent_ns = dormant, recent
+        self.events: list[Event] = []
+        self.died_slots: list[int] = []
+
+    def fall_asleep(self) -> None:
+        """Identities that were not seen for long return by stricter rules only, from this step on."""
+        table = self.table
+        asleep = (table.status == SOUNDING) | (table.status == SILENT)
+        asleep &= self.now - table.seen_ns >= self.dormant_ns
+        rows = self._by_id(asleep)
+        before = table.status[rows]
+        table.status[rows] = DORMANT
+        self._tell_sound(rows, before)
+        for row in rows:
+            self._tell("dormant", row)
+
+    def match(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Which observation continues which identity.
+
+        Returns:
+            int64 [n] rows and int64 [n] observations, and float32 [n] by how much each row is likelier than any other.
+        """
+        config, table, seen = self.config, self.table, self.seen
+        active = table.status != FREE
+        same, margin = self._similarity(active)
+        recent = (table.status != DORMANT) & (self.now - table.seen_ns <= self.recent_ns)
+        same_slot = (table.slot[:, None] == seen.query) & recent[:, None]  # [N, J]
+        votes = table.votes / table.votes.sum(-1, keepdim=True).clamp(min=1e-6)
+        affinity = same + config.slot_bonus * same_slot + config.class_bonus * (votes @ seen.probability.T)
+        affinity += config.overlap_bonus * mask_iou(table.grid, seen.grid) * recent[:, None]
+        live = (same >= config.match_same) | (same_slot & (same >= config.match_same_slot))
+        returns = (same >= config.match_dormant) & (margin >= config.match_margin)
+        allowed = torch.where((table.status == DORMANT)[:, None], returns, live) & active[:, None]
+        rows, columns = assign(torch.where(allowed, affinity, 0.0).double().numpy())
+        row, column = torch.from_numpy(rows), torch.from_numpy(columns)
+        kept = allowed[row, column]
+        order = column[kept].argsort()  # best first, whatever the order of the rows
+        row, column = row[kept][order], column[kept][order]
+        return row, column, margin[row, column]
+
+    def _similarity(self, active: Tensor) -> tuple[Tensor, Tensor]:
+        """Chance [N, J] of being the same object by the best prototype, and its lead over all other identities."""
+        table, seen = self.table, self.seen
+        dots = torch.einsum("npc,jc->npj", table.prototypes, seen.similarity)
+        same = dots.sigmoid().masked_fill((table.weight == 0)[..., None], 0.0).amax(dim=1)
+        same = same.masked_fill(~active[:, None], 0.0)
+        if not same.numel():
+            return same, same
+        best = F.pad(same, (0, 0, 0, 2)).topk(2, dim=0).values  # two rows of zeros: a table of one has no second
+        others = torch.where(same == best[0], best[1], best[0])
+        return same, same - others
+
+    def carry_on(self, rows: Tensor, columns: Tensor, margin: Tensor) -> None:
+        """Updates the identities that were seen."""
+        config, table, seen = self.config, self.table, self.seen
+        before = table.status[rows]
+        gap = self.now - table.sounded_ns[rows]
+        table.hits[rows] += 1
+        born = (before == TENTATIVE) & (table.hits[rows] >= config.birth_hits)
+        self._learn(rows, columns, margin)
+        self._note(rows, columns)
+        shown = seen.sounds[columns] & (table.score[rows] > config.show_score)
+        after = torch.where(shown, SOUNDING, SILENT)
+        table.status[rows] = torch.where((before == TENTATIVE) & ~born, TENTATIVE, after)
+        for n, row in enumerate(rows.tolist()):
+            if born[n]:
+                self._confirm(row)
+            if before[n] == DORMANT:
+                self._tell("returned", row, gap_seconds=float(gap[n]) / NANOSECONDS)
+        self._tell_sound(rows.tolist(), before)
+        table.sounded_ns[rows[table.status[rows] == SOUNDING]] = self.now
+
+    def _note(self, rows: Tensor, columns: Tensor) -> None:
+        """What an identity is like now."""
+        table, seen = self.table, self.seen
+        table.slot[rows] = seen.query[columns]
+        table.seen_ns[rows] = self.now
+        table.certain[rows] += seen.certain[columns]
+        table.area[rows] += seen.area[columns]
+        table.votes[rows] += seen.score[columns, None] * seen.probability[columns]
+        quality = table.certain[rows] / (table.area[rows] + 1e-6)
+        table.score[rows] = seen.class_score[columns] * quality.float()
+        table.class_id[rows] = (table.votes[rows] if self.config.stable_class else seen.probability[columns]).argmax(-1)
+        for name in ("similarity", "grid", "mask_embed", "token", "token_slot"):
+            getattr(table, name)[rows] = getattr(seen, name)[columns]
+
+    def _learn(self, rows: Tensor, columns: Tensor, margin: Tensor) -> None:
+        """Moves the nearest prototype, or begins one in place of the least used."""
+        config, table = self.config, self.table
+        clear = (self.seen.score[columns] > config.learn_score) & (margin > config.match_margin)
+        row, look = rows[clear], self.seen.similarity[columns[clear]]
+        if not len(row):
+            return
+        weight = table.weight[row]
+        cosine = F.cosine_similarity(table.prototypes[row], look[:, None], dim=-1)
+        best, nearest = cosine.masked_fill(weight == 0, -1.0).max(dim=1)
+        new = best < config.new_prototype_cosine
+        place = torch.where(new, weight.argmin(dim=1), nearest)
+        moved = table.prototypes[row, place].lerp(look, _PROTOTYPE_RATE)
+        table.prototypes[row, place] = torch.where(new[:, None], look, moved)
+        table.weight[row, place] = torch.where(new, 1.0, weight[torch.arange(len(row)), place] + 1)
+
+    def age(self, matched: Tensor) -> None:
+        """What happens to identities that were not seen."""
+        table = self.table
+        missed = table.status != FREE
+        missed[matched] = False
+        unseen = self.now - table.seen_ns
+        for row in (missed & (table.status == TENTATIVE)).nonzero()[:, 0].tolist():
+            table.free(row)  # nobody has heard of it
+        before = table.status.clone()
+        table.status[missed & (before == SOUNDING)] = SILENT
+        quiet = self._by_id(missed)
+        self._tell_sound(quiet, before[quiet])
+        forgotten = missed & (table.status == DORMANT) & (table.anchor < 0)
+        for row in self._by_id(forgotten & (unseen > round(self.config.forget_s * NANOSECONDS))):
+            self._bury(row)
+
+    def give_birth(self, taken: Tensor) -> None:
+        """Begins identities for what nobody continues."""
+        table, seen = self.table, self.seen
+        new = seen.may_be_born & (seen.score > self.config.birth_score)
+        new[taken] = False
+        for column in new.nonzero()[:, 0].tolist():
+            row = self._room()
+            if row is None:
+                return
+            at, what = torch.tensor([row]), torch.tensor([column])
+            table.status[row], table.hits[row], table.born_ns[row] = TENTATIVE, 1, self.now
+            table.sounded_ns[row] = self.now
+            table.prototypes[row, 0], table.weight[row, 0] = seen.similarity[column], 1.0
+            self._note(at, what)
+            if self.config.birth_hits <= 1:
+                shown = bool(seen.sounds[column]) and float(table.score[row]) > self.config.show_score
+                table.status[row] = SOUNDING if shown else SILENT
+                self._confirm(row)
+                self._tell_sound([row], torch.tensor([TENTATIVE]))
+
+    def _room(self) -> int | None:
+        """A free row; in a full table that of the dormant identity longest unheard, or a tentative one's."""
+        table = self.table
+        if len(free := (table.status == FREE).nonzero()):
+            return int(free[0])
+        for status in (DORMANT, TENTATIVE):
+            rows = ((table.status == status) & (table.anchor < 0)).nonzero()[:, 0]
+            if len(rows):
+                oldest: int = min(rows.tolist(), key=lambda r: (int(table.sounded_ns[r]), int(table.public_id[r])))
+                if status == DORMANT:
+                    self._bury(oldest, detail="table full")
+                table.free(oldest)
+                return oldest
+        return None
+
+    def _confirm(self, row: int) -> None:
+        self.table.public_id[row] = self.table.next_id
+        self.table.next_id += 1
+        self._tell("born", row)
+
+    def _bury(self, row: int, detail: str = "") -> None:
+        self._tell("dead", row, detail=detail)
+        if not self.table.slot_is_shared(row):
+            self.died_slots.append(int(self.table.slot[row]))
+        self.table.free(row)
+
+    def _tell_sound(self, rows: list[int], before: Tensor) -> None:
+        """Events of identities that began or ended to sound, given their status before, int64 [n]."""
+        for row, old in zip(rows, before.tolist(), strict=True):
+            sounded, sounds = old == SOUNDING, int(self.table.status[row]) == SOUNDING
+            if sounds and not sounded:
+                gap = None if old == TENTATIVE else (self.now - int(self.table.sounded_ns[row])) / NANOSECONDS
+                self._tell("sounding", row, gap_seconds=gap)
+            elif sounded and not sounds:
+                self._tell("silent", row)
+
+    def _tell(self, kind: str, row: int, detail: str = "", gap_seconds: float | None = None) -> None:
+        track_id = int(self.table.public_id[row])
+        self.events.append(Event(kind=kind, track_id=track_id, detail=detail, gap_seconds=gap_seconds))
+
+    def _by_id(self, rows: Tensor) -> list[int]:
+        """Rows of a bool [N], in order of their public ids."""
+        return sorted(rows.nonzero()[:, 0].tolist(), key=lambda row: int(self.table.public_id[row]))
+
+
+def mask_iou(a: Tensor, b: Tensor) -> Tensor:
+    """Overlap [I, J] in [0, 1] of masks bool [I, h, w] and [J, h, w]; 0 for empty ones."""
+    x, y = a.flatten(1).float(), b.flatten(1).float()
+    both = x @ y.T
+    either = x.sum(1)[:, None] + y.sum(1) - both
+    return both / either.clamp(min=1)

@@ -1,0 +1,95 @@
+"""A frame and its second of sound through the localizer: all that is done before time comes in."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from avis_stream.models.avism import AVISM, FrameTokens
+from avis_stream.models.postprocess import MaskSizes
+from avis_stream.models.preprocess import network_size, normalise_and_pad, resize_images
+from avis_stream.online.door import FrameInput
+from avis_stream.online.tracking import Arrival
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the localizer made of one frame of a stream."""
+
+    arrival: Arrival
+    chance: Tensor
+    """[N], of each frame query to sound, or to be an object if the model does not say."""
+    features: Tensor
+    """[Cm, h, w], mask features at stride 4."""
+    sizes: MaskSizes
+    silent: bool
+    """The second of sound holds next to nothing."""
+
+
+class Eye:
+    """The localizer of a model, for frames of any size.
+
+    Args:
+        model: Prepared for inference.
+        silence_dbfs: A second with less power is silent; None: none is.
+    """
+
+    def __init__(self, model: AVISM, silence_dbfs: float | None) -> None:
+        self.model = model
+        self._least_power = None if silence_dbfs is None else 10 ** (silence_dbfs / 10)
+
+    def sizes(self, frame_size: tuple[int, int]) -> MaskSizes:
+        """The sizes that a mask on a picture of (height, width) goes through."""
+        config = self.model.config.input
+        network = network_size(*frame_size, config)
+        height, width = (side + -side % config.size_divisor for side in network)
+        return MaskSizes((height, width), network, frame_size)
+
+    def features_of(self, frame: Tensor, sizes: MaskSizes) -> Tensor:
+        """Mask features [Cm, h, w] of a picture, uint8 [3, H, W], alone."""
+        pixels = self.model.pixel_decoder(self.model.backbone(self._prepared([frame], sizes)))
+        features: Tensor = self.model.clip_mask_features(pixels.stride4)[0]
+        return features
+
+    def look_at(self, given: Sequence[FrameInput]) -> list[Seen]:
+        """Hears and localizes frames; those of one size go together."""
+        model = self.model
+        valid = torch.tensor([own.valid_samples for own in given])
+        sound = model.hear(torch.stack([own.seconds for own in given]), valid)
+        by_size: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for n, own in enumerate(given):
+            by_size[own.size].append(n)
+        found: dict[int, Seen] = {}
+        for size, members in by_size.items():
+            sizes = self.sizes(size)
+            for first in range(0, len(members), model.frames_at_once):
+                some = members[first : first + model.frames_at_once]
+                tokens = self._localize([given[n] for n in some], sound[some], sizes)
+                for place, n in enumerate(some):
+                    found[n] = self._seen(given[n], tokens, place, sound[n], sizes)
+        return [found[n] for n in range(len(given))]
+
+    def _localize(self, given: Sequence[FrameInput], sound: Tensor, sizes: MaskSizes) -> FrameTokens:
+        before = None
+        if self.model.wants_previous and any(own.previous is not None for own in given):
+            # A frame without one is its own: nothing moved.
+            before = self._prepared([own.image if own.previous is None else own.previous for own in given], sizes)
+        return self.model.localize(self._prepared([own.image for own in given], sizes), sound, before)
+
+    def _prepared(self, pictures: Sequence[Tensor], sizes: MaskSizes) -> Tensor:
+        resized = resize_images(torch.stack([picture.cpu() for picture in pictures]), sizes.network)
+        return normalise_and_pad(resized.to(self.model.device), self.model.config.input)
+
+    def _seen(self, given: FrameInput, tokens: FrameTokens, place: int, sound: Tensor, sizes: MaskSizes) -> Seen:
+        thing = 1 - tokens.logits[place].softmax(-1)[:, -1]
+        chance = thing if tokens.sounding is None else tokens.sounding[place]
+        arrival = Arrival(tokens.frame_queries[place][None], sound[None], thing.max()[None])
+        return Seen(arrival, chance, tokens.clip_mask_features[place], sizes, self._is_silent(given))
+
+    def _is_silent(self, given: FrameInput) -> bool:
+        power = given.seconds.double().square().mean()
+        return self._least_power is not None and bool(power < self._least_power)

@@ -1,0 +1,140 @@
+"""From the tracker's answer and a frame's mask features to what the frame shows, and to masks on pictures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from avis_stream.models.postprocess import MaskSizes, mask_logits, resize_logits
+from avis_stream.online.config import OnlineConfig
+from avis_stream.online.identities import MASK_GRID, Observation, mask_iou
+
+
+@dataclass(frozen=True, slots=True)
+class TrackerAnswer:
+    """What the tracker says about a stream after a step, as offline about a clip; no gate has touched it."""
+
+    pred_logits: Tensor
+    """[M, K + 1]; the last class is "no object"."""
+    pred_mask_embed: Tensor
+    """[M, Cm]."""
+    similarity: Tensor
+    """[M, C]: sigmoid of a dot product with another is the chance of being the same object."""
+    presence: Tensor | None
+    """[M], chance of sounding in this frame; None if nothing was said about the frame queries."""
+    tokens: Tensor
+    """[N, C], object tokens of the frame."""
+    frame_similarity: Tensor
+    """[N, C], their embeddings, to compare with `similarity`."""
+    clip_mask_features: Tensor
+    """[Cm, h, w] of the frame."""
+
+    @property
+    def pred_masks(self) -> Tensor:
+        """Mask logits of the frame, [M, h, w] at stride 4 of the padded input."""
+        return torch.einsum("mc,chw->mhw", self.pred_mask_embed, self.clip_mask_features)
+
+
+@dataclass(frozen=True, slots=True)
+class Gates:
+    """What may be shown in one step."""
+
+    presence: float | None
+    """Least chance of sounding; None: any."""
+    silent: bool
+    """The second of sound holds nothing: nothing is shown."""
+    born_unheard: bool
+    """Whether an object that does not sound may become an identity: the model finds silent objects too."""
+
+
+def observe(answer: TrackerAnswer, sizes: MaskSizes, config: OnlineConfig, gates: Gates) -> Observation:
+    """What a frame shows: the video queries with a mask in it, best first, on the CPU.
+
+    Args:
+        answer: Of the step.
+        sizes: Through which masks go.
+        config: Thresholds.
+        gates: Of the step.
+    """
+    probability = answer.pred_logits.float().softmax(-1)[:, :-1]
+    best, query = probability.amax(-1).topk(min(config.max_candidates, len(probability)))
+    query = query[best >= config.candidate_score]
+    logits = mask_logits(answer.pred_mask_embed[query], answer.clip_mask_features[None], sizes)[0].float()
+    hard = logits > 0
+    area = hard.sum(dim=(1, 2), dtype=torch.float64)
+    certain = (logits.sigmoid() * hard).sum(dim=(1, 2), dtype=torch.float64)
+    visible = area >= max(1.0, config.min_area * sizes.network[0] * sizes.network[1])
+    grid = resize_logits(logits[None], MASK_GRID)[0] > 0
+    order = (probability[query].amax(-1) * (certain / (area + 1e-6)).float()).argsort(descending=True, stable=True)
+    order = order[visible[order]]
+    if config.duplicate_iou is not None:
+        order = order[_best_of_their_place(grid[order], config.duplicate_iou)]
+    query = query[order]
+    sounds = _sounds(answer, query, gates)
+    token, slot = _likest_token(answer, query)
+    return Observation(
+        query=query.cpu(),
+        probability=probability[query].cpu(),
+        similarity=answer.similarity[query].float().cpu(),
+        certain=certain[order].cpu(),
+        area=area[order].cpu(),
+        grid=grid[order].cpu(),
+        mask_embed=answer.pred_mask_embed[query].float().cpu(),
+        sounds=sounds.cpu(),
+        may_be_born=(sounds | gates.born_unheard).cpu(),
+        token=token.float().cpu(),
+        token_slot=slot.cpu(),
+    )
+
+
+def _best_of_their_place(grid: Tensor, most: float) -> Tensor:
+    """Bool [J]: no better mask of [J, h, w], best first, overlaps it more than `most`.
+
+    A mask is dropped for any better one, dropped itself or not. Source: "Fast NMS" of YOLACT (ICCV 2019).
+    """
+    return ~(mask_iou(grid, grid).triu(1) > most).any(dim=0)
+
+
+def _sounds(answer: TrackerAnswer, query: Tensor, gates: Gates) -> Tensor:
+    if gates.silent:
+        return torch.zeros_like(query, dtype=torch.bool)
+    if gates.presence is None or answer.presence is None:
+        return torch.ones_like(query, dtype=torch.bool)
+    return answer.presence[query] > gates.presence
+
+
+def _likest_token(answer: TrackerAnswer, query: Tensor) -> tuple[Tensor, Tensor]:
+    """Token [J, C] of the frame that is likest each query's object, and its slot [J]."""
+    slot = (answer.similarity[query] @ answer.frame_similarity.T).argmax(-1)
+    return answer.tokens[slot], slot
+
+
+def draw(mask_embed: Tensor, features: Tensor, sizes: MaskSizes) -> tuple[Tensor, Tensor]:
+    """Masks on a picture.
+
+    Args:
+        mask_embed: [I, Cm].
+        features: [Cm, h, w] of the frame.
+        sizes: Through which masks go.
+    Returns:
+        Masks bool [I, H, W] on the CPU, and their boxes float32 [I, 4].
+    """
+    if not len(mask_embed):
+        return torch.zeros(0, *sizes.output, dtype=torch.bool), torch.zeros(0, 4)
+    logits = mask_logits(mask_embed.to(features), features[None], sizes)
+    masks = (resize_logits(logits, sizes.output)[0] > 0).cpu()
+    return masks, boxes_of(masks)
+
+
+def boxes_of(masks: Tensor) -> Tensor:
+    """Boxes float32 [I, 4] of masks bool [I, H, W]: x, y, width, height in pixels; zeros for empty ones."""
+    parts = []
+    for axis in (1, 2):  # columns, then rows
+        there = masks.any(dim=axis)  # [I, W], then [I, H]
+        first = there.int().argmax(dim=1)
+        last = there.shape[1] - 1 - there.flip(1).int().argmax(dim=1)
+        parts.append((first, torch.where(there.any(dim=1), last + 1 - first, 0)))
+    (x, width), (y, height) = parts
+    return torch.stack([x, y, width, height], dim=1).float()

@@ -1,0 +1,545 @@
+"""`OnlineSegmenter`: a frame and its second of sound in, identities with their masks out; no clock, no thread.
+
+frame, sound --> localizer --> tracker's memory --> video queries --> identity table --> gates, masks --> result
+                 (a frame)     (schedule, memory,   (tracking)        (identities)       (seeing)
+                                tracking)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from avis_stream.checks import check_shape, require
+from avis_stream.errors import ShapeError, StateConsumedError
+from avis_stream.models.avism import AVISM
+from avis_stream.models.postprocess import MaskSizes
+from avis_stream.models.tracker import ClipPrediction
+from avis_stream.online.config import OnlineConfig
+from avis_stream.online.door import FrameInput, check_owner, checked_frame, checked_sound, fingerprint, layout_of
+from avis_stream.online.identities import SOUNDING, IdentityKeeper, IdentityTable
+from avis_stream.online.looking import Eye, Seen
+from avis_stream.online.memory import TrackerMemory
+from avis_stream.online.schedule import PushPlan, windows_of
+from avis_stream.online.seeing import Gates, TrackerAnswer, draw, observe
+from avis_stream.online.state import DelayLine, HeldFrame, OnlineState, StreamBody
+from avis_stream.online.tracking import Arrival, StreamTracker
+from avis_stream.types import NANOSECONDS, AVPair, Event, OnlineResult
+
+_PRESENCE_WITHOUT_HEAD = 0.2
+"""Presence threshold of models without a sounding head: not tuned, no published weights were at hand."""
+
+_LAST_HOP = 1.5
+"""With a refine delay: hops after the frame in question in which an identity must have been seen to be drawn on it."""
+
+
+class OnlineSegmenter:
+    """Runs streams through one model; all that it remembers of a stream is in the stream's `OnlineState`.
+
+    Until the first frame leaves the ring (36 s with the published models) the tracker's answer equals the offline
+    model's on the stream so far; afterwards the sinks stand for what has left.
+
+    Args:
+        model: Prepared for inference.
+        config: None: `OnlineConfig()`, for live use.
+
+    Raises:
+        ConfigError: The model has no token windows, or the settings do not fit it.
+    Source: design note "online tracking"; ADR 0201.
+    Example:
+        >>> online = OnlineSegmenter(model)
+        >>> state = online.init_state()
+        >>> result, state = online.step(frame, audio, state)
+    """
+
+    def __init__(self, model: AVISM, config: OnlineConfig | None = None) -> None:
+        self.model = model
+        self.config = OnlineConfig() if config is None else config
+        self.tracking = StreamTracker(model.tracker, self.config)
+        geometry = self.tracking.geometry
+        wanted = f"< {geometry.ring}, the frames of the ring"
+        require(self.config.refine_delay < geometry.ring, "refine_delay", self.config.refine_delay, wanted)
+        self._eye = Eye(model, self.config.silence_dbfs)
+        self._keeper = IdentityKeeper(self.config, geometry.ring * self.config.hop_seconds)
+        self._model_id = fingerprint(model)
+        self._layout = layout_of(geometry, self.config)
+
+    # --- states ------------------------------------------------------------------------------------------------------
+
+    def init_state(self, frame_size: tuple[int, int] | None = None) -> OnlineState:
+        """The state of a stream that has not begun.
+
+        Args:
+            frame_size: (height, width) of its frames; only needed with `alignment="official"` or `refine_delay`,
+                which keep frames back.
+        """
+        model, config = self.model, self.config
+        like = model.tracker.query_feat.weight
+        memory = TrackerMemory.empty(model.config, self.tracking.geometry, config.kv_cache, like)
+        table = IdentityTable.empty(config, len(model.classes), model.config.channels, model.config.mask_channels)
+        body = StreamBody(self._model_id, self._layout, memory, table)
+        waits = config.alignment == "official" or config.refine_delay > 0
+        wanted = "(height, width): this configuration keeps frames back"
+        require(not waits or frame_size is not None, "frame_size", frame_size, wanted)
+        if waits and frame_size is not None:
+            body.frame_size = frame_size
+            if config.alignment == "official":
+                picture = torch.zeros(3, *frame_size, dtype=torch.uint8)
+                body.held = HeldFrame(picture, picture.clone())
+            if config.refine_delay:
+                body.delay = self._delay_line(frame_size, like)
+        return OnlineState(body)
+
+    def _delay_line(self, frame_size: tuple[int, int], like: Tensor) -> DelayLine:
+        places = self.config.refine_delay + 1
+        height, width = (side // 4 for side in self._eye.sizes(frame_size).padded)
+        return DelayLine(
+            features=like.new_zeros(places, self.model.config.mask_channels, height, width),
+            chance=like.new_zeros(places, self.tracking.geometry.slots),
+            silent=torch.zeros(places, dtype=torch.bool),
+            pts_ns=torch.zeros(places, dtype=torch.int64),
+            frame_id=torch.zeros(places, dtype=torch.int64),
+        )
+
+    # --- steps -------------------------------------------------------------------------------------------------------
+
+    def step(
+        self,
+        frame: Tensor,
+        audio: Tensor,
+        state: OnlineState,
+        pts_ns: int | None = None,
+        previous: Tensor | None = None,
+        *,
+        frame_id: int | None = None,
+        segment: int | None = None,
+    ) -> tuple[OnlineResult, OnlineState]:
+        """Takes one frame and its sound.
+
+        Args:
+            frame: uint8 [3, H, W], RGB. Its size may change from frame to frame: identities go on, by their looks.
+            audio: float32 [16000] in [-1, 1]. A shorter one is a second whose end is missing.
+            state: Consumed.
+            pts_ns: Time of the frame; None: one hop after the last. After a jump, identities age by the clock.
+            previous: uint8 [3, H, W], the picture about 100 ms before, for models with a motion cue.
+            frame_id: Number of the frame; None: it is counted.
+            segment: Of the source. A change announces a gap: every identity must then return by its look.
+        Returns:
+            What is known about the frame, and the state to go on with. With `alignment="official"` or `refine_delay`
+            it is that of an earlier frame, whose `frame_id` it bears; -1 while there is none. Events are this step's.
+        Raises:
+            ShapeError: An argument differs, or the sound is not finite; the state stays as it was.
+            ClockError: The frame is not later than the last one; the state stays as it was.
+            CheckpointError: The state is of another model or other settings; it stays as it was.
+            StateConsumedError: Another step has consumed the state.
+        """
+        results, states = self.step_many(
+            [frame], [audio], [state], [pts_ns], [previous], frame_id=[frame_id], segment=[segment]
+        )
+        return results[0], states[0]
+
+    def step_pair(self, pair: AVPair, state: OnlineState) -> tuple[OnlineResult, OnlineState]:
+        """`step` on what a source hands out."""
+        frame = pair.frame
+        return self.step(
+            frame.image, pair.audio, state, frame.pts_ns, frame.previous,
+            frame_id=frame.frame_id, segment=frame.segment,
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def step_many(
+        self,
+        frames: Sequence[Tensor],
+        audio: Sequence[Tensor],
+        states: Sequence[OnlineState],
+        pts_ns: Sequence[int | None] | None = None,
+        previous: Sequence[Tensor | None] | None = None,
+        *,
+        frame_id: Sequence[int | None] | None = None,
+        segment: Sequence[int | None] | None = None,
+    ) -> tuple[list[OnlineResult], list[OnlineState]]:
+        """`step` for several streams at once, each at a time of its own; they share every matrix product.
+
+        Args:
+            frames: One a stream; their sizes may differ.
+            audio: As many.
+            states: As many, all different; consumed.
+            pts_ns: As many; None: one hop after the last of each.
+            previous: As many; None: none.
+            frame_id: As many; None: they are counted.
+            segment: As many; None: no gaps.
+
+        Raises:
+            ShapeError: As `step`, or the numbers of arguments differ. Whatever is refused, no state is consumed.
+        """
+        count = len(states)
+        bodies = self._bodies(states)
+        optional = [[None] * count if x is None else list(x) for x in (previous, pts_ns, frame_id, segment)]
+        if any(len(x) != count for x in (frames, audio, *optional)):
+            raise ShapeError(f"step_many must get as many frames, sounds and so on as states ({count})")
+        given = [
+            checked_frame(body, self.config, *own)
+            for body, own in zip(bodies, zip(frames, audio, *optional, strict=True), strict=True)
+        ]
+        owned = [state.take() for state in states]
+        due = [self._due(body, own) for body, own in zip(owned, given, strict=True)]
+        ready = [n for n, own in enumerate(due) if own is not None]
+        steps = dict(zip(ready, self._advance([owned[n] for n in ready], [due[n] for n in ready]), strict=True))
+        results = [steps[n] if n in steps else _nothing(own, self._told(body, own))
+                   for n, (body, own) in enumerate(zip(owned, given, strict=True))]  # fmt: skip
+        return results, [OnlineState(body) for body in owned]
+
+    @torch.no_grad()
+    def catch_up(
+        self,
+        frames: Tensor,
+        audio: Tensor,
+        state: OnlineState,
+        pts_ns: Sequence[int | None] | None = None,
+        previous: Tensor | None = None,
+    ) -> tuple[OnlineResult, OnlineState]:
+        """Takes the frames that piled up while a step took too long, and answers for the last.
+
+        The tracker's memory and its answer are those of as many single steps (to rounding); the identity table sees
+        the last frame only.
+
+        Args:
+            frames: uint8 [n, 3, H, W], n >= 1.
+            audio: float32 [n, 16000].
+            state: Consumed.
+            pts_ns: [n]; None: a hop from one to the next.
+            previous: uint8 [n, 3, H, W]; None: none.
+
+        Raises:
+            ConfigError: The configuration keeps frames back: there is nothing to catch up with.
+        """
+        waits = self.config.alignment == "official" or self.config.refine_delay > 0
+        wanted = 'alignment="live" and refine_delay=0 for catch_up'
+        require(not waits, "OnlineConfig", f"alignment={self.config.alignment!r}", wanted)
+        check_shape(frames, "frames", "n 3 H W", dtype=torch.uint8)
+        require(len(frames) >= 1, "frames", len(frames), "at least one")
+        (body,) = self._bodies([state])
+        last, given = (body.last_pts_ns, body.steps), []
+        try:  # the times of the frames are checked one after the other
+            for n, (image, sound) in enumerate(zip(frames, audio, strict=True)):
+                before = None if previous is None else previous[n]
+                own = checked_frame(body, self.config, image, sound, before, None if pts_ns is None else pts_ns[n])
+                given.append(own)
+                body.last_pts_ns, body.steps = own.pts_ns, body.steps + 1
+        finally:
+            body.last_pts_ns, body.steps = last
+        body = state.take()
+        seen = self._eye.look_at(given)
+        answer = None
+        for size in windows_of(body.memory.seen, len(given), self.tracking.geometry.window):
+            chunk, seen = seen[:size], seen[size:]
+            (plan,) = self.tracking.push([body.memory], [_together([s.arrival for s in chunk])])
+            if plan.fold or not seen:
+                answer = self.tracking.answer([body.memory], [plan])
+        assert answer is not None
+        body.steps += len(given) - 1
+        self._note_time(body, given[-1])
+        said = self._answer_of(0, answer, body.memory, plan, chunk[-1].features, chunk[-1].chance)
+        told = self._told(body, given[-1])
+        return self._identify(body, given[-1], chunk[-1], said, told), OnlineState(body)
+
+    @torch.no_grad()
+    def step_features(
+        self,
+        frame_queries: Tensor,
+        clip_mask_features: Tensor,
+        audio_feature: Tensor,
+        state: OnlineState,
+        sounding: Tensor | None = None,
+    ) -> tuple[TrackerAnswer, OnlineState]:
+        """The tracker alone, on what a localizer made of a frame; no gate touches it, and no identity.
+
+        Args:
+            frame_queries: [N, C].
+            clip_mask_features: [Cm, h, w].
+            audio_feature: [A].
+            state: Consumed.
+            sounding: [N], chance of each frame query to sound; None: `presence` will be None.
+
+        Raises:
+            ShapeError: An argument differs; the state stays as it was.
+        """
+        return self.push_features(frame_queries[None], clip_mask_features, audio_feature[None], state, sounding)
+
+    @torch.no_grad()
+    def push_features(
+        self,
+        frame_queries: Tensor,
+        clip_mask_features: Tensor,
+        audio_features: Tensor,
+        state: OnlineState,
+        sounding: Tensor | None = None,
+    ) -> tuple[TrackerAnswer, OnlineState]:
+        """`step_features` on n frames at once, with the answer after the last: the same as n steps, to rounding.
+
+        Args:
+            frame_queries: [n, N, C].
+            clip_mask_features: [Cm, h, w] of the last frame.
+            audio_features: [n, A].
+            state: Consumed.
+            sounding: [N] of the last frame.
+        """
+        config, slots = self.model.config, self.tracking.geometry.slots
+        check_shape(frame_queries, "frame_queries", "n N C", N=slots, C=config.channels)
+        check_shape(audio_features, "audio_features", "n A", n=len(frame_queries), A=config.audio.feature_dim)
+        check_shape(clip_mask_features, "clip_mask_features", "Cm h w", Cm=config.mask_channels)
+        if sounding is not None:
+            check_shape(sounding, "sounding", "N", N=slots)
+        (body,) = self._bodies([state])
+        pts_ns = body.last_pts_ns
+        for _ in range(len(frame_queries)):
+            pts_ns = 0 if pts_ns is None else pts_ns + round(self.config.hop_seconds * NANOSECONDS)
+        body = state.take()
+        first, answer = 0, None
+        for size in windows_of(body.memory.seen, len(frame_queries), self.tracking.geometry.window):
+            part = slice(first, first + size)
+            (plan,) = self.tracking.push([body.memory], [Arrival(frame_queries[part], audio_features[part])])
+            first += size
+            if plan.fold or first == len(frame_queries):
+                answer = self.tracking.answer([body.memory], [plan])
+        assert answer is not None
+        body.steps, body.last_pts_ns = body.steps + len(frame_queries), pts_ns
+        said = self._answer_of(0, answer, body.memory, plan, clip_mask_features, sounding)
+        return said, OnlineState(body)
+
+    @torch.no_grad()
+    def refresh(self, frame: Tensor, state: OnlineState, pts_ns: int | None = None) -> OnlineResult:
+        """Draws the sounding identities of the last step on a new camera frame, so that masks follow motion.
+
+        Backbone and pixel decoder only: ids, classes, scores and who sounds are those of the last step, and no event
+        can happen. The state is read, not consumed.
+
+        Args:
+            frame: uint8 [3, H, W].
+            state: After at least one step.
+            pts_ns: Time of the frame; None: that of the last step.
+        """
+        check_shape(frame, "frame", "3 H W", dtype=torch.uint8, hint="RGB, channels first")
+        (body,) = self._bodies([state])
+        sizes = self._eye.sizes((int(frame.shape[1]), int(frame.shape[2])))
+        features = self._eye.features_of(frame, sizes)
+        rows = body.table.live
+        shown = body.table.status[rows] == SOUNDING
+        time = (body.last_pts_ns or 0) if pts_ns is None else pts_ns
+        return self._result(body, rows, shown, features, sizes, time, body.steps - 1, ())
+
+    @torch.no_grad()
+    def finish(self, state: OnlineState, audio: Tensor | None = None) -> list[OnlineResult]:
+        """The results that are still due when a stream ends; consumes the state for good.
+
+        Args:
+            state: Consumed.
+            audio: With `alignment="official"`: the second of sound that follows the last frame; None: silence.
+        """
+        self._bodies([state])
+        sound, _ = checked_sound(torch.zeros(0) if audio is None else audio)
+        body, results = state.take(), []
+        if body.held is not None and body.held.waiting:
+            results += self._advance([body], [_released(body.held, sound)])
+        delay = body.delay
+        if delay is not None:
+            start = max(0, delay.filled - self.config.refine_delay)
+            sizes = self._eye.sizes(_frame_size(body))
+            results += [self._late_result(body, delay, frame, sizes, ()) for frame in range(start, delay.filled)]
+        return [result for result in results if result.frame_id >= 0]
+
+    # --- inside a step -----------------------------------------------------------------------------------------------
+
+    def _bodies(self, states: Sequence[OnlineState]) -> list[StreamBody]:
+        bodies = [state.body for state in states]
+        if len({id(body) for body in bodies}) < len(bodies):
+            raise StateConsumedError("each stream of step_many must have a state of its own; branch with clone()")
+        for body in bodies:
+            check_owner(body, self._model_id, self._layout)
+        return bodies
+
+    def _due(self, body: StreamBody, given: FrameInput) -> FrameInput | None:
+        """What a step works on: the frame given, or the one held back that its sound completes."""
+        self._note_time(body, given)
+        held = body.held
+        if held is None:
+            return given
+        ready = _released(held, given.seconds[: given.valid_samples]) if held.waiting else None
+        held.image.copy_(given.image)
+        held.has_previous = given.previous is not None
+        if given.previous is not None:
+            held.previous.copy_(given.previous)
+        held.waiting, held.pts_ns, held.frame_id, held.segment = True, given.pts_ns, given.frame_id, given.segment
+        return ready
+
+    def _note_time(self, body: StreamBody, given: FrameInput) -> None:
+        body.last_pts_ns = given.pts_ns
+        body.steps += 1
+
+    def _told(self, body: StreamBody, given: FrameInput) -> tuple[Event, ...]:
+        """Events that come before anything is looked at: what was forgotten, a gap, another size."""
+        events = [Event(kind="dead", track_id=track_id, detail="forgotten") for track_id in body.forgotten]
+        body.forgotten.clear()
+        if given.segment is not None:
+            if body.segment is not None and given.segment != body.segment:
+                events.append(Event(kind="gap", detail=f"segment {given.segment}"))
+                events += self._keeper.interrupt(body.table)
+            body.segment = given.segment
+        if body.frame_size is not None and given.size != body.frame_size:
+            events.append(Event(kind="resized", detail=f"{given.size[1]}x{given.size[0]}"))
+            self._keeper.forget_places(body.table)
+        body.frame_size = given.size
+        return tuple(events)
+
+    def _advance(self, bodies: Sequence[StreamBody], given: Sequence[FrameInput | None]) -> list[OnlineResult]:
+        inputs = [own for own in given if own is not None]
+        if not inputs:
+            return []
+        seen = self._eye.look_at(inputs)
+        memories = [body.memory for body in bodies]
+        plans = self.tracking.push(memories, [s.arrival for s in seen])
+        answer = self.tracking.answer(memories, plans)
+        results = []
+        for n, (body, own, what, plan) in enumerate(zip(bodies, inputs, seen, plans, strict=True)):
+            said = self._answer_of(n, answer, body.memory, plan, what.features, what.chance)
+            results.append(self._identify(body, own, what, said, self._told(body, own)))
+        return results
+
+    def _answer_of(
+        self, n: int, answer: ClipPrediction, memory: TrackerMemory, plan: PushPlan, features: Tensor,
+        chance: Tensor | None,
+    ) -> TrackerAnswer:  # fmt: skip
+        """Stream n's part of what the tracker said."""
+        tracker, similarity = self.model.tracker, answer.similarity[n]
+        tokens = self.tracking.tokens_of(memory, plan.newest)
+        presence = None
+        if chance is not None:
+            presence = tracker.presence(similarity[None], tokens[None, None], chance[None, None])[0, :, 0]
+        return TrackerAnswer(
+            pred_logits=answer.logits[n],
+            pred_mask_embed=answer.mask_embed[n],
+            similarity=similarity,
+            presence=presence,
+            # The memory goes on being written; what was said stays.
+            tokens=tokens.clone(),
+            frame_similarity=tracker.similarity_of_frames(tokens),
+            clip_mask_features=features,
+        )
+
+    def _identify(
+        self, body: StreamBody, given: FrameInput, seen: Seen, said: TrackerAnswer, told: tuple[Event, ...]
+    ) -> OnlineResult:
+        what = observe(said, seen.sizes, self.config, self._gates(seen.silent))
+        outcome = self._keeper.update(body.table, what, given.pts_ns)
+        for slot in outcome.died_slots:
+            body.memory.reset_sinks(slot)
+        events = (*told, *outcome.events)
+        delay = body.delay
+        if delay is None:
+            rows = body.table.live
+            shown = body.table.status[rows] == SOUNDING
+            return self._result(
+                body, rows, shown, seen.features, seen.sizes, given.pts_ns, given.frame_id, events
+            )  # fmt: skip
+        place = delay.filled % len(delay.pts_ns)
+        delay.features[place], delay.chance[place], delay.silent[place] = seen.features, seen.chance, seen.silent
+        delay.pts_ns[place], delay.frame_id[place] = given.pts_ns, given.frame_id
+        delay.filled += 1
+        due = delay.filled - 1 - self.config.refine_delay
+        if due < 0:
+            return _nothing(given, events)
+        return self._late_result(body, delay, due, seen.sizes, events)
+
+    def _gates(self, silent: bool) -> Gates:
+        config, head = self.config, self.model.config.localizer.sounding_head
+        threshold = config.presence_threshold
+        if threshold is None:
+            threshold = self.model.config.postprocess.presence_threshold if head else _PRESENCE_WITHOUT_HEAD
+        return Gates(threshold if head or config.presence_gate else None, silent, born_unheard=head)
+
+    def _late_result(
+        self, body: StreamBody, delay: DelayLine, frame: int, sizes: MaskSizes, events: tuple[Event, ...]
+    ) -> OnlineResult:
+        """A frame kept back, drawn by what is known now: refined tokens decide who sounded in it."""
+        table, place = body.table, frame % len(delay.pts_ns)
+        pts_ns = int(delay.pts_ns[place])
+        rows = table.live
+        ring_frame = (body.memory.seen - 1) % self.tracking.geometry.window - (delay.filled - 1 - frame)
+        ring_frame += self.tracking.geometry.ring - self.tracking.geometry.window
+        tokens = self.tracking.tokens_of(body.memory, ring_frame)
+        looks = table.similarity[rows].to(tokens)
+        presence = self.model.tracker.presence(looks[None], tokens[None, None], delay.chance[place][None, None])
+        gates = self._gates(bool(delay.silent[place]))
+        hop = round(_LAST_HOP * self.config.hop_seconds * NANOSECONDS)
+        shown = (table.score[rows] > self.config.show_score) & (table.seen_ns[rows] >= pts_ns - hop)
+        shown &= not gates.silent
+        if gates.presence is not None:
+            shown &= (presence[0, :, 0] > gates.presence).cpu()
+        frame_id = int(delay.frame_id[place])
+        return self._result(body, rows, shown, delay.features[place], sizes, pts_ns, frame_id, events)
+
+    def _result(
+        self,
+        body: StreamBody,
+        rows: Tensor,
+        shown: Tensor,
+        features: Tensor,
+        sizes: MaskSizes,
+        pts_ns: int,
+        frame_id: int,
+        events: tuple[Event, ...],
+    ) -> OnlineResult:
+        table = body.table
+        masks, boxes = draw(table.mask_embed[rows[shown]], features, sizes)
+        mask = torch.zeros(len(rows), *sizes.output, dtype=torch.bool)
+        box = torch.zeros(len(rows), 4)
+        mask[shown], box[shown] = masks, boxes
+        return OnlineResult(
+            pts_ns=pts_ns,
+            frame_id=frame_id,
+            track_id=table.public_id[rows],
+            class_id=table.class_id[rows],
+            score=table.score[rows].clamp(0, 1),
+            sounding=shown & mask.flatten(1).any(dim=1),
+            mask=mask,
+            box=box,
+            events=events,
+        )
+
+
+def _together(arrivals: Sequence[Arrival]) -> Arrival:
+    evidence = [a.evidence for a in arrivals if a.evidence is not None]
+    return Arrival(
+        torch.cat([a.frame_queries for a in arrivals]),
+        torch.cat([a.audio for a in arrivals]),
+        torch.cat(evidence) if evidence else None,
+    )
+
+
+def _released(held: HeldFrame, sound: Tensor) -> FrameInput:
+    """A frame held back, with the sound that it waited for."""
+    seconds, valid = checked_sound(sound)
+    previous = held.previous.clone() if held.has_previous else None
+    return FrameInput(held.image.clone(), seconds, valid, previous, held.pts_ns, held.frame_id, held.segment)
+
+
+def _nothing(given: FrameInput, events: tuple[Event, ...]) -> OnlineResult:
+    """The result of a step after which no frame is due yet."""
+    return OnlineResult(
+        pts_ns=given.pts_ns,
+        frame_id=-1,
+        track_id=torch.zeros(0, dtype=torch.int64),
+        class_id=torch.zeros(0, dtype=torch.int64),
+        score=torch.zeros(0),
+        sounding=torch.zeros(0, dtype=torch.bool),
+        mask=torch.zeros(0, *given.size, dtype=torch.bool),
+        box=torch.zeros(0, 4),
+        events=events,
+    )
+
+
+def _frame_size(body: StreamBody) -> tuple[int, int]:
+    assert body.frame_size is not None
+    return body.frame_size
