@@ -1,0 +1,70 @@
+"""A whole model with random weights that runs in milliseconds, and streams of pictures and sound for it."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+import avis_stream as avs
+from avis_stream.models.avism import AVISM
+from avis_stream.online.config import OnlineConfig
+
+SMALL = [
+    "input.short_side_px=64",
+    "channels=32",
+    "mask_channels=16",
+    "pixel_decoder.layers=1",
+    "pixel_decoder.ffn_channels=32",
+    "localizer.layers=2",
+    "localizer.queries=6",
+    "localizer.ffn_channels=32",
+    "tracker.queries=5",
+    "tracker.ffn_channels=32",
+    "tracker.encoder_layers=2",
+    "tracker.decoder_layers=2",
+    "tracker.token_window=3",
+    "postprocess.score_threshold=0.0",
+    "postprocess.presence_threshold=0.0",
+]
+WITHOUT_HEAD = [
+    "localizer.motion_cue=false", "localizer.sounding_head=false", "localizer.query_source=learned"
+]  # fmt: skip
+EVERYTHING = {"candidate_score": 0.0, "birth_score": 0.0, "show_score": 0.0, "presence_gate": False}
+"""Thresholds under which the answers of random weights count."""
+
+
+@functools.cache
+def small_model(*, head: bool = True, seed: int = 0) -> AVISM:
+    torch.manual_seed(seed)
+    return avs.load("avism_mini", "random", settings=SMALL if head else SMALL + WITHOUT_HEAD)
+
+
+def open_config(**settings: object) -> OnlineConfig:
+    return OnlineConfig(**(EVERYTHING | settings))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Frames and seconds of sound."""
+
+    frames: Tensor
+    """uint8 [T, 3, H, W]."""
+    audio: Tensor
+    """float32 [T, 16000]."""
+    previous: Tensor
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+
+@functools.cache
+def scene(frames: int = 40, height: int = 48, width: int = 80, seed: int = 0) -> Scene:
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(frames + 1, 3, 5, 8, generator=generator)
+    coarse = 0.7 * coarse[:1] + 0.3 * coarse
+    pictures = torch.nn.functional.interpolate(coarse, size=(height, width), mode="bilinear")
+    pictures = (pictures * 255).byte()
+    return Scene(pictures[1:], 0.2 * torch.randn(frames, 16_000, generator=generator), pictures[:-1])

@@ -1,0 +1,75 @@
+"""What a machine without a GPU can show of capture: exported graphs, one a phase; addresses and sizes that stay."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import torch
+from online_models import Runner, Stream, random_tracker, tracker_config
+from torch import Tensor, nn
+
+from avis_stream.online.config import OnlineConfig
+from avis_stream.online.memory import TrackerMemory
+from avis_stream.online.tracking import Arrival, StreamTracker
+
+
+def buffers_of(memory: TrackerMemory) -> dict[str, Tensor]:
+    found = {f"objects_{n}": x for n, x in enumerate(memory.objects)}
+    return found | {f.name: x for f in fields(memory) if isinstance(x := getattr(memory, f.name), Tensor)}
+
+
+class OneStep(nn.Module):
+    """A step at a fixed phase, its memory in buffers."""
+
+    def __init__(self, tracking: StreamTracker, memory: TrackerMemory) -> None:
+        super().__init__()
+        self.tracking, self.tracker, self.seen = tracking, tracking.tracker, memory.seen
+        self.layers = len(memory.objects)
+        for name, values in buffers_of(memory).items():
+            self.register_buffer(f"memory_{name}", values.clone())
+
+    def forward(self, frame_queries: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
+        own = {f.name: getattr(self, f"memory_{f.name}", None) for f in fields(TrackerMemory)}
+        objects = [getattr(self, f"memory_objects_{n}") for n in range(self.layers)]
+        memory = TrackerMemory(**own | {"seen": self.seen, "objects": objects})  # type: ignore[arg-type]
+        plans = self.tracking.push([memory], [Arrival(frame_queries, audio)])
+        answer = self.tracking.answer([memory], plans)
+        return answer.logits, answer.mask_embed
+
+
+def test_one_exported_graph_a_phase_serves_for_ever() -> None:
+    config = tracker_config(3, 2)
+    runner = Runner(random_tracker(config), config)
+    stream, settled = Stream.random(140, config), 90
+    for _ in range(settled):
+        runner.push(stream)
+    memory = {f"memory_{name}": values.clone() for name, values in buffers_of(runner.memory).items()}
+    graphs = []
+    twin = Runner(runner.tracking.tracker, config)
+    for t in range(settled + 3):  # a twin goes on to give each phase its plan
+        if t >= settled:
+            step = OneStep(runner.tracking, twin.memory)
+            inputs = (stream.frame_queries[t : t + 1], stream.audio[t : t + 1])
+            graphs.append(torch.export.export(step, inputs, strict=False).module())
+        twin.push(stream)
+    for t in range(settled, len(stream)):  # many windows, only these three graphs
+        graph, expected = graphs[t % 3], runner.push(stream)
+        own = dict(graph.named_buffers())
+        for name, values in memory.items():
+            if name in own:  # what a phase never touches is no part of its graph
+                own[name].copy_(values)
+        logits, mask_embed = graph(stream.frame_queries[t : t + 1], stream.audio[t : t + 1])
+        torch.testing.assert_close(logits, expected.logits, atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(mask_embed, expected.mask_embed, atol=1e-6, rtol=1e-6)
+        memory |= {name: own[name].clone() for name in memory if name in own}
+    for name, values in buffers_of(runner.memory).items():
+        torch.testing.assert_close(memory[f"memory_{name}"], values, atol=1e-6, rtol=1e-6)
+
+
+def test_addresses_and_sizes_stay() -> None:
+    for online in (OnlineConfig(), OnlineConfig(sinks="first"), OnlineConfig(kv_cache=False, encoder="frozen")):
+        config = tracker_config(3, 4)
+        runner = Runner(random_tracker(config), config, online)
+        before = {name: (x.data_ptr(), x.shape) for name, x in buffers_of(runner.memory).items()}
+        runner.push(Stream.random(100, config), 100)
+        assert {name: (x.data_ptr(), x.shape) for name, x in buffers_of(runner.memory).items()} == before
