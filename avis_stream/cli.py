@@ -10,15 +10,11 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from avis_stream._version import __version__
 from avis_stream.errors import AvisStreamError, ConfigError, MediaError
 from avis_stream.memory import parse_bytes
 from avis_stream.presets import PRESETS
-
-if TYPE_CHECKING:
-    from avis_stream.models.clip import ClipResult
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,6 +57,10 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("input", type=Path, metavar="INPUT", help="media file, folder of images, or AVISeg video folder")
     run.add_argument("--audio", type=Path, metavar="PATH", help="sound, if it is in a file of its own")
     run.add_argument("--fps", type=float, default=1.0, help="frames a second to look at (default 1, as trained)")
+    run.add_argument(
+        "--mode", choices=["offline", "online"], default="offline",
+        help="offline: the recording as a whole (default); online: frame by frame, as if it were live",
+    )  # fmt: skip
     run.add_argument("--save-masks", choices=["png", "rle", "none"], default="none")
     run.add_argument("--no-video", action="store_true", help="do not write overlay.mp4")
     run.add_argument("--memory-budget", type=_size, metavar="SIZE", help="for mask features, e.g. 2G (default: half)")
@@ -113,6 +113,25 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("--half", action="store_true", help="store as float16")
     convert.set_defaults(command=_convert)
 
+    importer = commands.add_parser("import", parents=[common], help="labels of another tool to a data set")
+    importer.add_argument("source", type=Path, metavar="SRC", help="the tool's file or folder")
+    importer.add_argument("out", type=Path, metavar="OUT", help="folder of the set")
+    importer.add_argument("--from", choices=["coco", "ytvis", "isat", "cvat"], required=True, dest="kind")
+    importer.add_argument("--split", default="train", metavar="NAME")
+    importer.add_argument("--images", type=Path, metavar="DIR", help="where the images lie, if not beside the labels")
+    importer.add_argument("--audio", type=Path, metavar="DIR", help="recordings named like the videos")
+    importer.add_argument("--force", action="store_true", help="replace a split that is there")
+    importer.set_defaults(command=_import)
+
+    labels = commands.add_parser("labels", parents=[common], help="answers or truth to where people correct them")
+    labels.add_argument("out", type=Path, metavar="OUT")
+    labels.add_argument("--to", choices=["ytvis", "isat", "cvat"], required=True, dest="kind")
+    labels.add_argument("--data", type=Path, required=True, metavar="DIR", help="data set in AVISeg's layout")
+    labels.add_argument("--split", required=True, metavar="NAME")
+    labels.add_argument("--predictions", type=Path, metavar="FILE", help="answers (default: the truth)")
+    labels.add_argument("--force", action="store_true", help="write into a folder that holds files")
+    labels.set_defaults(command=_labels)
+
     doctor = commands.add_parser("doctor", parents=[common], help="what is wrong with a data set")
     doctor.add_argument("--data", type=Path, required=True, metavar="DIR")
     doctor.set_defaults(command=_doctor)
@@ -159,15 +178,18 @@ def _demo(options: argparse.Namespace) -> None:
 
     with output_folder(options.out, force=True) as folder:
         result = run_demo(folder)
-    _report(result, options.out)
+    _report(len(result), result.frames, options.out)
 
 
 def _run(options: argparse.Namespace) -> None:
     from avis_stream.commands.output import output_folder
     from avis_stream.commands.run import RunOptions, run_offline
+    from avis_stream.commands.run_online import run_online
     from avis_stream.sources.file import open_clip
     from avis_stream.weights import load
 
+    if options.mode == "online" and options.memory_budget is not None:
+        raise ConfigError("--memory-budget has no meaning with --mode online, whose memory is constant; leave it out")
     model = load(
         options.model,
         options.weights,
@@ -179,14 +201,19 @@ def _run(options: argparse.Namespace) -> None:
     out = options.out or Path("out") / clip.name
     wanted = RunOptions(save_masks=options.save_masks, video=not options.no_video, memory_bytes=options.memory_budget)
     with output_folder(out, force=options.force) as folder:
-        result = run_offline(model, clip, folder, wanted)
+        if options.mode == "online":
+            stream = run_online(model, clip, folder, wanted)
+            found, frames = stream.identities, stream.frames
+        else:
+            result = run_offline(model, clip, folder, wanted)
+            found, frames = len(result), result.frames
     if clip.broken is not None:
         raise MediaError(f"{clip.broken}; the results up to there are in {out}")
-    _report(result, out)
+    _report(found, frames, out)
 
 
-def _report(result: ClipResult, out: Path) -> None:
-    sys.stderr.write(f"{len(result)} sounding objects in {result.frames} frames; results are in {out}\n")
+def _report(objects: int, frames: int, out: Path) -> None:
+    sys.stderr.write(f"{objects} sounding objects in {frames} frames; results are in {out}\n")
 
 
 def _synth(options: argparse.Namespace) -> None:
@@ -244,6 +271,30 @@ def _eval(options: argparse.Namespace) -> None:
         model = load(options.model, weights, options.device, settings=options.settings)
         text = evaluate_model(model, options.data, options.split, wanted, keep=options.save)
     sys.stdout.write(text + "\n")
+
+
+def _import(options: argparse.Namespace) -> None:
+    from avis_stream.commands.labels import import_labels
+
+    line = import_labels(
+        options.kind,
+        options.source,
+        options.out,
+        split=options.split,
+        images=options.images,
+        audio=options.audio,
+        force=options.force,
+    )
+    sys.stdout.write(line + "\n")
+
+
+def _labels(options: argparse.Namespace) -> None:
+    from avis_stream.commands.labels import export_labels
+
+    line = export_labels(
+        options.kind, options.data, options.split, options.out, predictions=options.predictions, force=options.force
+    )
+    sys.stdout.write(line + "\n")
 
 
 def _doctor(options: argparse.Namespace) -> None:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from tqdm import tqdm
@@ -66,30 +66,33 @@ def run_offline(model: AVISM, clip: Clip, folder: Path, options: RunOptions) -> 
     disk = available_disk_bytes() // _DISK_SHARE
 
     def frames() -> Iterator[ClipFrame]:
-        return _heard(model, _progress(clip, clip.expected_frames, "frames"), timer)
+        return _heard(model, progress(clip, clip.expected_frames, "frames"), timer)
 
     with MaskStore(memory, disk, recompute=lambda start: mask_features_again(model, frames, start)) as store:
         result = segment_clip(model, frames, store=store, timer=timer)
         homes = store.homes
-    broken, kernels = clip.broken, info()
+    broken = clip.broken
     summary = SummaryWriter(folder / "summary.json", model.classes, fps=clip.fps)
-    with Writers([*_writers(model, clip, folder, options), summary]) as writers, timer("write"):
-        pairs = _progress(clip, result.frames, "writing")
+    with Writers([*result_writers(model, clip, folder, options), summary]) as writers, timer("write"):
+        pairs = progress(clip, result.frames, "writing")
         for pair, frame in zip(pairs, result.results(1 / clip.fps), strict=False):
             writers.write(pair, frame)
-        summary.add(
-            model=model.config.name,
-            mode="offline",
-            stages={stage: round(seconds, 3) for stage, seconds in timer.seconds.items()},
-            mask_features=homes,
-            broken=broken,
-            threads=torch.get_num_threads(),
-            isa=kernels.isa,
-            native=[name for name, by_device in kernels.operators.items() if by_device["cpu"] == "native"],
-        )
+        summary.add(mode="offline", mask_features=homes, broken=broken, **circumstances(model, timer))
     with atomic_path(folder / "predictions.json") as path:
         path.write_text(json.dumps(result.to_aviseg(video_id=1)) + "\n", encoding="utf-8")
     return result
+
+
+def circumstances(model: AVISM, timer: StageTimer) -> dict[str, Any]:
+    """What the summary of a run in any mode says about how it was run."""
+    kernels = info()
+    return {
+        "model": model.config.name,
+        "stages": {stage: round(seconds, 3) for stage, seconds in timer.seconds.items()},
+        "threads": torch.get_num_threads(),
+        "isa": kernels.isa,
+        "native": [name for name, by_device in kernels.operators.items() if by_device["cpu"] == "native"],
+    }
 
 
 def _heard(model: AVISM, pairs: Iterable[AVPair], timer: StageTimer) -> Iterator[ClipFrame]:
@@ -104,7 +107,8 @@ def _heard(model: AVISM, pairs: Iterable[AVPair], timer: StageTimer) -> Iterator
         yield ClipFrame(pair.frame.image, features, pair.frame.previous)
 
 
-def _writers(model: AVISM, clip: Clip, folder: Path, options: RunOptions) -> Iterator[Writer]:
+def result_writers(model: AVISM, clip: Clip, folder: Path, options: RunOptions) -> Iterator[Writer]:
+    """The writers of what `run` writes in every mode, frame by frame."""
     classes = model.classes
     yield JsonlWriter(folder / "results.jsonl", classes)
     yield TimelineWriter(folder / "timeline.png", classes, fps=clip.fps, title=clip.name)
@@ -116,7 +120,7 @@ def _writers(model: AVISM, clip: Clip, folder: Path, options: RunOptions) -> Ite
         yield RleMaskWriter(folder / "masks.json", classes)
 
 
-def _progress(items: Iterable[T], total: int | None, what: str) -> Iterable[T]:
+def progress(items: Iterable[T], total: int | None, what: str) -> Iterable[T]:
     """A bar with frames done, rate and time left; on a terminal only."""
     bar: Iterable[T] = tqdm(items, total=total, desc=what, unit="frame", disable=not sys.stderr.isatty())
     return bar

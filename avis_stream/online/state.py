@@ -130,6 +130,11 @@ class OnlineState:
         return self.body.last_pts_ns
 
     @property
+    def identities(self) -> int:
+        """Public ids given out so far."""
+        return self.body.table.next_id - 1
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all its tensors: the same from the first step to the last."""
         tensors: dict[str, Tensor] = {}
@@ -144,7 +149,7 @@ class OnlineState:
     def __repr__(self) -> str:
         if self._body is None:
             return "OnlineState(consumed)"
-        return f"OnlineState(steps={self.steps}, identities={self.body.table.next_id - 1}, nbytes={self.nbytes})"
+        return f"OnlineState(steps={self.steps}, identities={self.identities}, nbytes={self.nbytes})"
 
     def clone(self) -> OnlineState:
         """A copy with buffers of its own; both go on independently."""
