@@ -48,7 +48,7 @@ def open_clip(
     path = Path(path)
     if not path.exists():
         raise MediaError(f"{path}: no such file or folder; check the path")
-    track = None if audio is None else _track_of(Path(audio))
+    track = None if audio is None else sound_track(Path(audio))
     return _folder_clip(path, track, rate, previous) if path.is_dir() else _media_clip(path, track, rate, previous)
 
 
@@ -58,7 +58,7 @@ def _folder_clip(path: Path, track: SoundTrack | None, fps: Fraction, previous: 
         raise MediaError(f"{path}: a folder without numbered images; name them like 0001.jpg, 0002.jpg")
     _, height, width = read_image(folder.images[0]).shape
     if track is None and folder.wav is not None:
-        track = _track_of(folder.wav)
+        track = sound_track(folder.wav)
     if track is None:
         logger.warning("%s: no sound given (--audio FILE); going on with silence", path)
     pictures = FolderPictures(folder.images, folder.previous, width, height, fps)
@@ -110,8 +110,12 @@ def _announced_end(container: InputContainer, stream: VideoStream, start: Fracti
     return None
 
 
-def _track_of(path: Path) -> SoundTrack:
-    """The sound of a file that holds nothing but sound for us; its clock is its own."""
+def sound_track(path: Path) -> SoundTrack:
+    """The sound of a file that holds nothing but sound for us; its clock is its own.
+
+    Raises:
+        MediaError: There is no sound in it.
+    """
     track = _track_in(path)
     if track is None:
         raise MediaError(f"{path}: no sound in it; give an audio file such as WAV, or leave audio out for silence")

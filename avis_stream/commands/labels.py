@@ -1,0 +1,168 @@
+"""`avis-stream import` and `labels`: other tools' labels become a data set, and answers go where they are corrected."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from scipy.io import wavfile
+from tqdm import tqdm
+
+from avis_stream.config import AVISEG_CLASSES
+from avis_stream.data.annotations import Track, read_predictions
+from avis_stream.data.dataset import open_split
+from avis_stream.data.labels.coco import read_coco, read_ytvis, ytvis_document
+from avis_stream.data.labels.cvat import cvat_document, read_cvat
+from avis_stream.data.labels.isat import read_isat, write_isat
+from avis_stream.data.labels.video import LabelledObject, LabelledVideo, class_names
+from avis_stream.errors import AvisStreamError, DataError
+from avis_stream.files import atomic_path
+from avis_stream.sources.file import sound_track
+
+IMPORTS = ("coco", "ytvis", "isat", "cvat")
+EXPORTS = ("ytvis", "isat", "cvat")
+_RECORDINGS = (".wav", ".flac", ".ogg", ".m4a", ".mp3", ".mp4", ".mkv", ".webm", ".mov", ".avi")
+
+
+def import_labels(
+    kind: str, source: Path, out: Path, *, split: str, images: Path | None, audio: Path | None, force: bool
+) -> str:
+    """Makes a data set in AVISeg's layout of labels that another tool wrote; returns a line for people.
+
+    Args:
+        kind: One of `IMPORTS`.
+        source: The tool's file, or its folder.
+        out: Folder of the set; several splits may share it.
+        split: E.g. `train`.
+        images: Where the images lie; None: beside the labels.
+        audio: Folder of recordings named like the videos, of any kind that FFmpeg reads; None: there is no sound.
+        force: Replace a split that is there.
+    Raises:
+        DataError: Labels are broken, or images missing.
+        AvisStreamError: The split is there already.
+    """
+    target = out / f"{split}.json"
+    if target.exists() and not force:
+        raise AvisStreamError(f"{target} is there already; give another folder, or --force to replace it")
+    videos, root = _read(kind, source, images)
+    if not videos:
+        raise DataError(f"{source}: no video in it")
+    twice = [name for name, count in Counter(video.name for video in videos).items() if count > 1]
+    if twice:
+        raise DataError(f"{source}: several videos are called {twice[0]!r}; rename all but one")
+    silent = 0
+    for video in tqdm(videos, desc=split, unit="video", disable=not sys.stderr.isatty()):
+        _copy_images(video, root, out / split / "JPEGImages" / video.name)
+        silent += not _copy_sound(video.name, audio, out / split / "WAVAudios" / f"{video.name}.wav")
+    names = class_names(videos)
+    classes = AVISEG_CLASSES if set(names) <= set(AVISEG_CLASSES) else names
+    kept = [replace(v, images=tuple(f"{v.name}/{t}.jpg" for t in range(len(v.images)))) for v in videos]
+    with atomic_path(target) as temporary:
+        temporary.write_text(json.dumps(ytvis_document(kept, classes)) + "\n", encoding="utf-8")
+    objects = sum(len(video.objects) for video in videos)
+    without = f", {silent} of them without sound" if silent else ""
+    return f"{len(videos)} videos{without}, {objects} objects of {len(names)} classes: {target}"
+
+
+def _read(kind: str, source: Path, images: Path | None) -> tuple[list[LabelledVideo], Path]:
+    """The videos, and the folder that their image files are relative to."""
+    if kind == "isat":
+        return list(read_isat(source)), images or source
+    if kind == "cvat":
+        return list(read_cvat(source, images)), images or (source if source.is_dir() else source.parent) / "images"
+    videos = list((read_ytvis if kind == "ytvis" else read_coco)(source))
+    if images is None and videos:  # beside the file, or where YTVIS and AVISeg keep them
+        places = [source.parent, source.parent / "JPEGImages", source.parent / source.stem / "JPEGImages"]
+        images = next((place for place in places if (place / videos[0].images[0]).is_file()), None)
+    return videos, images or source.parent
+
+
+def _copy_images(video: LabelledVideo, root: Path, folder: Path) -> None:
+    for t, name in enumerate(video.images):
+        source = root / name
+        if not source.is_file():
+            raise DataError(f"{source}: no such image of {video.name}; say where they are with --images")
+        with Image.open(source) as picture:
+            if picture.size != (video.width, video.height):
+                raise DataError(
+                    f"{source} is {picture.width}x{picture.height}, its labels say {video.width}x{video.height}; "
+                    "correct whichever is wrong"
+                )
+            with atomic_path(folder / f"{t}.jpg") as temporary:
+                if picture.format == "JPEG":
+                    temporary.write_bytes(source.read_bytes())
+                else:
+                    picture.convert("RGB").save(temporary, quality=95)
+
+
+def _copy_sound(name: str, audio: Path | None, target: Path) -> bool:
+    """Writes a video's sound as WAV; False if there is none."""
+    candidates = () if audio is None else (audio / f"{name}{suffix}" for suffix in _RECORDINGS)
+    source = next((path for path in candidates if path.is_file()), None)
+    if source is None:
+        return False
+    track = sound_track(source)
+    samples = np.concatenate([block.samples for block in track.blocks()], axis=1).T
+    with atomic_path(target) as temporary:
+        wavfile.write(temporary, track.rate, np.round(samples * 32767).astype(np.int16))
+    return True
+
+
+def export_labels(kind: str, data: Path, split: str, out: Path, *, predictions: Path | None, force: bool) -> str:
+    """Writes a split's truth, or answers for it, as a labelling tool wants it; returns a line for people.
+
+    Args:
+        kind: One of `EXPORTS`: one JSON for all (`ytvis`), a folder of images with a JSON each for a video (`isat`), an
+            XML and a folder of images for a video (`cvat`).
+        data: Folder of the set.
+        split: Its name.
+        out: Folder to write to.
+        predictions: Answers; None: the truth.
+        force: Write into a folder that holds files.
+    Raises:
+        DataError: A file is missing or broken.
+        AvisStreamError: `out` holds files.
+    """
+    if out.is_dir() and any(out.iterdir()) and not force:
+        raise AvisStreamError(f"{out} holds files already; give another folder, or --force to write into it")
+    opened = open_split(data, split)
+    truth, pictures = opened.annotations, opened.folder / "JPEGImages"
+    tracks = truth.tracks if predictions is None else read_predictions(predictions, truth)
+    videos = [
+        LabelledVideo(
+            video.name,
+            video.width,
+            video.height,
+            tuple(str(path.relative_to(pictures)) for path in opened.files(video).images),
+            tuple(_object(t, truth.categories, video.height, video.width) for t in tracks.get(video.id, ())),
+        )
+        for video in truth.videos
+    ]
+    classes = list(truth.categories.values())
+    if kind == "ytvis":
+        with atomic_path(out / f"{split}.json") as temporary:
+            temporary.write_text(json.dumps(ytvis_document(videos, classes)) + "\n", encoding="utf-8")
+        return f"{len(videos)} videos: {out / split}.json"
+    for video in tqdm(videos, desc=split, unit="video", disable=not sys.stderr.isatty()):
+        folder = out / video.name if kind == "isat" else out / "images" / video.name
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in video.images:
+            with atomic_path(folder / Path(name).name) as temporary:
+                temporary.write_bytes((pictures / name).read_bytes())
+        if kind == "isat":
+            write_isat(folder, video)
+        else:
+            with atomic_path(out / f"{video.name}.xml") as temporary:
+                temporary.write_text(cvat_document(video, classes), encoding="utf-8")
+    return f"{len(videos)} videos: {out}"
+
+
+def _object(track: Track, categories: Mapping[int, str], height: int, width: int) -> LabelledObject:
+    masks = {t: mask for t, mask in enumerate(track.rles(height, width)) if mask is not None}
+    return LabelledObject(categories[track.category_id], masks, track.crowd)

@@ -1,0 +1,80 @@
+"""What all label formats come down to: videos of images with tracked, outlined objects."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from avis_stream.data import rle
+from avis_stream.data.rle import Rle
+from avis_stream.errors import DataError
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LabelledObject:
+    """One object through its video."""
+
+    class_name: str
+    masks: Mapping[int, Rle]
+    """By frame; frames that are missing have no mask."""
+    crowd: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LabelledVideo:
+    """A video as a labelling tool knows it."""
+
+    name: str
+    width: int
+    height: int
+    images: tuple[str, ...]
+    """File of each frame, relative to the folder of images."""
+    objects: tuple[LabelledObject, ...]
+
+
+@dataclass(slots=True)
+class TrackBook:
+    """Collects masks frame by frame under whatever a format calls one object."""
+
+    classes: dict[Any, str] = field(default_factory=dict)
+    masks: dict[Any, dict[int, Rle]] = field(default_factory=dict)
+    crowds: set[Any] = field(default_factory=set)
+
+    def add(self, key: Any, class_name: str, frame: int, mask: Rle, *, crowd: bool = False) -> None:
+        """Adds a mask; a second one of the same object in the same frame is united with the first."""
+        self.classes.setdefault(key, class_name)
+        own = self.masks.setdefault(key, {})
+        own[frame] = united(own[frame], mask) if frame in own else mask
+        if crowd:
+            self.crowds.add(key)
+
+    def objects(self) -> tuple[LabelledObject, ...]:
+        """All objects, in order of their first mask."""
+        return tuple(
+            LabelledObject(self.classes[key], masks, key in self.crowds)
+            for key, masks in self.masks.items()
+            if any(rle.area(mask) for mask in masks.values())
+        )
+
+
+def united(one: Rle, other: Rle) -> Rle:
+    """The pixels of both masks."""
+    return rle.encode(rle.decode(one) | rle.decode(other))
+
+
+def class_names(videos: Iterable[LabelledVideo]) -> list[str]:
+    """Every class, in order of appearance."""
+    return list(dict.fromkeys(o.class_name for video in videos for o in video.objects))
+
+
+def field_of(entry: Mapping[str, Any], name: str, path: Path, where: str) -> Any:
+    """`entry[name]`.
+
+    Raises:
+        DataError: It is missing; the message says in what.
+    """
+    if not isinstance(entry, Mapping) or name not in entry:
+        raise DataError(f"{path}: {where} has no {name!r}; is the file of this format?")
+    return entry[name]

@@ -1,0 +1,242 @@
+"""Labels of COCO, YTVIS, ISAT and CVAT become data sets; what goes out to be corrected comes back the same."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from avis_stream.cli import main
+from avis_stream.data import rle
+from avis_stream.data.annotations import Annotations, read_annotations
+from avis_stream.data.dataset import open_split
+from avis_stream.data.labels.outlines import outlines
+from avis_stream.data.validate import data_set_problems
+from avis_stream.synth.procedural import ProceduralLibrary
+from avis_stream.synth.protocol import Protocol
+from avis_stream.synth.scene import make_scene
+from avis_stream.synth.write import write_set
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three seconds of two made scenes."""
+    folder = tmp_path_factory.mktemp("made")
+    protocol = Protocol.load()
+    scenes = (
+        make_scene(ProceduralLibrary(), protocol, seed=1, index=n, seconds=(3, 3), size=(96, 64), photograph_share=0)
+        for n in (3, 4)
+    )
+    write_set(folder, "val", scenes, protocol, seed=1)
+    return folder
+
+
+def ask(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    assert main([str(a) for a in arguments]) == 0, capsys.readouterr().err
+    return capsys.readouterr().out
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    assert main([str(a) for a in arguments]) == 1
+    return capsys.readouterr().err
+
+
+def tracks_of(annotations: Annotations) -> dict[str, list[tuple[str, list[Tensor]]]]:
+    """By video name: class and masks [T] of every object, in order."""
+    found = {}
+    for video in annotations.videos:
+        masks = [
+            (
+                annotations.categories[t.category_id],
+                [
+                    torch.zeros(video.height, video.width, dtype=torch.bool)
+                    if m is None
+                    else rle.decode(m, video.height, video.width)
+                    for m in t.segmentations
+                ],
+            )
+            for t in annotations.tracks[video.id]
+        ]
+        found[video.name] = masks
+    return found
+
+
+def overlap(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
+    a, b = torch.stack(list(one)), torch.stack(list(other))
+    return float((a & b).sum() / (a | b).sum().clamp(min=1))
+
+
+@pytest.mark.parametrize("kind", ["ytvis", "isat", "cvat"])
+def test_what_goes_out_comes_back(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
+    ask(capsys, "labels", tmp_path / "out", "--to", kind, "--data", made, "--split", "val")
+    source = tmp_path / "out" / "val.json" if kind == "ytvis" else tmp_path / "out"
+    images = ["--images", made / "val" / "JPEGImages"] if kind == "ytvis" else []
+    audio = ["--audio", made / "val" / "WAVAudios"]
+    printed = ask(capsys, "import", source, tmp_path / "back", "--from", kind, "--split", "val", *images, *audio)
+    assert printed.startswith("2 videos, ")
+    before, after = open_split(made, "val"), open_split(tmp_path / "back", "val")
+    assert not list(data_set_problems(tmp_path / "back"))
+    wanted, found = tracks_of(before.annotations), tracks_of(after.annotations)
+    assert wanted.keys() == found.keys()
+    for name, objects in wanted.items():
+        assert sorted(label for label, _ in objects) == sorted(label for label, _ in found[name])
+        for label, masks in objects:
+            best = max(overlap(masks, other) for own, other in found[name] if own == label)
+            assert best == 1.0 if kind != "isat" else best > 0.97, (name, label)
+    one, two = before.annotations.videos[0], after.annotations.videos[0]
+    assert torch.equal(before.image(one, 2), after.image(two, 2))
+    assert torch.allclose(before.seconds(one, [1]), after.seconds(two, [1]), atol=1e-4)
+
+
+def test_answers_go_out_too(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mask = torch.zeros(64, 96, dtype=torch.bool)
+    mask[10:30, 20:50] = True
+    answers = [{"video_id": 1, "score": 0.9, "category_id": 14, "segmentations": [None, rle.encode(mask), None]}]
+    (tmp_path / "answers.json").write_text(json.dumps(answers))
+    arguments = ["--to", "isat", "--data", made, "--split", "val", "--predictions", tmp_path / "answers.json"]
+    ask(capsys, "labels", tmp_path / "out", *arguments)
+    name = read_annotations(made / "val.json").videos[0].name
+    documents = [json.loads((tmp_path / "out" / name / f"{t}.json").read_text()) for t in range(3)]
+    assert [len(d["objects"]) for d in documents] == [0, 1, 0]
+    (entry,) = documents[1]["objects"]
+    assert entry["category"] == "dog"
+    assert entry["bbox"] == [20, 10, 50, 30]
+    assert documents[1]["info"]["name"] == "1.jpg"
+    assert "holds files already" in refused(capsys, "labels", tmp_path / "out", *arguments)
+
+
+def picture(path: Path, size: tuple[int, int] = (40, 30)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (90, 120, 30)).save(path)
+
+
+def square(x: int, y: int, side: int = 10) -> list[float]:
+    return [x, y, x + side, y, x + side, y + side, x, y + side]
+
+
+def test_coco_images_become_videos_by_folder_and_objects_by_track(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for video in ("a", "b"):
+        for t in (10, 2):  # files are in order of their number, not of their listing
+            picture(tmp_path / "labels" / video / f"f{t}.png")
+            number = len(images) + 1
+            images.append({"id": number, "file_name": f"{video}/f{t}.png", "width": 40, "height": 30})
+            annotations.append({"id": number, "image_id": number, "category_id": 7, "segmentation": [square(t, 5)]})
+            if video == "a":
+                annotations[-1]["track_id"] = 1
+    document = {"images": images, "annotations": annotations, "categories": [{"id": 7, "name": "kettle"}]}
+    (tmp_path / "labels" / "coco.json").write_text(json.dumps(document))
+    printed = ask(capsys, "import", tmp_path / "labels" / "coco.json", tmp_path / "set", "--from", "coco")
+    assert printed.startswith("2 videos, 2 of them without sound, 3 objects of 1 classes")
+    annotations_back = read_annotations(tmp_path / "set" / "train.json")
+    assert list(annotations_back.categories.values()) == ["kettle"]
+    found = tracks_of(annotations_back)
+    (one,) = found["a"]
+    assert [int(mask.nonzero()[0, 1]) for mask in one[1]] == [2, 10]
+    assert len(found["b"]) == 2
+    with Image.open(tmp_path / "set" / "train" / "JPEGImages" / "a" / "1.jpg") as jpeg:
+        assert jpeg.format == "JPEG"
+
+
+def test_isat_layers_groups_and_holes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def entry(label: str, group: int, points: list[float], layer: float) -> dict[str, Any]:
+        pairs = [list(p) for p in zip(points[::2], points[1::2], strict=True)]
+        return {"category": label, "group": group, "segmentation": pairs, "layer": layer, "iscrowd": 0, "note": ""}
+
+    picture(tmp_path / "isat" / "0.jpg")
+    objects = [
+        entry("dog", 2, square(12, 4, 10), 3.0),  # over the cat
+        entry("cat", 1, square(2, 4, 20), 1.0),
+        entry("__background__", 0, square(4, 6, 4), 2.0),  # a hole in the cat
+        entry("cat", 1, square(30, 20, 5), 4.0),  # another part of it
+    ]
+    info = {"description": "ISAT", "folder": "", "name": "0.jpg", "width": 40, "height": 30, "depth": 3, "note": ""}
+    (tmp_path / "isat" / "0.json").write_text(json.dumps({"info": info, "objects": objects}))
+    ask(capsys, "import", tmp_path / "isat", tmp_path / "set", "--from", "isat")
+    found = dict(tracks_of(read_annotations(tmp_path / "set" / "train.json"))["isat"])
+    cat, dog = found["cat"][0], found["dog"][0]
+    assert dog.sum() == 100
+    assert cat.sum() == 400 - 100 - 16 + 25
+    assert not (cat & dog).any()
+    assert not cat[6:10, 4:8].any()
+    assert cat[22, 32]
+
+
+CVAT = """<?xml version="1.0" encoding="utf-8"?>
+<annotations><version>1.1</version><meta><task><name>t</name><size>4</size>
+<original_size><width>40</width><height>30</height></original_size></task></meta>
+<track id="0" label="horse" source="manual">
+ <polygon frame="0" keyframe="1" outside="0" occluded="0" points="2.00,3.00;12.00,3.00;12.00,13.00;2.00,13.00"/>
+ <polygon frame="2" keyframe="1" outside="0" occluded="0" points="5.00,3.00;15.00,3.00;15.00,13.00;5.00,13.00"/>
+ <polygon frame="3" keyframe="1" outside="1" occluded="0" points="5.00,3.00;15.00,3.00;15.00,13.00;5.00,13.00"/>
+</track>
+<track id="1" label="car" source="manual">
+ <mask frame="1" keyframe="1" outside="0" rle="1,2,3" left="20" top="10" width="3" height="2"/>
+</track>
+</annotations>"""
+
+
+def test_a_cvat_shape_holds_until_the_next(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for t in range(4):
+        picture(tmp_path / "task" / "images" / f"frame_{t:06d}.png")
+    (tmp_path / "task" / "annotations.xml").write_text(CVAT)
+    ask(capsys, "import", tmp_path / "task" / "annotations.xml", tmp_path / "set", "--from", "cvat")
+    found = dict(tracks_of(read_annotations(tmp_path / "set" / "train.json"))["task"])
+    assert [int(mask.nonzero()[0, 1]) if mask.any() else None for mask in found["horse"]] == [2, 2, 5, None]
+    assert [mask.sum().item() for mask in found["car"]] == [0, 2, 2, 2]
+    assert found["car"][1].nonzero().tolist() == [[10, 21], [10, 22]]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("<original_size>", "<size_of>"), "cannot be read as XML"),
+        (('<mask frame="1"', '<box frame="1"'), "has a box; only polygons and masks outline an object"),
+        (('width="3" height="2"', 'width="30" height="2"'), "does not fit its box of 30x2 at 20,10"),
+        (('frame="3"', 'frame="9"'), "goes to frame 9, but there are 4 images"),
+    ],
+)
+def test_broken_cvat_says_what_is_wrong(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: tuple[str, str], message: str
+) -> None:
+    for t in range(4):
+        picture(tmp_path / "images" / f"{t}.png")
+    (tmp_path / "annotations.xml").write_text(CVAT.replace(*change))
+    error = refused(capsys, "import", tmp_path / "annotations.xml", tmp_path / "set", "--from", "cvat")
+    assert message in error
+    assert not (tmp_path / "set" / "train.json").exists()
+
+
+def test_other_doors(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "no .json file in it" in refused(capsys, "import", tmp_path / "empty", tmp_path / "s", "--from", "isat")
+    assert "no .xml file in it" in refused(capsys, "import", tmp_path / "empty", tmp_path / "s", "--from", "cvat")
+    again = ["import", made / "val.json", made, "--from", "ytvis", "--split", "val"]
+    assert "is there already" in refused(capsys, *again)
+    lost = ["import", made / "val.json", tmp_path / "s", "--from", "ytvis", "--images", tmp_path / "empty"]
+    assert "no such image of" in refused(capsys, *lost)
+    assert "has no 'images'" in refused(capsys, "import", made / "val.json", tmp_path / "s", "--from", "coco")
+    document = json.loads((made / "val.json").read_text())
+    document["annotations"][0]["category_id"] = 99
+    (tmp_path / "odd.json").write_text(json.dumps(document))
+    odd = refused(capsys, "import", tmp_path / "odd.json", tmp_path / "s", "--from", "ytvis")
+    assert "is of category 99, which the document does not list" in odd
+
+
+def test_outlines_of_a_ring_have_a_hole_and_lie_on_pixel_edges() -> None:
+    ring = torch.zeros(12, 16, dtype=torch.bool)
+    ring[2:10, 0:9], ring[4:6, 3:5] = True, False
+    (hole, outer), (second, inner) = outlines(ring)
+    assert (hole, second) == (False, True)
+    assert np.ptp(np.array(outer), axis=0).tolist() == [9, 8]
+    assert np.ptp(np.array(inner), axis=0).tolist() == [2, 2]
