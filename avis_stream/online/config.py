@@ -43,6 +43,9 @@ class OnlineConfig:
     """Appearances remembered for each identity."""
     max_candidates: int = 32
     """Video queries looked at in a step, best first."""
+    judge_at: Literal["features", "network"] = "features"
+    """Where mask quality is measured: on the mask features' grid, or at network size as officially (quirk Q18), which
+    costs 16 times as much."""
     candidate_score: float = 0.1
     """Least class score of a query that may continue an identity."""
     duplicate_iou: float | None = 0.7
@@ -96,6 +99,7 @@ class OnlineConfig:
             "encoder": ("exact", "frozen"),
             "sinks": ("per_query", "first", "none"),
             "alignment": ("live", "official"),
+            "judge_at": ("features", "network"),
         }
         for name, known in choices.items():
             require(getattr(self, name) in known, f"OnlineConfig.{name}", getattr(self, name), f"one of {known}")
@@ -114,6 +118,7 @@ class OnlineConfig:
         """As near to the released offline model as an online one can be: no gates, its thresholds, its classes."""
         return OnlineConfig(
             max_candidates=1000,
+            judge_at="network",
             duplicate_iou=None,
             show_score=0.3,
             min_area=0.0,

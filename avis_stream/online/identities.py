@@ -49,7 +49,7 @@ class Observation:
     certain: Tensor
     """float64 [J], sum of the soft mask inside the hard mask."""
     area: Tensor
-    """float64 [J], pixels of the hard mask at network size."""
+    """float64 [J], pixels of the hard mask, as `OnlineConfig.judge_at` counts them."""
     grid: Tensor
     """bool [J, *MASK_GRID], the mask."""
     mask_embed: Tensor

@@ -61,13 +61,13 @@ def observe(answer: TrackerAnswer, sizes: MaskSizes, config: OnlineConfig, gates
     probability = answer.pred_logits.float().softmax(-1)[:, :-1]
     best, query = probability.amax(-1).topk(min(config.max_candidates, len(probability)))
     query = query[best >= config.candidate_score]
-    logits = mask_logits(answer.pred_mask_embed[query], answer.clip_mask_features[None], sizes)[0].float()
-    hard = logits > 0
-    area = hard.sum(dim=(1, 2), dtype=torch.float64)
-    certain = (logits.sigmoid() * hard).sum(dim=(1, 2), dtype=torch.float64)
-    visible = area >= max(1.0, config.min_area * sizes.network[0] * sizes.network[1])
+    logits = _candidate_logits(answer, query, sizes, config)
+    hard = (logits > 0).float()
+    area = hard.sum(dim=(1, 2))
+    certain = (logits.sigmoid() * hard).sum(dim=(1, 2))
+    visible = area >= max(1.0, config.min_area * logits.shape[1] * logits.shape[2])
     grid = resize_logits(logits[None], MASK_GRID)[0] > 0
-    order = (probability[query].amax(-1) * (certain / (area + 1e-6)).float()).argsort(descending=True, stable=True)
+    order = (probability[query].amax(-1) * certain / (area + 1e-6)).argsort(descending=True, stable=True)
     order = order[visible[order]]
     if config.duplicate_iou is not None:
         order = order[_best_of_their_place(grid[order], config.duplicate_iou)]
@@ -78,8 +78,8 @@ def observe(answer: TrackerAnswer, sizes: MaskSizes, config: OnlineConfig, gates
         query=query.cpu(),
         probability=probability[query].cpu(),
         similarity=answer.similarity[query].float().cpu(),
-        certain=certain[order].cpu(),
-        area=area[order].cpu(),
+        certain=certain[order].double().cpu(),
+        area=area[order].double().cpu(),
         grid=grid[order].cpu(),
         mask_embed=answer.pred_mask_embed[query].float().cpu(),
         sounds=sounds.cpu(),
@@ -87,6 +87,16 @@ def observe(answer: TrackerAnswer, sizes: MaskSizes, config: OnlineConfig, gates
         token=token.float().cpu(),
         token_slot=slot.cpu(),
     )
+
+
+def _candidate_logits(answer: TrackerAnswer, query: Tensor, sizes: MaskSizes, config: OnlineConfig) -> Tensor:
+    """Mask logits [J, h, w] by which queries are judged, of the picture without its padding."""
+    embed, features = answer.pred_mask_embed[query], answer.clip_mask_features
+    if config.judge_at == "network":
+        return mask_logits(embed, features[None], sizes)[0].float()
+    stride = sizes.padded[0] // features.shape[1]
+    height, width = (-(-side // stride) for side in sizes.network)
+    return torch.einsum("jc,chw->jhw", embed, features[:, :height, :width]).float()
 
 
 def _best_of_their_place(grid: Tensor, most: float) -> Tensor:
