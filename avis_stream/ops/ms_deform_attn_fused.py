@@ -1,7 +1,7 @@
 """Deformable attention straight from the network's outputs: softmax and sampling locations inside the operator.
 
-For now it computes both in PyTorch and leaves the rest to `ms_deform_attn`, native where that is. The schema is the one
-that a fused kernel will have; letters and semantics are those of `ms_deform_attn.py`.
+Saves the softmax, the division and both their results. The reference, and the backward, compute them in PyTorch and
+leave the rest to `ms_deform_attn`, native where that is. Letters and semantics are those of `ms_deform_attn.py`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,7 @@ from avis_stream.ops._autograd import at_least_float32, forbid_double_backward, 
 from avis_stream.ops._library import LIBRARY, define, implement
 from avis_stream.ops.ms_deform_attn import check_companions, check_value, coordinates, empty_grads, flat_shapes, weights
 
-define(
-    "ms_deform_attn_fused(Tensor value, int[] spatial_shapes, Tensor ref, Tensor offsets, Tensor logits) -> Tensor",
-    has_native=False,
-)
+define("ms_deform_attn_fused(Tensor value, int[] spatial_shapes, Tensor ref, Tensor offsets, Tensor logits) -> Tensor")
 define(
     "ms_deform_attn_fused_backward(Tensor grad_out, Tensor value, int[] spatial_shapes, Tensor ref, Tensor offsets, "
     "Tensor logits, bool[4] mask) -> (Tensor, Tensor, Tensor, Tensor)",

@@ -23,8 +23,7 @@ from avis_stream.ops.range_attn import check_ranges, check_tensors, wide_dtype
 
 define(
     "range_attn_paged(Tensor q, Tensor k, Tensor v, Tensor page_ranges, Tensor? key_bias, Tensor? init_out, "
-    "Tensor? init_lse, float scale) -> (Tensor, Tensor, Tensor, Tensor)",
-    has_native=False,
+    "Tensor? init_lse, float scale) -> (Tensor, Tensor, Tensor, Tensor)"
 )
 define(
     "range_attn_paged_backward(Tensor grad_out, Tensor? grad_lse, Tensor? grad_page_out, Tensor? grad_page_lse, "
@@ -33,7 +32,7 @@ define(
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     has_native=False,
 )
-define("kv_write_(Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor k, Tensor v, int slot) -> ()", has_native=False)
+define("kv_write_(Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor k, Tensor v, Tensor slot) -> ()")
 
 
 # --- public ----------------------------------------------------------------------------------------------------------
@@ -54,7 +53,8 @@ def range_attn_paged(
         q: [B, Nq, H, D] float32, bfloat16, float16 or float64.
         k: [B, Nk, H, D] keys of the whole cache, dtype of q.
         v: [B, Nk, H, D], dtype of q.
-        page_ranges: [P, 2] half-open ranges of slots, as `ring_pages` gives them; int32 tensor on any device, or lists.
+        page_ranges: [P, 2] half-open ranges of slots, as `ring_pages` gives them: lists, or an int32 tensor on the
+            device of q, which a captured CUDA graph reads anew each time; out of bounds there, it is cut to the cache.
         key_bias: float32 [B, Nk], added to the scores of a key; -inf takes the key away.
         initial: Value float32 [B, Nq, H, D] and lse float32 [B, H, Nq] of what the queries have seen before: the sinks.
             float64 beside float64.
@@ -68,24 +68,40 @@ def range_attn_paged(
         ShapeError: Shapes, dtypes, devices or pages do not fit together.
     Source: FlashDecoding's split softmax; the sinks are those of design note "online tracking", section 4.
     """
-    pages = page_ranges if isinstance(page_ranges, Tensor) else torch.tensor(page_ranges, dtype=torch.int32).view(-1, 2)
+    pages = (
+        page_ranges
+        if isinstance(page_ranges, Tensor)
+        else torch.tensor(page_ranges, dtype=torch.int32, device=q.device).view(-1, 2)
+    )
     init_out, init_lse = initial if initial is not None else (None, None)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     check_arguments(q, k, v, pages, key_bias, init_out, init_lse)
+    if not isinstance(page_ranges, Tensor):  # a tensor is looked at where it is read
+        for start, stop in page_ranges:
+            check_ranges(q.shape[1], k.shape[1], [0, q.shape[1]], [start, stop])
     results: tuple[Tensor, Tensor, Tensor, Tensor] = torch.ops.avis.range_attn_paged(
         q, k, v, pages, key_bias, init_out, init_lse, scale
     )
     return results
 
 
-def kv_write_(k_cache: Tensor, v_cache: Tensor, k: Tensor, v: Tensor, slot: int) -> None:
+def kv_write_(k_cache: Tensor, v_cache: Tensor, k: Tensor, v: Tensor, slot: int | Tensor) -> None:
     """Writes new keys and values [B, n, H, D] into a cache [B, Nk, H, D], from token `slot` on, in place.
+
+    Args:
+        k_cache: [B, Nk, H, D], any dtype of `range_attn_paged`.
+        v_cache: As `k_cache`.
+        k: [B, n, H, D], dtype of the caches.
+        v: As `k`.
+        slot: A number, or one int32 on the device of the caches, which a captured CUDA graph reads anew each time;
+            tokens that would lie outside the cache are then left out on CUDA, an error on the CPU.
 
     Raises:
         ShapeError: Shapes do not fit, or the tokens would not end within the cache.
     """
-    check_write(k_cache, v_cache, k, v, slot)
-    torch.ops.avis.kv_write_(k_cache, v_cache, k, v, slot)
+    check_write(k_cache, v_cache, k, v, None if isinstance(slot, Tensor) else slot)
+    place = slot if isinstance(slot, Tensor) else torch.tensor(slot, dtype=torch.int32, device=k_cache.device)
+    torch.ops.avis.kv_write_(k_cache, v_cache, k, v, place)
 
 
 # --- checks ----------------------------------------------------------------------------------------------------------
@@ -100,7 +116,7 @@ def check_arguments(
     init_out: Tensor | None,
     init_lse: Tensor | None,
 ) -> None:
-    """Raises ShapeError unless the arguments of `range_attn_paged` fit together; pages are looked at when they run."""
+    """Raises ShapeError unless the arguments of `range_attn_paged` fit together; pages are not looked at."""
     check_tensors(q, k, v, key_bias)
     if pages.dim() != 2 or pages.shape[1] != 2 or pages.dtype != torch.int32:
         raise ShapeError(f"page_ranges must be int32 [P, 2], got {describe(pages)}")
@@ -115,16 +131,17 @@ def check_arguments(
             raise ShapeError(f"initial lse must be {wide} {[batch, heads, queries]}, got {describe(init_lse)}")
 
 
-def check_write(k_cache: Tensor, v_cache: Tensor, k: Tensor, v: Tensor, slot: int) -> None:
-    """Raises ShapeError unless k and v fit into the caches from token `slot` on."""
+def check_write(k_cache: Tensor, v_cache: Tensor, k: Tensor, v: Tensor, slot: int | None) -> None:
+    """Raises ShapeError unless k and v fit into the caches, from token `slot` on if that is known."""
     if k_cache.dim() != 4 or v_cache.shape != k_cache.shape:
         raise ShapeError(f"caches must both be [B, Nk, H, D], got {describe(k_cache)} and {describe(v_cache)}")
     batch, slots, heads, channels = k_cache.shape
     for name, x in (("k", k), ("v", v)):
         if x.dim() != 4 or (x.shape[0], *x.shape[2:]) != (batch, heads, channels) or x.dtype != k_cache.dtype:
             raise ShapeError(f"{name} must be [B={batch}, n, H={heads}, D={channels}] as the cache, got {describe(x)}")
-    if k.shape != v.shape or slot < 0 or slot + k.shape[1] > slots:
-        raise ShapeError(f"k and v must lie within {slots} slots, got {k.shape[1]} and {v.shape[1]} from {slot} on")
+    start = slot or 0
+    if k.shape != v.shape or start < 0 or start + k.shape[1] > slots:
+        raise ShapeError(f"k and v must lie within {slots} slots, got {k.shape[1]} and {v.shape[1]} from {start} on")
 
 
 # --- built from range_attn -------------------------------------------------------------------------------------------
@@ -238,10 +255,11 @@ def backward_reference(
     return tuple(grad if wanted else grad.new_empty(0) for grad, wanted in zip(grads, mask, strict=True))
 
 
-def _kv_write(k_cache: Tensor, v_cache: Tensor, k: Tensor, v: Tensor, slot: int) -> None:
-    check_write(k_cache, v_cache, k, v, slot)
-    k_cache[:, slot : slot + k.shape[1]] = k
-    v_cache[:, slot : slot + v.shape[1]] = v
+def _kv_write(k_cache: Tensor, v_cache: Tensor, k: Tensor, v: Tensor, slot: Tensor) -> None:
+    first = int(slot)
+    check_write(k_cache, v_cache, k, v, first)
+    k_cache[:, first : first + k.shape[1]] = k
+    v_cache[:, first : first + v.shape[1]] = v
 
 
 implement("range_attn_paged", reference, quiet=True)
@@ -280,8 +298,8 @@ def _(*args: Any) -> tuple[Tensor, ...]:
 
 
 @torch.library.register_fake("avis::kv_write_", lib=LIBRARY)  # type: ignore[untyped-decorator]
-def _(k_cache: Tensor, v_cache: Tensor, k: Tensor, v: Tensor, slot: int) -> None:
-    check_write(k_cache, v_cache, k, v, slot)
+def _(k_cache: Tensor, v_cache: Tensor, k: Tensor, v: Tensor, slot: Tensor) -> None:
+    check_write(k_cache, v_cache, k, v, None)
 
 
 _DIFFERENTIABLE = (0, 1, 2, 4, 5, 6)

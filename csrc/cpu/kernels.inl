@@ -7,6 +7,7 @@
 #include "range_attn_backward.h"
 #include "range_attn_forward.h"
 #include "range_attn_general.h"
+#include "range_attn_merge.h"
 
 namespace avis::AVIS_ISA {
 
@@ -122,8 +123,10 @@ void range_attn_forward(const RangeAttnArgs& args, std::int64_t batch, std::int6
     using T = typename decltype(type)::type;
     if constexpr (sizeof(T) == 8)
       range_attn_forward_general(args, batch, head, group, scratch);
+    else if (args.wide_out)
+      range_attn_forward_fast<T, float>(args, batch, head, group, scratch);
     else
-      range_attn_forward_fast<T>(args, batch, head, group, scratch);
+      range_attn_forward_fast<T, T>(args, batch, head, group, scratch);
   });
 }
 
@@ -138,10 +141,17 @@ void range_attn_backward(const RangeAttnArgs& args, std::int64_t batch, std::int
   });
 }
 
+void range_attn_merge(const RangeMergeArgs& args, std::int64_t batch, std::int64_t head) {
+  by_storage(args.storage, [&](auto type) {
+    using T = typename decltype(type)::type;
+    merge_parts<T, typename WideOf<T>::type>(args, batch, head);
+  });
+}
+
 // The table that kernels_<isa>.cpp publishes.
 #define AVIS_KERNELS                                                                            \
   {AVIS_STRING(AVIS_ISA),         AVIS_ISA::msda_forward,       AVIS_ISA::msda_backward_points, \
    AVIS_ISA::msda_backward_value, AVIS_ISA::range_attn_scratch, AVIS_ISA::range_attn_forward,   \
-   AVIS_ISA::range_attn_backward}
+   AVIS_ISA::range_attn_backward, AVIS_ISA::range_attn_merge}
 
 }  // namespace avis::AVIS_ISA

@@ -6,6 +6,7 @@
 
 #include "avis/msda.h"
 #include "storage.h"
+#include "tile.h"
 
 namespace avis::AVIS_ISA {
 
@@ -26,16 +27,13 @@ AVIS_INLINE W floor_of(W x) {
     return __builtin_floorf(x);
 }
 
-// Point `i` of all points [rows, M, L, P], which lies in a level of the given size that begins at token `first`.
+// The point at pixel (x, y) of a level of the given size that begins at token `first`.
 template <class W>
-AVIS_INLINE Point<W> point_at(const MsdaArgs& args, std::int64_t i, std::int64_t height, std::int64_t width,
-                              std::int64_t first) {
+AVIS_INLINE Point<W> point_at(W x, W y, W attention, std::int64_t height, std::int64_t width, std::int64_t first) {
   Point<W> p;
-  const W x = static_cast<const W*>(args.source.loc)[2 * i] * static_cast<W>(width) - W(0.5);
-  const W y = static_cast<const W*>(args.source.loc)[2 * i + 1] * static_cast<W>(height) - W(0.5);
   p.inside = x > W(-1) && y > W(-1) && x < static_cast<W>(width) && y < static_cast<W>(height);
   if (!p.inside) return p;
-  p.attention = static_cast<const W*>(args.source.weight)[i];
+  p.attention = attention;
   const auto x0 = static_cast<std::int64_t>(floor_of(x)), y0 = static_cast<std::int64_t>(floor_of(y));
   p.fx = x - static_cast<W>(x0);
   p.fy = y - static_cast<W>(y0);
@@ -48,17 +46,43 @@ AVIS_INLINE Point<W> point_at(const MsdaArgs& args, std::int64_t i, std::int64_t
   return p;
 }
 
+// Softmax over the logits of one row and head: weight of logit x is exp(x - max) / total.
+template <class W>
+struct Softmax {
+  W max, total = 0;
+
+  Softmax(const W* logits, std::int64_t count) : max(logits[0]) {
+    for (std::int64_t i = 1; i < count; ++i) max = logits[i] > max ? logits[i] : max;
+    for (std::int64_t i = 0; i < count; ++i) total += exp_of(logits[i] - max);
+  }
+  W operator()(W x) const { return exp_of(x - max) / total; }
+};
+
 // Calls visit(point, index of the point among all, height, width) for the points of one row and head.
 template <class W, class Visit>
 AVIS_INLINE void each_point(const MsdaArgs& args, std::int64_t row, std::int64_t head, std::int64_t first_level,
                             std::int64_t last_level, const Visit& visit) {
+  const auto* loc = static_cast<const W*>(args.source.loc);
+  const auto* weight = static_cast<const W*>(args.source.weight);
+  const auto* ref = static_cast<const W*>(args.source.ref);
+  const std::int64_t per_head = args.levels * args.points, first_point = (row * args.heads + head) * per_head;
+  const Softmax<W> softmax(weight + first_point, ref == nullptr ? 1 : per_head);
   std::int64_t first = 0;
   for (std::int64_t level = 0; level < last_level; ++level) {
     const std::int64_t height = args.sizes[2 * level], width = args.sizes[2 * level + 1];
     if (level >= first_level)
       for (std::int64_t p = 0; p < args.points; ++p) {
-        const std::int64_t i = ((row * args.heads + head) * args.levels + level) * args.points + p;
-        visit(point_at<W>(args, i, height, width, first), i, height, width);
+        const std::int64_t i = first_point + level * args.points + p;
+        W x = loc[2 * i], y = loc[2 * i + 1], attention = weight[i];
+        if (ref != nullptr) {
+          const W* centre = ref + 2 * (row * args.levels + level);
+          x = centre[0] + x / static_cast<W>(width);
+          y = centre[1] + y / static_cast<W>(height);
+          attention = softmax(attention);
+        }
+        x = x * static_cast<W>(width) - W(0.5);
+        y = y * static_cast<W>(height) - W(0.5);
+        visit(point_at<W>(x, y, attention, height, width, first), i, height, width);
       }
     first += height * width;
   }

@@ -5,7 +5,7 @@
 #pragma once
 
 #include "avis/msda.h"
-#include "vec.h"
+#include "tile.h"
 
 namespace avis::AVIS_ISA {
 
@@ -98,5 +98,46 @@ AVIS_INLINE void locate(const PointTable& table, const float* loc, const float* 
     }
   }
 }
+
+// The fused operator's inputs of one row, turned into locations and weights: exp and max over each head's logits, and
+// reference points spread to where their offsets are. What is left of a row behind the last point stays as it was.
+struct FusedRow {
+  alignas(64) float loc[2 * kColumn], weight[kColumn];
+
+  AVIS_INLINE void fill(const MsdaArgs& args, std::int64_t row) {
+    const std::int64_t heads = args.heads, points = args.points, per_head = args.levels * points;
+    const auto* offsets = static_cast<const float*>(args.source.loc) + 2 * row * heads * per_head;
+    const auto* ref = static_cast<const float*>(args.source.ref) + 2 * row * args.levels;
+    float spread[2 * kMaxPoints];
+    for (std::int64_t i = 0; i < per_head; ++i) {
+      spread[2 * i] = ref[i / points * 2];
+      spread[2 * i + 1] = ref[i / points * 2 + 1];
+    }
+    for (std::int64_t head = 0; head < heads; ++head)
+      for (std::int64_t i = 0; i < 2 * per_head; ++i)
+        loc[2 * head * per_head + i] = spread[i] + offsets[2 * head * per_head + i] * args.source.pixel[i];
+    fill_weights(static_cast<const float*>(args.source.weight) + row * heads * per_head, heads, per_head);
+  }
+
+  AVIS_INLINE void fill_weights(const float* logits, std::int64_t heads, std::int64_t per_head) {
+    const std::int64_t count = heads * per_head;
+    for (std::int64_t head = 0; head < heads; ++head) {
+      const float* own = logits + head * per_head;
+      float max = own[0];
+      for (std::int64_t i = 1; i < per_head; ++i) max = own[i] > max ? own[i] : max;
+      for (std::int64_t i = 0; i < per_head; ++i)
+        weight[head * per_head + i] = (own[i] - max) * static_cast<float>(kLog2E);
+    }
+    for (std::int64_t i = count; i < count + kLanes; ++i) weight[i] = 0;
+    for (std::int64_t i = 0; i < count; i += kLanes) store(weight + i, exp2(load(weight + i)));
+    for (std::int64_t head = 0; head < heads; ++head) {
+      float* own = weight + head * per_head;
+      float total = 0;
+      for (std::int64_t i = 0; i < per_head; ++i) total += own[i];
+      const float inverse = 1 / total;
+      for (std::int64_t i = 0; i < per_head; ++i) own[i] *= inverse;
+    }
+  }
+};
 
 }  // namespace avis::AVIS_ISA

@@ -82,7 +82,7 @@ AVIS_INLINE void exponentiate(float* scores, std::int64_t count, float chunk_max
   online->max = max;
 }
 
-template <class T>
+template <class T, class Out>
 void range_attn_forward_fast(const RangeAttnArgs& args, std::int64_t batch, std::int64_t head, const RangeGroup& group,
                              void* scratch) {
   const std::int64_t padded = round_up(args.channels, kLanes);
@@ -91,7 +91,7 @@ void range_attn_forward_fast(const RangeAttnArgs& args, std::int64_t batch, std:
   const Rows values = natural<T>(args, args.v, batch, head, group, padded, room.v_rows);
   pack_bias(args, batch, group, room.bias, round_up(group.seen, kTile));
   auto* lse = static_cast<float*>(args.lse) + (batch * args.heads + head) * args.queries;
-  T* out = static_cast<T*>(args.out);
+  auto* out = static_cast<Out*>(args.out);
 
   for (std::int64_t first_query = group.q_first; first_query < group.q_last; first_query += kRows) {
     const std::int64_t left = group.q_last - first_query, queries = left < kRows ? left : kRows;
@@ -113,7 +113,7 @@ void range_attn_forward_fast(const RangeAttnArgs& args, std::int64_t batch, std:
     }
     for (std::int64_t r = 0; r < queries; ++r) {
       const float sum = online[r].sum, inverse = sum == 0 ? 0 : 1 / sum;  // NaN stays
-      T* row = out + ((batch * args.queries + first_query + r) * args.heads + head) * args.channels;
+      Out* row = out + ((batch * args.queries + first_query + r) * args.heads + head) * args.channels;
       for (std::int64_t c = 0; c < args.channels; ++c) narrow(room.out[r * padded + c] * inverse, row + c);
       lse[first_query + r] = sum != 0 ? (online[r].max + __builtin_log2f(sum)) * static_cast<float>(kLn2) : -kInfinity;
     }

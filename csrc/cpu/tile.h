@@ -114,6 +114,12 @@ AVIS_INLINE Vf exp2(Vf x) {
   return zero_unless(~tiny, (Vf)((Vi)p + ((Vi)shifted << 23)));
 }
 
+// One number at a time, for what is rare.
+AVIS_INLINE float exp_of(float x) { return __builtin_expf(x); }
+AVIS_INLINE double exp_of(double x) { return __builtin_exp(x); }
+AVIS_INLINE float log_of(float x) { return __builtin_logf(x); }
+AVIS_INLINE double log_of(double x) { return __builtin_log(x); }
+
 AVIS_INLINE float sum(Vf x) {
   float total = 0;
   for (int i = 0; i < kLanes; ++i) total += x[i];

@@ -127,11 +127,18 @@ struct Call {
     args.image_stride = value.stride(0);
     args.token_stride = value.stride(1);
     args.head_stride = value.stride(2);
-    args.source = {loc.const_data_ptr(), weight.const_data_ptr(), nullptr};
+    args.source = {loc.const_data_ptr(), weight.const_data_ptr(), nullptr, nullptr};
     args.row_points = row_table.get();
     args.slab_points = slab_table.get();
   }
 };
+
+// Who computes which rows of the output.
+void run_forward(const MsdaArgs& args) {
+  torch::stable::parallel_for(0, args.images * args.queries, kRowsAtLeast, [&](std::int64_t first, std::int64_t last) {
+    kernels().msda_forward(args, first, last);
+  });
+}
 
 Tensor forward(const Tensor& value, const Sizes shapes, const Tensor& loc, const Tensor& weight) {
   check_arguments(value, shapes, loc, weight);
@@ -141,9 +148,53 @@ Tensor forward(const Tensor& value, const Sizes shapes, const Tensor& loc, const
   if (weight.numel() == 0) return torch::stable::zero_(out);
   Call call(value, shapes, loc, weight);
   call.args.out = out.mutable_data_ptr();
-  torch::stable::parallel_for(
-      0, call.args.images * call.args.queries, kRowsAtLeast,
-      [&](std::int64_t first, std::int64_t last) { kernels().msda_forward(call.args, first, last); });
+  run_forward(call.args);
+  return out;
+}
+
+void check_fused(const Tensor& value, const Sizes& shapes, const Tensor& ref, const Tensor& offsets,
+                 const Tensor& logits) {
+  check_shapes(value, shapes);
+  const auto levels = static_cast<std::int64_t>(shapes.size() / 2), n = value.size(0), m = value.size(2);
+  STD_TORCH_CHECK(ref.dim() == 4 && ref.size(0) == n && ref.size(2) == levels && ref.size(3) == 2,
+                  "reference_points must be [N=", n, ", Q, L=", levels, ", 2], got ", describe(ref),
+                  "; boxes are not taken");
+  const std::int64_t q = ref.size(1);
+  const bool fits = offsets.dim() == 6 && offsets.size(0) == n && offsets.size(1) == q && offsets.size(2) == m &&
+                    offsets.size(3) == levels && offsets.size(5) == 2;
+  STD_TORCH_CHECK(fits, "offsets must be [N=", n, ", Q=", q, ", M=", m, ", L=", levels, ", P, 2], got ",
+                  describe(offsets));
+  STD_TORCH_CHECK(sizes_of(logits) == (Sizes{n, q, m, levels * offsets.size(4)}), "logits must be [N=", n, ", Q=", q,
+                  ", M=", m, ", L*P=", levels * offsets.size(4), "], got ", describe(logits));
+  const ScalarType wide = wide_type(value);
+  STD_TORCH_CHECK(ref.scalar_type() == wide && offsets.scalar_type() == wide,
+                  "reference_points and offsets must be float32 (float64 beside float64), got ", describe(ref), " and ",
+                  describe(offsets));
+  STD_TORCH_CHECK(logits.scalar_type() == wide || logits.scalar_type() == value.scalar_type(),
+                  "logits must be float32 or the dtype of value ", describe(value), ", got ", describe(logits));
+  STD_TORCH_CHECK(value.is_cpu() && ref.is_cpu() && offsets.is_cpu() && logits.is_cpu(),
+                  "all tensors must be on one device, the CPU here");
+}
+
+Tensor fused_forward(const Tensor& value, const Sizes shapes, const Tensor& ref, const Tensor& offsets,
+                     const Tensor& logits) {
+  check_fused(value, shapes, ref, offsets, logits);
+  storage_of(value, "value");
+  Tensor out = empty_like(value, {value.size(0), ref.size(1), value.size(2) * value.size(3)}, value.scalar_type());
+  if (out.numel() == 0) return out;
+  if (logits.numel() == 0) return torch::stable::zero_(out);
+  Call call(value, shapes, offsets, logits);
+  const Tensor centres = contiguous_as(ref, wide_type(value));
+  std::vector<float> pixel;
+  for (std::int64_t i = 0; i < call.args.levels * call.args.points; ++i) {
+    const std::size_t level = i / call.args.points;
+    pixel.push_back(1.0f / static_cast<float>(shapes[2 * level + 1]));
+    pixel.push_back(1.0f / static_cast<float>(shapes[2 * level]));
+  }
+  call.args.source.ref = centres.const_data_ptr();
+  call.args.source.pixel = pixel.data();
+  call.args.out = out.mutable_data_ptr();
+  run_forward(call.args);
   return out;
 }
 
@@ -196,6 +247,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_out, const Tensor
 STABLE_TORCH_LIBRARY_IMPL(avis, CPU, m) {
   m.impl("ms_deform_attn", TORCH_BOX(&forward));
   m.impl("ms_deform_attn_backward", TORCH_BOX(&backward));
+  m.impl("ms_deform_attn_fused", TORCH_BOX(&fused_forward));
 }
 
 }  // namespace avis

@@ -1,34 +1,11 @@
 // avis::range_attn on the CPU: checks, groups, and who computes which. The arithmetic is in csrc/cpu.
 
-#include <algorithm>
 #include <numeric>
-#include <optional>
 
-#include "avis/kernels.h"
-#include "tensors.h"
+#include "range_attn_call.h"
 
 namespace avis {
 namespace {
-
-using Ints = std::vector<std::int64_t>;
-
-void check_tensors(const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& key_bias) {
-  STD_TORCH_CHECK(q.dim() == 4, "q must be a tensor [B, Nq, H, D], got ", describe(q));
-  const bool k_fits = k.dim() == 4 && k.size(0) == q.size(0) && k.size(2) == q.size(2) && k.size(3) == q.size(3);
-  STD_TORCH_CHECK(k_fits, "k must be [B=", q.size(0), ", Nk, H=", q.size(2), ", D=", q.size(3), "] to fit q, got ",
-                  describe(k));
-  STD_TORCH_CHECK(sizes_of(v) == sizes_of(k), "v must have the shape of k ", describe(k), ", got ", describe(v));
-  storage_of(q, "q");
-  STD_TORCH_CHECK(k.scalar_type() == q.scalar_type() && v.scalar_type() == q.scalar_type(),
-                  "k and v must have the dtype of q ", describe(q), ", got ", describe(k), " and ", describe(v));
-  STD_TORCH_CHECK(q.is_cpu() && k.is_cpu() && v.is_cpu(), "all tensors must be on one device, the CPU here");
-  if (key_bias) {
-    const bool fits = key_bias->dim() == 2 && key_bias->size(0) == k.size(0) && key_bias->size(1) == k.size(1) &&
-                      key_bias->scalar_type() == wide_type(q) && key_bias->is_cpu();
-    STD_TORCH_CHECK(fits, "key_bias must be float32 (float64 beside float64) [B=", k.size(0), ", Nk=", k.size(1),
-                    "], got ", describe(*key_bias));
-  }
-}
 
 std::vector<RangeGroup> check_groups(std::int64_t queries, std::int64_t keys, const Ints& starts, const Ints& ranges) {
   STD_TORCH_CHECK(!starts.empty() && starts.front() == 0 && starts.back() == queries,
@@ -61,58 +38,6 @@ std::vector<RangeGroup> check_groups(std::int64_t queries, std::int64_t keys, co
     result.push_back(group);
   }
   return result;
-}
-
-Tensor channels_contiguous(const Tensor& x) {
-  return x.size(3) <= 1 || x.stride(3) == 1 ? x : torch::stable::contiguous(x);
-}
-
-HeadTokens head_tokens(const Tensor& x) { return {x.const_data_ptr(), x.stride(0), x.stride(1), x.stride(2)}; }
-
-// The tensors of a call in usable layouts, and the arguments that point into them.
-struct Call {
-  Tensor q, k, v;
-  std::optional<Tensor> key_bias;
-  RangeAttnArgs args{};
-
-  Call(const Tensor& q_, const Tensor& k_, const Tensor& v_, const std::optional<Tensor>& bias, double scale)
-      : q(channels_contiguous(q_)), k(channels_contiguous(k_)), v(channels_contiguous(v_)) {
-    if (bias) key_bias = contiguous_as(*bias, wide_type(q));
-    args.batch = q.size(0);
-    args.queries = q.size(1);
-    args.keys = k.size(1);
-    args.heads = q.size(2);
-    args.channels = q.size(3);
-    args.storage = storage_of(q, "q");
-    args.q = head_tokens(q);
-    args.k = head_tokens(k);
-    args.v = head_tokens(v);
-    args.key_bias = key_bias ? key_bias->const_data_ptr() : nullptr;
-    args.scale = scale;
-  }
-};
-
-std::size_t scratch_bytes(const RangeAttnArgs& args, const std::vector<RangeGroup>& groups, bool backward) {
-  std::size_t bytes = 64;
-  for (const RangeGroup& group : groups) bytes = std::max(bytes, kernels().range_attn_scratch(args, group, backward));
-  return bytes;
-}
-
-// Queries of a few groups are shared out too, in pieces, where heads and groups alone would leave threads idle. A
-// query's result does not depend on the piece that it is in.
-std::vector<RangeGroup> cut(const std::vector<RangeGroup>& groups, std::int64_t heads) {
-  constexpr std::int64_t kPiece = 48;
-  const auto tasks = static_cast<std::int64_t>(groups.size()) * heads;
-  if (tasks >= 2 * static_cast<std::int64_t>(torch::stable::get_num_threads())) return groups;
-  std::vector<RangeGroup> pieces;
-  for (const RangeGroup& group : groups)
-    for (std::int64_t first = group.q_first; first < group.q_last; first += kPiece) {
-      RangeGroup piece = group;
-      piece.q_first = first;
-      piece.q_last = std::min(group.q_last, first + kPiece);
-      pieces.push_back(piece);
-    }
-  return pieces;
 }
 
 std::tuple<Tensor, Tensor> forward(const Tensor& q, const Tensor& k, const Tensor& v, const Ints q_starts,

@@ -36,6 +36,10 @@ def results() -> dict[str, Tensor]:
             if dtype == torch.float64:
                 value, loc, weight, case.grad = value.double(), loc.double(), weight.double(), case.grad.double()
             value = value.to(dtype)
+            fused = [x.to(dtype) if i == 0 else x for i, x in enumerate(fused_arguments(d=d, m=3))]
+            if dtype == torch.float64:
+                fused[2:] = [x.double() for x in fused[2:]]
+            found[f"fused {dtype} D={d} out"] = torch.ops.avis.ms_deform_attn_fused(*fused)
             name = f"msda {dtype} D={d}"
             found[f"{name} out"] = torch.ops.avis.ms_deform_attn(value, shapes, loc, weight)
             grads = torch.ops.avis.ms_deform_attn_backward(case.grad.to(dtype), value, shapes, loc, weight, [True] * 3)
@@ -51,7 +55,30 @@ def results() -> dict[str, Tensor]:
             found[f"{name} out"], found[f"{name} lse"] = out, lse
             grads = torch.ops.avis.range_attn_backward(torch.randn_like(q), None, q, k, v, out, lse, *args, [True] * 4)
             found |= {f"{name} grad{i}": g for i, g in enumerate(grads)}
+            for initial in (False, True):
+                outs = torch.ops.avis.range_attn_paged(*paged_arguments(dtype, d, initial))
+                found |= {f"paged {dtype} D={d} {initial} {i}": x for i, x in enumerate(outs)}
     return found
+
+
+def paged_arguments(dtype: torch.dtype, d: int, initial: bool) -> list[Any]:
+    """Of `range_attn_paged`: pages of different lengths, an empty one and one whose keys are all taken away."""
+    wide = torch.promote_types(dtype, torch.float32)
+    q, k, v = (torch.randn(2, n, 3, d).to(dtype) for n in (50, 130, 130))
+    bias = torch.randn(2, 130, dtype=wide)
+    bias[:, 70:80] = -torch.inf
+    init = [torch.randn(2, 50, 3, d, dtype=wide), torch.randn(2, 3, 50, dtype=wide)] if initial else [None, None]
+    pages = torch.tensor([[90, 130], [0, 67], [5, 5], [70, 80]], dtype=torch.int32)
+    return [q, k, v, pages, bias, *init, d**-0.5]
+
+
+def fused_arguments(**sizes: Any) -> tuple[Any, ...]:
+    """Of `ms_deform_attn_fused`."""
+    case = make_case(**sizes)
+    n, q, m, levels, p, _ = case.loc.shape
+    size = torch.tensor(case.shapes).view(-1, 2).flip(-1)[:, None]
+    ref = torch.rand(n, q, levels, 2)
+    return case.value, case.shapes, ref, (case.loc - ref[:, :, None, :, None]) * size, torch.randn(n, q, m, levels * p)
 
 
 def run_elsewhere(path: Path, isa: str, **environment: str) -> dict[str, Tensor]:
@@ -214,6 +241,74 @@ def test_range_attention_reads_no_byte_too_far(queries: int, keys: int, d: int, 
     tensors = (q, k, v, bias, grad)
     fenced = run(*(fence.place(x, end) for x in tensors))
     assert all(torch.equal(a, b) for a, b in zip(fenced, run(*tensors), strict=True))
+
+
+@pytest.mark.parametrize("end", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("sizes", [{"m": 8, "q": 9}, {"d": 5, "m": 1}, {"m": 1, "p": 1, "shapes": (2, 3), "q": 1}])
+def test_fused_attention_reads_no_byte_too_far(sizes: dict[str, Any], dtype: torch.dtype, end: bool) -> None:
+    fence = Fenced()
+    value, shapes, *rest = fused_arguments(**sizes)
+    value = value.to(dtype)
+    fenced = torch.ops.avis.ms_deform_attn_fused(fence.place(value, end), shapes, *(fence.place(x, end) for x in rest))
+    assert torch.equal(fenced, torch.ops.avis.ms_deform_attn_fused(value, shapes, *rest))
+
+
+@pytest.mark.parametrize("end", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("d", [1, 5, 32])
+def test_paged_attention_reads_no_byte_too_far(d: int, dtype: torch.dtype, end: bool) -> None:
+    fence = Fenced()
+    args = paged_arguments(dtype, d, initial=True)
+    fenced = [fence.place(x, end) if isinstance(x, Tensor) else x for x in args]
+    for got, want in zip(torch.ops.avis.range_attn_paged(*fenced), torch.ops.avis.range_attn_paged(*args), strict=True):
+        assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("end", [True, False])
+def test_cache_is_written_to_its_last_byte_and_no_further(end: bool) -> None:
+    fence = Fenced()
+    caches = [fence.place(torch.zeros(1, 9, 2, 5), end) for _ in range(2)]
+    new = [fence.place(torch.randn(1, 4, 2, 5), end) for _ in range(2)]
+    torch.ops.avis.kv_write_(*caches, *new, torch.tensor(5 if end else 0, dtype=torch.int32))
+    for cache, x in zip(caches, new, strict=True):
+        assert torch.equal(cache[:, 5:] if end else cache[:, :4], x)
+        assert not (cache[:, :5] if end else cache[:, 4:]).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_any_number_of_threads_gives_the_same_bits(dtype: torch.dtype) -> None:
+    paged, fused = paged_arguments(dtype, 32, initial=True), list(fused_arguments(m=8, q=700))
+    fused[0] = fused[0].to(dtype)
+    found = []
+    for threads in (1, 2, 4):
+        torch.set_num_threads(threads)
+        found.append([*torch.ops.avis.range_attn_paged(*paged), torch.ops.avis.ms_deform_attn_fused(*fused)])
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+def test_a_page_is_what_it_is_alone() -> None:
+    """Bit for bit: a partial result does not depend on the other pages, nor on the other queries in the call."""
+    q, k, v, pages, *rest = paged_arguments(torch.float32, 32, initial=False)
+    _, _, page_out, page_lse = torch.ops.avis.range_attn_paged(q, k, v, pages, *rest)
+    for i in range(len(pages)):
+        _, _, out, lse = torch.ops.avis.range_attn_paged(q[:, 7:20].contiguous(), k, v, pages[i : i + 1], *rest)
+        assert torch.equal(out[0], page_out[i, :, 7:20])
+        assert torch.equal(lse[0], page_lse[i, ..., 7:20])
+
+
+def test_paged_and_cache_refuse_what_does_not_fit() -> None:
+    q, k, v, pages, *rest = paged_arguments(torch.float32, 32, initial=True)
+    with pytest.raises(RuntimeError, match="page_ranges must lie within"):
+        torch.ops.avis.range_attn_paged(q, k, v, pages + 1, *rest)
+    with pytest.raises(RuntimeError, match="page_ranges must be int32"):
+        torch.ops.avis.range_attn_paged(q, k, v, pages.long(), *rest)
+    with pytest.raises(RuntimeError, match="got only one of them"):
+        torch.ops.avis.range_attn_paged(q, k, v, pages, rest[0], None, rest[2], 1.0)
+    slot = torch.tensor(121, dtype=torch.int32)
+    with pytest.raises(RuntimeError, match="must lie within 130 slots, got 10 and 10 from 121 on"):
+        torch.ops.avis.kv_write_(k, v, k[:, :10].clone(), v[:, :10].clone(), slot)
 
 
 def test_the_fence_holds() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from avis_stream.errors import ShapeError
 from avis_stream.ops import kv_write_, range_attn, range_attn_paged, ring_pages
+from avis_stream.ops.range_attn_paged import reference
 
 B, NQ, H, D, FRAME = 2, 7, 2, 8, 3
 
@@ -62,6 +63,19 @@ def test_equals_one_softmax(initial: bool) -> None:
     gots = torch.autograd.grad((out * grad).sum() + (lse * grad_lse).sum(), singles)
     for got, exact in zip(gots, wants, strict=True):
         assert relative_error(got, exact) < 1e-5
+
+
+@pytest.mark.parametrize("initial", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_equals_the_reference(dtype: torch.dtype, initial: bool) -> None:
+    q, k, v, bias, *init = make(dtype)
+    pages = torch.tensor([*PAGES, [3, 3]], dtype=torch.int32)
+    args = q, k, v, pages, bias, *(init if initial else (None, None)), 0.5
+    tolerance = {torch.float32: 2e-6, torch.float64: 1e-12, torch.bfloat16: 2**-7}[dtype]
+    for got, want in zip(torch.ops.avis.range_attn_paged(*args), reference(*args), strict=True):
+        assert got.dtype == want.dtype
+        assert torch.equal(got.isinf(), want.isinf())
+        assert relative_error(got.nan_to_num(neginf=0), want.nan_to_num(neginf=0)) < tolerance
 
 
 def test_gradcheck_through_all_results() -> None:
@@ -146,7 +160,10 @@ def test_opcheck(initial: bool) -> None:
         torch.ops.avis.range_attn_paged, (q, k, v, pages, bias, *(init if initial else (None, None)), 0.5)
     )
     cache = torch.zeros(B, 18, H, D)
-    torch.library.opcheck(torch.ops.avis.kv_write_, (cache, cache.clone(), k.detach()[:, :3], v.detach()[:, :3], 5))
+    torch.library.opcheck(
+        torch.ops.avis.kv_write_,
+        (cache, cache.clone(), k.detach()[:, :3], v.detach()[:, :3], torch.tensor([5], dtype=torch.int32)),
+    )
 
 
 def test_double_backward_raises() -> None:

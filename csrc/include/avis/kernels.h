@@ -26,6 +26,8 @@ struct Kernels {
   // One group of one head: its rows of dq, and what it adds to dk, dv and dbias.
   void (*range_attn_backward)(const RangeAttnArgs& args, std::int64_t batch, std::int64_t head, const RangeGroup& group,
                               void* scratch);
+  // All queries of one head: merges the parts into out and lse.
+  void (*range_attn_merge)(const RangeMergeArgs& args, std::int64_t batch, std::int64_t head);
 };
 
 extern const Kernels kernels_base;

@@ -28,6 +28,7 @@ struct PointSource {
   const void* loc;     // [rows, K, 2] in [0, 1]; fused: offsets in pixels
   const void* weight;  // [rows, K]; fused: logits, softmax over each head's L * P
   const void* ref;     // [rows, L, 2] in [0, 1]; null unless fused
+  const float* pixel;  // fused: [L * P, 2], size of a pixel of each point's level, in the units of loc
 };
 
 struct MsdaArgs {
