@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import fft
 
 from avis_stream.config import SoundAugmentConfig
 
@@ -45,12 +46,14 @@ def equalised(wave: Wave, most_db: float, rng: Rng) -> Wave:
     """The same through another microphone: a tilt over the spectrum and one broad bump or dip, [..., n]."""
     if most_db <= 0:
         return wave
-    spectrum = np.fft.rfft(wave)
+    length = wave.shape[-1]
+    spectrum = fft.rfft(wave, n=fft.next_fast_len(length, real=True))
     octave = np.log2(np.linspace(0, 8000, spectrum.shape[-1]) + 30)
     low, high = np.log2(_CENTRE_HZ)
     tilt = rng.uniform(-most_db, most_db) * (octave - (low + high) / 2) / (high - low)
     bump = rng.uniform(-most_db, most_db) * np.exp(-((octave - rng.uniform(low, high)) ** 2) / 2)
-    heard: Wave = np.fft.irfft(spectrum * 10 ** ((tilt + bump) / 20), n=wave.shape[-1]).astype(np.float32)
+    gain = (10 ** ((tilt + bump) / 20)).astype(np.float32)
+    heard: Wave = fft.irfft(spectrum * gain, n=fft.next_fast_len(length, real=True))[..., :length]
     return heard
 
 

@@ -37,6 +37,10 @@ def harder(protocol: Protocol) -> Protocol:
     return replace(protocol, pair_share=0.5, pair_cued_share=0.67, offscreen_share=0.3)
 
 
+_DISJOINT_SHARE = 0.6
+"""Scenes of those classes alone that have enough cut-outs to learn more than these cut-outs from."""
+
+
 class SynthClips:
     """Clips of made scenes, one scene each, at the size at which the network sees them."""
 
@@ -65,14 +69,19 @@ class SynthClips:
             augment: How their parts and their sound are changed; None: not at all.
         """
         self._augment = augment or AugmentConfig()
-        self._library, self._protocol, self._frames = VariedLibrary(library, self._augment), protocol, frames
+        self._libraries = (
+            VariedLibrary(library, self._augment),
+            VariedLibrary(library, self._augment, protocol.disjoint),
+        )
+        self._protocol, self._frames = protocol, frames
         self._size, self._seed, self._classes = size, seed, classes
         self._photograph_share = photograph_share
 
     def clip(self, number: int) -> ClipSample:
         """The first seconds of scene `number`, which is as long as the clip."""
+        few = np.random.default_rng([self._seed, 1, number]).random() < _DISJOINT_SHARE
         scene = make_scene(
-            self._library,
+            self._libraries[few],
             self._protocol,
             seed=self._seed,
             index=number,

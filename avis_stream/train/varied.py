@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +13,8 @@ from avis_stream.config import AugmentConfig
 from avis_stream.synth.library import Library, Photograph, Rng, Sound, Sprite
 from avis_stream.train.sound_augment import equalised, retuned
 
+_LARGEST_SIDE = 320
+"""Cut-outs are shrunk to this before anything else: training pictures are not larger."""
 _CUT_SHARE = 0.2
 _CUT_MOST = 0.35
 
@@ -19,9 +22,11 @@ _CUT_MOST = 0.35
 class VariedLibrary:
     """Another library with its cut-outs bent and its recordings retuned; places and photographs stay as they are."""
 
-    def __init__(self, library: Library, config: AugmentConfig) -> None:
+    def __init__(self, library: Library, config: AugmentConfig, only: Collection[str] | None = None) -> None:
+        """`only`: classes to hand out; None, or none of them there: all."""
         self._library, self._config = library, config
-        self.classes = library.classes
+        wanted = tuple(name for name in library.classes if only is not None and name in only)
+        self.classes = wanted or library.classes
 
     @property
     def has_photographs(self) -> bool:
@@ -55,6 +60,7 @@ class VariedLibrary:
 def bent(rgba: NDArray[np.uint8], most: float, rng: Rng) -> NDArray[np.uint8]:
     """A cut-out [h, w, 4] of the same thing seen a little differently, cropped to what is left of it."""
     picture = Image.fromarray(rgba)
+    picture.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE), Image.Resampling.BILINEAR, reducing_gap=2.0)
     shear, stretch = rng.uniform(-most, most), float(np.exp(rng.uniform(-most, most)))
     width = max(2, round(picture.width * stretch + abs(shear) * picture.height))
     # Rows of the inverse map: where each pixel of the new picture comes from.
