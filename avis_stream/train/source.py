@@ -78,43 +78,59 @@ class SynthClips:
         self._photograph_share = photograph_share
 
     def clip(self, number: int) -> ClipSample:
-        """The first seconds of scene `number`, which is as long as the clip."""
-        few = np.random.default_rng([self._seed, 1, number]).random() < _DISJOINT_SHARE
+        """Scene `number`, which is a second longer than the clip.
+
+        The second of sound of a frame ends anywhere from the frame itself (live) to a second later (as data sets have
+        it), so that a model does not come to depend on where it ends (ADR 0004).
+        """
+        rng = np.random.default_rng([self._seed, 1, number])
+        few, ends = rng.random() < _DISJOINT_SHARE, float(rng.uniform(0, 1))
         scene = make_scene(
             self._libraries[few],
             self._protocol,
             seed=self._seed,
             index=number,
-            seconds=(self._frames, self._frames),
+            seconds=(self._frames + 1, self._frames + 1),
             size=self._size,
             photograph_share=self._photograph_share,
         )
-        clip = clip_of(scene, self._frames, self._classes, name=f"scene {number}")
+        clip = clip_of(scene, range(1, self._frames + 1), self._classes, name=f"scene {number}", ends=ends)
         # Sources were equalised one by one.
         sound = replace(self._augment.sound, equaliser_db=0.0)
         changed = change_seconds(clip.seconds.numpy(), sound, np.random.default_rng([self._seed, 2, number]))
         return replace(clip, seconds=torch.from_numpy(changed))
 
 
-def clip_of(scene: Scene, frames: int, classes: tuple[str, ...], name: str) -> ClipSample:
-    """The first `frames` seconds of a scene with all that is known: who is visible, who sounds, what is heard."""
-    shots = [scene.stage.shot(t) for t in range(frames)]
-    earlier = [scene.stage.shot(t - EARLIER_SECONDS) for t in range(frames)]
+def clip_of(scene: Scene, times: range, classes: tuple[str, ...], name: str, *, ends: float = 1.0) -> ClipSample:
+    """Frames of a scene with all that is known: who is visible, who sounds, what is heard.
+
+    Args:
+        scene: Longer than the last of `times`.
+        times: Seconds at which frames are taken.
+        classes: The model's.
+        name: For messages.
+        ends: Seconds, in [0, 1], from a frame to the end of its second of sound. The truth is that of the second of the
+            story that this mostly covers.
+    """
+    shots = [scene.stage.shot(t) for t in times]
+    earlier = [scene.stage.shot(t - EARLIER_SECONDS) for t in times]
+    heard = [t if ends >= 0.5 else t - 1 for t in times]
     actors = scene.story.actors
-    masks = np.zeros((len(actors), frames, *shots[0].rgb.shape[:2]), bool)
-    for t, shot in enumerate(shots):
+    masks = np.zeros((len(actors), len(times), *shots[0].rgb.shape[:2]), bool)
+    for row, shot in enumerate(shots):
         for k, visible in enumerate(shot.visible):
             if visible is not None:
-                masks[k, t] = visible
+                masks[k, row] = visible
+    begin = [round((t - 1 + ends) * RATE) for t in times]
     return ClipSample(
         images=_images(shots),
-        seconds=torch.from_numpy(scene.wave[: frames * RATE].reshape(frames, RATE).copy()),
+        seconds=torch.from_numpy(np.stack([scene.wave[b : b + RATE] for b in begin])),
         labels=torch.tensor([classes.index(actor.class_name) for actor in actors], dtype=torch.int64),
         masks=torch.from_numpy(masks),
         name=name,
-        sounding=torch.from_numpy(np.stack([actor.sounding[:frames] for actor in actors])),
+        sounding=torch.from_numpy(np.stack([actor.sounding[heard] for actor in actors])),
         previous=_images(earlier),
-        tags=_tags(scene, frames, classes),
+        tags=_tags(scene, heard, classes),
     )
 
 
@@ -122,11 +138,11 @@ def _images(shots: Sequence[Shot]) -> Tensor:
     return torch.stack([torch.from_numpy(shot.rgb.copy()).permute(2, 0, 1) for shot in shots])
 
 
-def _tags(scene: Scene, frames: int, classes: tuple[str, ...]) -> Tensor:
-    tags = torch.zeros(frames, len(classes))
+def _tags(scene: Scene, seconds: Sequence[int], classes: tuple[str, ...]) -> Tensor:
+    every = torch.zeros(scene.story.seconds, len(classes))
     for actor in scene.story.actors:
-        tags[np.flatnonzero(actor.sounding[:frames]), classes.index(actor.class_name)] = 1
+        every[np.flatnonzero(actor.sounding), classes.index(actor.class_name)] = 1
     for outside in scene.story.offscreen:
-        if outside.second < frames and outside.class_name is not None:
-            tags[outside.second, classes.index(outside.class_name)] = 1
-    return tags
+        if outside.class_name is not None:
+            every[outside.second, classes.index(outside.class_name)] = 1
+    return every[list(seconds)]

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from avis_stream.config import TrainConfig
+from avis_stream.config import AVISEG_CLASSES, TrainConfig
 from avis_stream.errors import ConfigError, ShapeError
 from avis_stream.presets import preset
 from avis_stream.synth.procedural import ProceduralLibrary
 from avis_stream.synth.protocol import Protocol
+from avis_stream.synth.scene import make_scene
 from avis_stream.train.batch import ClipSample
 from avis_stream.train.centres import centre_loss, centre_map, middle
 from avis_stream.train.loop import train
@@ -22,7 +23,7 @@ from avis_stream.train.losses import Targets, sounding_loss
 from avis_stream.train.matcher import Match
 from avis_stream.train.optimiser import build_optimiser
 from avis_stream.train.points import random_points
-from avis_stream.train.source import SynthClips, harder
+from avis_stream.train.source import SynthClips, clip_of, harder
 from avis_stream.train.step import ClipLosses
 from avis_stream.weights.load import unfolded_model
 from tests.models.test_sounding import SMALL
@@ -62,6 +63,24 @@ def test_what_is_heard_holds_sources_outside_the_picture() -> None:
             wanted = set(sample.labels[sample.sounding[:, t]].tolist())  # type: ignore[index]
             assert set(bare[t].nonzero()[:, 0].tolist()) == wanted
     assert outside > 0
+
+
+@pytest.mark.parametrize(("ends", "before"), [(0.0, 1), (0.3, 1), (0.5, 0), (1.0, 0)])
+def test_the_truth_is_that_of_the_second_that_is_mostly_heard(ends: float, before: int) -> None:
+    protocol = replace(Protocol.load(), sounding_start=(0.0, 0.5, 0.5), handover_share=0.5)
+    changes = 0
+    for index in range(6):
+        scene = make_scene(
+            ProceduralLibrary(), protocol, seed=1, index=index, seconds=(5, 5), size=(48, 32), photograph_share=0
+        )
+        clip = clip_of(scene, range(1, 5), AVISEG_CLASSES, "", ends=ends)
+        for k, actor in enumerate(scene.story.actors):
+            assert clip.sounding is not None
+            assert clip.sounding[k].tolist() == actor.sounding[1 - before : 5 - before].tolist()
+            changes += int((actor.sounding[1:] != actor.sounding[:-1]).sum())
+        begin = round((1 + ends) * 16_000)  # of the second frame: its sound ends `ends` after 2 s
+        assert torch.equal(clip.seconds[1], torch.from_numpy(scene.wave[begin : begin + 16_000]))
+    assert changes > 3
 
 
 def test_targets_of_frames_know_who_sounds() -> None:
