@@ -67,7 +67,7 @@ def test_what_is_heard_holds_sources_outside_the_picture() -> None:
 
 @pytest.mark.parametrize(("ends", "before"), [(0.0, 1), (0.3, 1), (0.5, 0), (1.0, 0)])
 def test_the_truth_is_that_of_the_second_that_is_mostly_heard(ends: float, before: int) -> None:
-    protocol = replace(Protocol.load(), sounding_start=(0.0, 0.5, 0.5), handover_share=0.5)
+    protocol = replace(Protocol.load(), sounding_start=(0.0, 0.5, 0.5, 0.0, 0.0, 0.0), handover_share=0.5)
     changes = 0
     for index in range(6):
         scene = make_scene(
