@@ -63,6 +63,25 @@ class Observation:
     token_slot: Tensor
     """int64 [J], the frame query of that token."""
 
+    @staticmethod
+    def nothing(classes: int, channels: int, mask_channels: int) -> Observation:
+        """A frame in which no query has a mask."""
+        ints, flags, sums = (torch.zeros(0, dtype=t) for t in (torch.int64, torch.bool, torch.float64))
+        looks = torch.zeros(0, channels)
+        return Observation(
+            query=ints,
+            probability=torch.zeros(0, classes),
+            similarity=looks,
+            certain=sums,
+            area=sums,
+            grid=torch.zeros(0, *MASK_GRID, dtype=torch.bool),
+            mask_embed=torch.zeros(0, mask_channels),
+            sounds=flags,
+            may_be_born=flags,
+            token=looks,
+            token_slot=ints,
+        )
+
     def __len__(self) -> int:
         return len(self.query)
 

@@ -15,6 +15,9 @@ from avis_stream.models.preprocess import network_size, normalise_and_pad, resiz
 from avis_stream.online.door import FrameInput
 from avis_stream.online.tracking import Arrival
 
+MASK_STRIDE = 4
+"""Of mask features, in pixels of the padded input."""
+
 
 @dataclass(frozen=True, slots=True)
 class Seen:
@@ -48,6 +51,11 @@ class Eye:
         network = network_size(*frame_size, config)
         height, width = (side + -side % config.size_divisor for side in network)
         return MaskSizes((height, width), network, frame_size)
+
+    def feature_size(self, frame_size: tuple[int, int]) -> tuple[int, int]:
+        """Size (h, w) of the mask features of a picture of (height, width)."""
+        height, width = self.sizes(frame_size).padded
+        return height // MASK_STRIDE, width // MASK_STRIDE
 
     def features_of(self, frame: Tensor, sizes: MaskSizes) -> Tensor:
         """Mask features [Cm, h, w] of a picture, uint8 [3, H, W], alone."""

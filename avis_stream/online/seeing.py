@@ -61,6 +61,8 @@ def observe(answer: TrackerAnswer, sizes: MaskSizes, config: OnlineConfig, gates
     probability = answer.pred_logits.float().softmax(-1)[:, :-1]
     best, query = probability.amax(-1).topk(min(config.max_candidates, len(probability)))
     query = query[best >= config.candidate_score]
+    if not len(query):
+        return Observation.nothing(probability.shape[1], answer.similarity.shape[1], answer.pred_mask_embed.shape[1])
     logits = _candidate_logits(answer, query, sizes, config)
     hard = (logits > 0).float()
     area = hard.sum(dim=(1, 2))

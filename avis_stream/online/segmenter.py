@@ -15,24 +15,27 @@ from torch import Tensor
 from avis_stream.checks import check_shape, require
 from avis_stream.errors import ShapeError, StateConsumedError
 from avis_stream.models.avism import AVISM
-from avis_stream.models.postprocess import MaskSizes
 from avis_stream.models.tracker import ClipPrediction
 from avis_stream.online.config import OnlineConfig
-from avis_stream.online.door import FrameInput, check_owner, checked_frame, checked_sound, fingerprint, layout_of
-from avis_stream.online.identities import SOUNDING, IdentityKeeper, IdentityTable
+from avis_stream.online.door import (
+    FrameInput,
+    check_owner,
+    checked_frame,
+    checked_sound,
+    checked_time,
+    fingerprint,
+    layout_of,
+)
+from avis_stream.online.identities import IdentityKeeper, IdentityTable
 from avis_stream.online.looking import Eye, Seen
 from avis_stream.online.memory import TrackerMemory
 from avis_stream.online.schedule import PushPlan, windows_of
-from avis_stream.online.seeing import Gates, TrackerAnswer, draw, observe
-from avis_stream.online.state import DelayLine, HeldFrame, OnlineState, StreamBody
-from avis_stream.online.tracking import Arrival, StreamTracker
-from avis_stream.types import NANOSECONDS, AVPair, Event, OnlineResult
-
-_PRESENCE_WITHOUT_HEAD = 0.2
-"""Presence threshold of models without a sounding head: not tuned, no published weights were at hand."""
-
-_LAST_HOP = 1.5
-"""With a refine delay: hops after the frame in question in which an identity must have been seen to be drawn on it."""
+from avis_stream.online.seeing import TrackerAnswer, observe
+from avis_stream.online.showing import Presenter, nothing
+from avis_stream.online.state import OnlineState, StreamBody
+from avis_stream.online.tracking import Arrival, StreamTracker, together
+from avis_stream.online.waiting import delay_line, exchange, held_frame, put, released
+from avis_stream.types import SAMPLE_RATE, AVPair, Event, OnlineResult
 
 
 class OnlineSegmenter:
@@ -59,9 +62,11 @@ class OnlineSegmenter:
         self.config = OnlineConfig() if config is None else config
         self.tracking = StreamTracker(model.tracker, self.config)
         geometry = self.tracking.geometry
-        wanted = f"< {geometry.ring}, the frames of the ring"
-        require(self.config.refine_delay < geometry.ring, "refine_delay", self.config.refine_delay, wanted)
+        longest = geometry.ring - geometry.window
+        wanted = f"<= {longest}, the frames that are always in the ring"
+        require(self.config.refine_delay <= longest, "refine_delay", self.config.refine_delay, wanted)
         self._eye = Eye(model, self.config.silence_dbfs)
+        self._presenter = Presenter(model, self.config, geometry)
         self._keeper = IdentityKeeper(self.config, geometry.ring * self.config.hop_seconds)
         self._model_id = fingerprint(model)
         self._layout = layout_of(geometry, self.config)
@@ -75,9 +80,9 @@ class OnlineSegmenter:
             frame_size: (height, width) of its frames; only needed with `alignment="official"` or `refine_delay`,
                 which keep frames back.
         """
-        model, config = self.model, self.config
+        model, config, geometry = self.model, self.config, self.tracking.geometry
         like = model.tracker.query_feat.weight
-        memory = TrackerMemory.empty(model.config, self.tracking.geometry, config.kv_cache, like)
+        memory = TrackerMemory.empty(model.config, geometry, config.kv_cache, like)
         table = IdentityTable.empty(config, len(model.classes), model.config.channels, model.config.mask_channels)
         body = StreamBody(self._model_id, self._layout, memory, table)
         waits = config.alignment == "official" or config.refine_delay > 0
@@ -86,22 +91,11 @@ class OnlineSegmenter:
         if waits and frame_size is not None:
             body.frame_size = frame_size
             if config.alignment == "official":
-                picture = torch.zeros(3, *frame_size, dtype=torch.uint8)
-                body.held = HeldFrame(picture, picture.clone())
+                body.held = held_frame(frame_size)
             if config.refine_delay:
-                body.delay = self._delay_line(frame_size, like)
+                features = like.new_zeros(model.config.mask_channels, *self._eye.feature_size(frame_size))
+                body.delay = delay_line(config.refine_delay, features, like.new_zeros(geometry.slots))
         return OnlineState(body)
-
-    def _delay_line(self, frame_size: tuple[int, int], like: Tensor) -> DelayLine:
-        places = self.config.refine_delay + 1
-        height, width = (side // 4 for side in self._eye.sizes(frame_size).padded)
-        return DelayLine(
-            features=like.new_zeros(places, self.model.config.mask_channels, height, width),
-            chance=like.new_zeros(places, self.tracking.geometry.slots),
-            silent=torch.zeros(places, dtype=torch.bool),
-            pts_ns=torch.zeros(places, dtype=torch.int64),
-            frame_id=torch.zeros(places, dtype=torch.int64),
-        )
 
     # --- steps -------------------------------------------------------------------------------------------------------
 
@@ -187,7 +181,7 @@ class OnlineSegmenter:
         due = [self._due(body, own) for body, own in zip(owned, given, strict=True)]
         ready = [n for n, own in enumerate(due) if own is not None]
         steps = dict(zip(ready, self._advance([owned[n] for n in ready], [due[n] for n in ready]), strict=True))
-        results = [steps[n] if n in steps else _nothing(own, self._told(body, own))
+        results = [steps[n] if n in steps else nothing(own, self._told(body, own))
                    for n, (body, own) in enumerate(zip(owned, given, strict=True))]  # fmt: skip
         return results, [OnlineState(body) for body in owned]
 
@@ -232,18 +226,12 @@ class OnlineSegmenter:
             body.last_pts_ns, body.steps = last
         body = state.take()
         seen = self._eye.look_at(given)
-        answer = None
-        for size in windows_of(body.memory.seen, len(given), self.tracking.geometry.window):
-            chunk, seen = seen[:size], seen[size:]
-            (plan,) = self.tracking.push([body.memory], [_together([s.arrival for s in chunk])])
-            if plan.fold or not seen:
-                answer = self.tracking.answer([body.memory], [plan])
-        assert answer is not None
+        plan, answer = self._drive(body, together([one.arrival for one in seen]))
         body.steps += len(given) - 1
         self._note_time(body, given[-1])
-        said = self._answer_of(0, answer, body.memory, plan, chunk[-1].features, chunk[-1].chance)
+        said = self._answer_of(0, answer, body.memory, plan, seen[-1].features, seen[-1].chance)
         told = self._told(body, given[-1])
-        return self._identify(body, given[-1], chunk[-1], said, told), OnlineState(body)
+        return self._identify(body, given[-1], seen[-1], said, told), OnlineState(body)
 
     @torch.no_grad()
     def step_features(
@@ -293,19 +281,12 @@ class OnlineSegmenter:
         if sounding is not None:
             check_shape(sounding, "sounding", "N", N=slots)
         (body,) = self._bodies([state])
-        pts_ns = body.last_pts_ns
-        for _ in range(len(frame_queries)):
-            pts_ns = 0 if pts_ns is None else pts_ns + round(self.config.hop_seconds * NANOSECONDS)
+        require(len(frame_queries) >= 1, "frame_queries", len(frame_queries), "at least one frame")
         body = state.take()
-        first, answer = 0, None
-        for size in windows_of(body.memory.seen, len(frame_queries), self.tracking.geometry.window):
-            part = slice(first, first + size)
-            (plan,) = self.tracking.push([body.memory], [Arrival(frame_queries[part], audio_features[part])])
-            first += size
-            if plan.fold or first == len(frame_queries):
-                answer = self.tracking.answer([body.memory], [plan])
-        assert answer is not None
-        body.steps, body.last_pts_ns = body.steps + len(frame_queries), pts_ns
+        plan, answer = self._drive(body, Arrival(frame_queries, audio_features))
+        for _ in range(len(frame_queries)):
+            body.last_pts_ns = checked_time(body, self.config, None)
+        body.steps += len(frame_queries)
         said = self._answer_of(0, answer, body.memory, plan, clip_mask_features, sounding)
         return said, OnlineState(body)
 
@@ -325,10 +306,8 @@ class OnlineSegmenter:
         (body,) = self._bodies([state])
         sizes = self._eye.sizes((int(frame.shape[1]), int(frame.shape[2])))
         features = self._eye.features_of(frame, sizes)
-        rows = body.table.live
-        shown = body.table.status[rows] == SOUNDING
         time = (body.last_pts_ns or 0) if pts_ns is None else pts_ns
-        return self._result(body, rows, shown, features, sizes, time, body.steps - 1, ())
+        return self._presenter.now(body.table, features, sizes, time, body.steps - 1, ())
 
     @torch.no_grad()
     def finish(self, state: OnlineState, audio: Tensor | None = None) -> list[OnlineResult]:
@@ -339,15 +318,15 @@ class OnlineSegmenter:
             audio: With `alignment="official"`: the second of sound that follows the last frame; None: silence.
         """
         self._bodies([state])
-        sound, _ = checked_sound(torch.zeros(0) if audio is None else audio)
+        sound = torch.zeros(SAMPLE_RATE) if audio is None else audio
+        checked_sound(sound)
         body, results = state.take(), []
         if body.held is not None and body.held.waiting:
-            results += self._advance([body], [_released(body.held, sound)])
-        delay = body.delay
-        if delay is not None:
-            start = max(0, delay.filled - self.config.refine_delay)
-            sizes = self._eye.sizes(_frame_size(body))
-            results += [self._late_result(body, delay, frame, sizes, ()) for frame in range(start, delay.filled)]
+            results += self._advance([body], [released(body.held, sound)])
+        if body.delay is not None and body.frame_size is not None:
+            sizes, filled = self._eye.sizes(body.frame_size), body.delay.filled
+            late = range(max(0, filled - self.config.refine_delay), filled)
+            results += [self._presenter.late(body, frame, sizes, ()) for frame in late]
         return [result for result in results if result.frame_id >= 0]
 
     # --- inside a step -----------------------------------------------------------------------------------------------
@@ -359,20 +338,6 @@ class OnlineSegmenter:
         for body in bodies:
             check_owner(body, self._model_id, self._layout)
         return bodies
-
-    def _due(self, body: StreamBody, given: FrameInput) -> FrameInput | None:
-        """What a step works on: the frame given, or the one held back that its sound completes."""
-        self._note_time(body, given)
-        held = body.held
-        if held is None:
-            return given
-        ready = _released(held, given.seconds[: given.valid_samples]) if held.waiting else None
-        held.image.copy_(given.image)
-        held.has_previous = given.previous is not None
-        if given.previous is not None:
-            held.previous.copy_(given.previous)
-        held.waiting, held.pts_ns, held.frame_id, held.segment = True, given.pts_ns, given.frame_id, given.segment
-        return ready
 
     def _note_time(self, body: StreamBody, given: FrameInput) -> None:
         body.last_pts_ns = given.pts_ns
@@ -407,13 +372,42 @@ class OnlineSegmenter:
             results.append(self._identify(body, own, what, said, self._told(body, own)))
         return results
 
+    def _due(self, body: StreamBody, given: FrameInput) -> FrameInput | None:
+        """What a step works on: the frame given, or the one held back that its sound completes."""
+        self._note_time(body, given)
+        return given if body.held is None else exchange(body.held, given)
+
+    def _drive(self, body: StreamBody, arrival: Arrival) -> tuple[PushPlan, ClipPrediction]:
+        """Pushes frames of one stream, window by window, and answers where it must: at folds and at the end."""
+        first, count = 0, len(arrival.frame_queries)
+        for size in windows_of(body.memory.seen, count, self.tracking.geometry.window):
+            (plan,) = self.tracking.push([body.memory], [arrival.part(first, first + size)])
+            first += size
+            if plan.fold or first == count:
+                answer = self.tracking.answer([body.memory], [plan])
+        return plan, answer
+
+    def _identify(
+        self, body: StreamBody, given: FrameInput, seen: Seen, said: TrackerAnswer, told: tuple[Event, ...]
+    ) -> OnlineResult:
+        what = observe(said, seen.sizes, self.config, self._presenter.gates(seen.silent))
+        outcome = self._keeper.update(body.table, what, given.pts_ns)
+        for slot in outcome.died_slots:
+            body.memory.reset_sinks(slot)
+        events = (*told, *outcome.events)
+        if body.delay is None:
+            return self._presenter.now(body.table, seen.features, seen.sizes, given.pts_ns, given.frame_id, events)
+        put(body.delay, given, seen)
+        due = body.delay.filled - 1 - self.config.refine_delay
+        return self._presenter.late(body, due, seen.sizes, events) if due >= 0 else nothing(given, events)
+
     def _answer_of(
         self, n: int, answer: ClipPrediction, memory: TrackerMemory, plan: PushPlan, features: Tensor,
         chance: Tensor | None,
     ) -> TrackerAnswer:  # fmt: skip
         """Stream n's part of what the tracker said."""
         tracker, similarity = self.model.tracker, answer.similarity[n]
-        tokens = self.tracking.tokens_of(memory, plan.newest)
+        tokens = self.tracking.tokens_of_newest(memory, plan)
         presence = None
         if chance is not None:
             presence = tracker.presence(similarity[None], tokens[None, None], chance[None, None])[0, :, 0]
@@ -427,119 +421,3 @@ class OnlineSegmenter:
             frame_similarity=tracker.similarity_of_frames(tokens),
             clip_mask_features=features,
         )
-
-    def _identify(
-        self, body: StreamBody, given: FrameInput, seen: Seen, said: TrackerAnswer, told: tuple[Event, ...]
-    ) -> OnlineResult:
-        what = observe(said, seen.sizes, self.config, self._gates(seen.silent))
-        outcome = self._keeper.update(body.table, what, given.pts_ns)
-        for slot in outcome.died_slots:
-            body.memory.reset_sinks(slot)
-        events = (*told, *outcome.events)
-        delay = body.delay
-        if delay is None:
-            rows = body.table.live
-            shown = body.table.status[rows] == SOUNDING
-            return self._result(
-                body, rows, shown, seen.features, seen.sizes, given.pts_ns, given.frame_id, events
-            )  # fmt: skip
-        place = delay.filled % len(delay.pts_ns)
-        delay.features[place], delay.chance[place], delay.silent[place] = seen.features, seen.chance, seen.silent
-        delay.pts_ns[place], delay.frame_id[place] = given.pts_ns, given.frame_id
-        delay.filled += 1
-        due = delay.filled - 1 - self.config.refine_delay
-        if due < 0:
-            return _nothing(given, events)
-        return self._late_result(body, delay, due, seen.sizes, events)
-
-    def _gates(self, silent: bool) -> Gates:
-        config, head = self.config, self.model.config.localizer.sounding_head
-        threshold = config.presence_threshold
-        if threshold is None:
-            threshold = self.model.config.postprocess.presence_threshold if head else _PRESENCE_WITHOUT_HEAD
-        return Gates(threshold if head or config.presence_gate else None, silent, born_unheard=head)
-
-    def _late_result(
-        self, body: StreamBody, delay: DelayLine, frame: int, sizes: MaskSizes, events: tuple[Event, ...]
-    ) -> OnlineResult:
-        """A frame kept back, drawn by what is known now: refined tokens decide who sounded in it."""
-        table, place = body.table, frame % len(delay.pts_ns)
-        pts_ns = int(delay.pts_ns[place])
-        rows = table.live
-        ring_frame = (body.memory.seen - 1) % self.tracking.geometry.window - (delay.filled - 1 - frame)
-        ring_frame += self.tracking.geometry.ring - self.tracking.geometry.window
-        tokens = self.tracking.tokens_of(body.memory, ring_frame)
-        looks = table.similarity[rows].to(tokens)
-        presence = self.model.tracker.presence(looks[None], tokens[None, None], delay.chance[place][None, None])
-        gates = self._gates(bool(delay.silent[place]))
-        hop = round(_LAST_HOP * self.config.hop_seconds * NANOSECONDS)
-        shown = (table.score[rows] > self.config.show_score) & (table.seen_ns[rows] >= pts_ns - hop)
-        shown &= not gates.silent
-        if gates.presence is not None:
-            shown &= (presence[0, :, 0] > gates.presence).cpu()
-        frame_id = int(delay.frame_id[place])
-        return self._result(body, rows, shown, delay.features[place], sizes, pts_ns, frame_id, events)
-
-    def _result(
-        self,
-        body: StreamBody,
-        rows: Tensor,
-        shown: Tensor,
-        features: Tensor,
-        sizes: MaskSizes,
-        pts_ns: int,
-        frame_id: int,
-        events: tuple[Event, ...],
-    ) -> OnlineResult:
-        table = body.table
-        masks, boxes = draw(table.mask_embed[rows[shown]], features, sizes)
-        mask = torch.zeros(len(rows), *sizes.output, dtype=torch.bool)
-        box = torch.zeros(len(rows), 4)
-        mask[shown], box[shown] = masks, boxes
-        return OnlineResult(
-            pts_ns=pts_ns,
-            frame_id=frame_id,
-            track_id=table.public_id[rows],
-            class_id=table.class_id[rows],
-            score=table.score[rows].clamp(0, 1),
-            sounding=shown & mask.flatten(1).any(dim=1),
-            mask=mask,
-            box=box,
-            events=events,
-        )
-
-
-def _together(arrivals: Sequence[Arrival]) -> Arrival:
-    evidence = [a.evidence for a in arrivals if a.evidence is not None]
-    return Arrival(
-        torch.cat([a.frame_queries for a in arrivals]),
-        torch.cat([a.audio for a in arrivals]),
-        torch.cat(evidence) if evidence else None,
-    )
-
-
-def _released(held: HeldFrame, sound: Tensor) -> FrameInput:
-    """A frame held back, with the sound that it waited for."""
-    seconds, valid = checked_sound(sound)
-    previous = held.previous.clone() if held.has_previous else None
-    return FrameInput(held.image.clone(), seconds, valid, previous, held.pts_ns, held.frame_id, held.segment)
-
-
-def _nothing(given: FrameInput, events: tuple[Event, ...]) -> OnlineResult:
-    """The result of a step after which no frame is due yet."""
-    return OnlineResult(
-        pts_ns=given.pts_ns,
-        frame_id=-1,
-        track_id=torch.zeros(0, dtype=torch.int64),
-        class_id=torch.zeros(0, dtype=torch.int64),
-        score=torch.zeros(0),
-        sounding=torch.zeros(0, dtype=torch.bool),
-        mask=torch.zeros(0, *given.size, dtype=torch.bool),
-        box=torch.zeros(0, 4),
-        events=events,
-    )
-
-
-def _frame_size(body: StreamBody) -> tuple[int, int]:
-    assert body.frame_size is not None
-    return body.frame_size

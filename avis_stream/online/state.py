@@ -55,7 +55,6 @@ class DelayLine:
     """int64 [D + 1], on the CPU."""
     filled: int = 0
     """Frames taken in so far."""
-    handed_out: int = 0
 
 
 @dataclass(slots=True)

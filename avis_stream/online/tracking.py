@@ -36,6 +36,21 @@ class Arrival:
     evidence: Tensor | None = None
     """[n], the best chance of any frame query to be an object, for `sink_write_gate`; None: certain."""
 
+    def part(self, first: int, stop: int) -> Arrival:
+        """The frames from `first` to `stop`."""
+        evidence = None if self.evidence is None else self.evidence[first:stop]
+        return Arrival(self.frame_queries[first:stop], self.audio[first:stop], evidence)
+
+
+def together(arrivals: Sequence[Arrival]) -> Arrival:
+    """Frames of one stream that came one after the other, as one arrival."""
+    evidence = [a.evidence for a in arrivals if a.evidence is not None]
+    return Arrival(
+        torch.cat([a.frame_queries for a in arrivals]),
+        torch.cat([a.audio for a in arrivals]),
+        torch.cat(evidence) if evidence else None,
+    )
+
 
 def geometry_of(tracker: Tracker, config: OnlineConfig) -> Geometry:
     """The sizes of a stream's memory.
@@ -126,12 +141,8 @@ class StreamTracker:
 
     def tokens_of_newest(self, memory: TrackerMemory, plan: PushPlan) -> Tensor:
         """Object tokens [N, C] of the frame pushed last."""
-        return self.tokens_of(memory, plan.newest)
-
-    def tokens_of(self, memory: TrackerMemory, ring_frame: int) -> Tensor:
-        """Object tokens [N, C] of a frame of the ring, counted from its beginning."""
         slots = self.geometry.slots
-        return memory.tokens[ring_frame * slots : (ring_frame + 1) * slots]
+        return memory.tokens[plan.newest * slots : (plan.newest + 1) * slots]
 
     def _receive(
         self, memories: Sequence[TrackerMemory], arrivals: Sequence[Arrival], plans: Sequence[PushPlan]
@@ -249,6 +260,11 @@ def merge_partials(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> tuple[
     finite = torch.where(lse == -torch.inf, 0, lse)  # nothing on either side: shares of 0, not NaN
     shares = [torch.exp(part - finite).transpose(-1, -2)[..., None] for part in (a[1], b[1])]  # [B, M, A, 1]
     return a[0] * shares[0] + b[0] * shares[1], lse
+
+
+def ring_frame(geometry: Geometry, seen: int, ago: int) -> int:
+    """Which frame of the ring was pushed `ago` frames before the last, after `seen` frames in all."""
+    return geometry.ring - geometry.window + (seen - 1) % geometry.window - ago
 
 
 def _tokens(frames: Sequence[Tensor]) -> Tensor:

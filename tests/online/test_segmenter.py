@@ -293,6 +293,20 @@ def test_silence_shows_nothing() -> None:
     assert result.sounding.any()
 
 
+@pytest.mark.parametrize("config", [OnlineConfig(), OnlineConfig.parity()], ids=["live", "parity"])
+def test_frames_in_which_nothing_passes(config: OnlineConfig) -> None:
+    """No query counts at all, then one identity goes silent because none does any more."""
+    online, film = OnlineSegmenter(small_model(), replace(config, candidate_score=1.1)), scene()
+    results, state = play(online, film, online.init_state(), range(3))
+    assert all(len(result) == 0 and result.mask.shape == (0, 48, 80) for result in results)
+    opened = OnlineSegmenter(small_model(), open_config())
+    results, state = play(opened, film, opened.init_state(), range(3))
+    assert results[-1].sounding.any()
+    (result,), _ = play(online, film, state, range(3, 4))
+    assert len(result) > 0
+    assert not result.sounding.any()
+
+
 @pytest.mark.parametrize("head", [True, False], ids=["sounding_head", "as_published"])
 def test_presence_gate_shows_what_sounds(head: bool) -> None:
     film = scene()

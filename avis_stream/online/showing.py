@@ -1,0 +1,119 @@
+"""From the identity table to what the caller gets: who is live, who is shown, and the masks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from avis_stream.models.avism import AVISM
+from avis_stream.models.postprocess import MaskSizes
+from avis_stream.online.config import OnlineConfig
+from avis_stream.online.door import FrameInput
+from avis_stream.online.identities import SOUNDING, IdentityTable
+from avis_stream.online.schedule import Geometry
+from avis_stream.online.seeing import Gates, draw
+from avis_stream.online.state import StreamBody
+from avis_stream.online.tracking import ring_frame
+from avis_stream.types import NANOSECONDS, Event, OnlineResult
+
+_PRESENCE_WITHOUT_HEAD = 0.2
+"""Presence threshold of models without a sounding head: not tuned, no published weights were at hand."""
+
+_LAST_HOPS = 1.5
+"""With a refine delay: hops before the frame in question since which an identity must have been seen to be drawn."""
+
+
+class Presenter:
+    """Applies the gates of a configuration and draws; holds no state of any stream."""
+
+    def __init__(self, model: AVISM, config: OnlineConfig, geometry: Geometry) -> None:
+        self.model = model
+        self.config = config
+        self.geometry = geometry
+
+    def gates(self, silent: bool) -> Gates:
+        """The gates of a step whose second of sound is silent or not."""
+        head, threshold = self.model.config.localizer.sounding_head, self.config.presence_threshold
+        if threshold is None:
+            threshold = self.model.config.postprocess.presence_threshold if head else _PRESENCE_WITHOUT_HEAD
+        return Gates(threshold if head or self.config.presence_gate else None, silent, born_unheard=head)
+
+    def now(
+        self,
+        table: IdentityTable,
+        features: Tensor,
+        sizes: MaskSizes,
+        pts_ns: int,
+        frame_id: int,
+        events: tuple[Event, ...],
+    ) -> OnlineResult:
+        """Every live identity, those that sound drawn on mask features [Cm, h, w]."""
+        rows = table.live
+        return _result(table, rows, table.status[rows] == SOUNDING, features, sizes, pts_ns, frame_id, events)
+
+    def late(self, body: StreamBody, frame: int, sizes: MaskSizes, events: tuple[Event, ...]) -> OnlineResult:
+        """A frame kept back, drawn by what is known now: its refined tokens decide who sounded in it.
+
+        Args:
+            body: With a delay line.
+            frame: Which of the frames that ever went into the line; it must still be there.
+            sizes: Through which masks go.
+            events: Of this step.
+        """
+        table, delay = body.table, body.delay
+        assert delay is not None
+        place = frame % len(delay.pts_ns)
+        pts_ns, frame_id, rows = int(delay.pts_ns[place]), int(delay.frame_id[place]), table.live
+        slots, at = self.geometry.slots, ring_frame(self.geometry, body.memory.seen, delay.filled - 1 - frame)
+        tokens = body.memory.tokens[at * slots : (at + 1) * slots]
+        looks = table.similarity[rows].to(tokens)
+        presence = self.model.tracker.presence(looks[None], tokens[None, None], delay.chance[place][None, None])
+        gates = self.gates(bool(delay.silent[place]))
+        since = pts_ns - round(_LAST_HOPS * self.config.hop_seconds * NANOSECONDS)
+        shown = (table.score[rows] > self.config.show_score) & (table.seen_ns[rows] >= since)
+        shown &= not gates.silent
+        if gates.presence is not None:
+            shown &= (presence[0, :, 0] > gates.presence).cpu()
+        return _result(table, rows, shown, delay.features[place], sizes, pts_ns, frame_id, events)
+
+
+def _result(
+    table: IdentityTable,
+    rows: Tensor,
+    shown: Tensor,
+    features: Tensor,
+    sizes: MaskSizes,
+    pts_ns: int,
+    frame_id: int,
+    events: tuple[Event, ...],
+) -> OnlineResult:
+    masks, boxes = draw(table.mask_embed[rows[shown]], features, sizes)
+    mask = torch.zeros(len(rows), *sizes.output, dtype=torch.bool)
+    box = torch.zeros(len(rows), 4)
+    mask[shown], box[shown] = masks, boxes
+    return OnlineResult(
+        pts_ns=pts_ns,
+        frame_id=frame_id,
+        track_id=table.public_id[rows],
+        class_id=table.class_id[rows],
+        score=table.score[rows].clamp(0, 1),
+        sounding=shown & mask.flatten(1).any(dim=1),
+        mask=mask,
+        box=box,
+        events=events,
+    )
+
+
+def nothing(given: FrameInput, events: tuple[Event, ...]) -> OnlineResult:
+    """The result of a step after which no frame is due yet."""
+    return OnlineResult(
+        pts_ns=given.pts_ns,
+        frame_id=-1,
+        track_id=torch.zeros(0, dtype=torch.int64),
+        class_id=torch.zeros(0, dtype=torch.int64),
+        score=torch.zeros(0),
+        sounding=torch.zeros(0, dtype=torch.bool),
+        mask=torch.zeros(0, *given.size, dtype=torch.bool),
+        box=torch.zeros(0, 4),
+        events=events,
+    )
