@@ -48,6 +48,22 @@ class VideoFrame:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AudioChunk:
+    """A block of sound and when it was taken."""
+
+    samples: Tensor
+    """float32 [n], mono at SAMPLE_RATE, in [-1, 1]."""
+    pts_ns: int
+    """Session time of the first sample."""
+    valid: bool = True
+    """False: zeros in the place of sound that was lost."""
+    discontinuity: bool = False
+
+    def __post_init__(self) -> None:
+        check_shape(self.samples, "AudioChunk.samples", "n", dtype=torch.float32)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AVPair:
     """A frame and the second of sound that belongs to it: what the model sees at one step."""
 

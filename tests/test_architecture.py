@@ -18,7 +18,7 @@ LAYERS = [
     {"__main__"},
     {"cli"},
     {"commands"},
-    {"train"},
+    {"train", "stream"},
     {"sources", "writers", "weights", "synth"},
     {"online"},
     {"models", "metrics"},

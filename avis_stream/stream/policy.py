@@ -1,0 +1,62 @@
+"""Which frames a model that is slower than the camera gets: a bounded queue that says what it dropped, and why."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from typing import Literal
+
+from avis_stream.checks import require
+from avis_stream.types import AVPair
+
+Policy = Literal["auto", "latest", "every"]
+POLICIES: tuple[Policy, ...] = ("auto", "latest", "every")
+_MILLISECOND = 1_000_000
+
+
+class PairQueue:
+    """Pairs on their way to the model. Pure: whoever calls says what time it is, and does the waiting.
+
+    | policy | live | recording |
+    | --- | --- | --- |
+    | `auto` | in order, but never older than `max_latency_ms` when taken | every pair, `offer` refuses while full |
+    | `latest` | one place, the newest wins | as live |
+    | `every` | every pair; latency grows without bound if the model is slower | as `auto` |
+    """
+
+    def __init__(self, policy: Policy = "auto", *, live: bool, max_latency_ms: int = 500, capacity: int = 32) -> None:
+        """`capacity`: pairs that may wait; a full live `auto` queue drops its oldest."""
+        require(policy in POLICIES, "policy", policy, "one of " + ", ".join(POLICIES))
+        require(max_latency_ms > 0, "max_latency_ms", max_latency_ms, "> 0")
+        require(capacity > 0, "capacity", capacity, "> 0")
+        self._drops = policy == "latest" or (policy == "auto" and live)
+        self._bound_ns = max_latency_ms * _MILLISECOND if policy == "auto" and live else None
+        self._capacity = 1 if policy == "latest" else capacity
+        self._pairs: deque[AVPair] = deque()
+        self.dropped: Counter[str] = Counter()
+        """Pairs that were never taken, by cause: `stale`, `queue_full`."""
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def offer(self, pair: AVPair) -> bool:
+        """Puts a pair at the end; False: it is full and drops nothing, wait for a `take` and offer it again."""
+        if len(self._pairs) >= self._capacity:
+            if not self._drops:
+                return False
+            self._pairs.popleft()
+            self.dropped["queue_full"] += 1
+        self._pairs.append(pair)
+        return True
+
+    def take(self, now_ns: int) -> AVPair | None:
+        """The next pair for the model; None: there is none.
+
+        A live `auto` queue skips pairs that are too old, but for the newest: late is better than never.
+        """
+        while len(self._pairs) > 1 and self._stale(self._pairs[0], now_ns):
+            self._pairs.popleft()
+            self.dropped["stale"] += 1
+        return self._pairs.popleft() if self._pairs else None
+
+    def _stale(self, pair: AVPair, now_ns: int) -> bool:
+        return self._bound_ns is not None and now_ns - pair.frame.pts_ns > self._bound_ns

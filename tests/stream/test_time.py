@@ -1,0 +1,300 @@
+"""Time of live sources on a clock that the tests hold: alignment, late or missing sound, wrong clocks, drops."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from avis_stream.errors import ConfigError
+from avis_stream.sources.sample_clock import SampleClock
+from avis_stream.stream.align import AlignerConfig, AVAligner
+from avis_stream.stream.drift import DriftWatch
+from avis_stream.stream.policy import PairQueue
+from avis_stream.stream.ring import SoundRing, stretched
+from avis_stream.types import SAMPLE_RATE, AudioChunk, AVPair, VideoFrame
+
+MS = 1_000_000
+S = 1_000_000_000
+PERIOD = 40 * MS
+IMAGE = torch.zeros(3, 2, 2, dtype=torch.uint8)
+
+
+def frame(number: int, *, segment: int = 0, period: int = PERIOD) -> VideoFrame:
+    return VideoFrame(image=IMAGE, pts_ns=number * period, frame_id=number, segment=segment)
+
+
+def chunk(begin_ms: int, length_ms: int = 20, *, valid: bool = True) -> AudioChunk:
+    """Each sample is its own time in seconds, so that what is in a window can be read off."""
+    first = begin_ms * SAMPLE_RATE // 1000
+    samples = torch.arange(first, first + length_ms * SAMPLE_RATE // 1000, dtype=torch.float64) / SAMPLE_RATE
+    return AudioChunk(samples=samples.float(), pts_ns=begin_ms * MS, valid=valid)
+
+
+# --- alignment --------------------------------------------------------------------------------------------------------
+
+
+def test_a_frame_waits_for_the_second_that_ends_with_its_interval() -> None:
+    aligner = AVAligner()
+    for begin in range(0, 2000, 20):
+        aligner.push_audio(chunk(begin))
+    assert aligner.push_video(frame(50), duration_ns=PERIOD, now_ns=2000 * MS) == []  # ends at 2.04 s
+    aligner.push_audio(chunk(2000))
+    assert aligner.ready(2020 * MS) == []
+    aligner.push_audio(chunk(2020))
+    (pair,) = aligner.ready(2041 * MS)
+    assert pair.frame.frame_id == 50
+    assert pair.audio_valid == 1.0
+    assert pair.audio[0] == pytest.approx(1.04, abs=1e-4)
+    assert pair.audio[-1] == pytest.approx(2.04 - 1 / SAMPLE_RATE, abs=1e-4)
+    assert aligner.late == 0
+
+
+def test_a_file_at_one_frame_a_second_hears_the_second_after_the_frame() -> None:
+    aligner = AVAligner()
+    for begin in range(0, 3000, 100):
+        aligner.push_audio(chunk(begin, 100))
+    (pair,) = aligner.push_video(frame(1, period=S), duration_ns=S, now_ns=0)
+    assert pair.audio[0] == pytest.approx(1.0)
+    assert pair.audio[-1] == pytest.approx(2.0, abs=1e-3)
+
+
+def test_sound_that_does_not_come_is_waited_for_so_long_and_no_longer() -> None:
+    aligner = AVAligner(AlignerConfig(audio_wait_ms=200))
+    for begin in range(0, 500, 20):
+        aligner.push_audio(chunk(begin))
+    assert aligner.push_video(frame(25), duration_ns=PERIOD, now_ns=1040 * MS) == []
+    assert aligner.deadline_ns() == 1240 * MS
+    assert aligner.ready(1239 * MS) == []
+    (pair,) = aligner.ready(1240 * MS)
+    assert pair.audio_valid == pytest.approx((500 - 40) / 1000, abs=1e-3)
+    assert not pair.audio[round(0.47 * SAMPLE_RATE) :].any()
+    assert aligner.late == 1
+    assert aligner.deadline_ns() is None
+
+
+@pytest.mark.parametrize("how", ["never", "ended"])
+def test_without_sound_nothing_waits(how: str) -> None:
+    aligner = AVAligner(has_audio=how != "never")
+    if how == "ended":
+        aligner.push_audio(chunk(0))
+        aligner.end_audio()
+    (pair,) = aligner.push_video(frame(60), duration_ns=PERIOD, now_ns=0)
+    assert pair.audio_valid == 0.0
+    assert aligner.late == 0
+
+
+def test_sound_that_starts_late_is_used_from_then_on() -> None:
+    aligner = AVAligner()
+    for number in range(10):
+        aligner.push_video(frame(number), duration_ns=PERIOD, now_ns=number * PERIOD)
+    assert [p.audio_valid for p in aligner.ready(700 * MS)] == [0.0] * 4  # the last four; the others had waited enough
+    for begin in range(1000, 2000, 20):
+        aligner.push_audio(chunk(begin))
+    (pair,) = [p for p in aligner.push_video(frame(48), duration_ns=PERIOD, now_ns=1960 * MS) if p.frame.frame_id == 48]
+    assert pair.audio_valid == pytest.approx(0.96, abs=1e-3)
+
+
+def test_too_many_waiting_frames_drop_the_oldest_and_count_it() -> None:
+    aligner = AVAligner(AlignerConfig(max_pending=3, audio_wait_ms=10_000))
+    for number in range(8):
+        assert aligner.push_video(frame(number), duration_ns=PERIOD, now_ns=0) == []
+    assert aligner.pending == 3
+    assert aligner.dropped == {"audio_late": 5}
+    assert [p.frame.frame_id for p in aligner.ready(20 * S)] == [5, 6, 7]
+
+
+def test_a_new_segment_releases_the_old_and_forgets_its_sound() -> None:
+    aligner = AVAligner()
+    for begin in range(0, 1000, 20):
+        aligner.push_audio(chunk(begin))
+    aligner.push_video(frame(26), duration_ns=PERIOD, now_ns=1040 * MS)
+    (old,) = aligner.push_video(frame(30, segment=1), duration_ns=PERIOD, now_ns=1200 * MS)
+    assert old.frame.frame_id == 26
+    assert old.audio_valid > 0.9
+    (new,) = aligner.ready(1400 * MS)
+    assert new.frame.segment == 1
+    assert new.audio_valid == 0.0
+
+
+def test_filler_does_not_count_as_heard() -> None:
+    aligner = AVAligner()
+    for begin in range(0, 1000, 20):
+        aligner.push_audio(chunk(begin, valid=not 400 <= begin < 500))
+    (pair,) = aligner.push_video(frame(24), duration_ns=PERIOD, now_ns=0)
+    assert pair.audio_valid == pytest.approx(0.9, abs=1e-3)
+
+
+def test_an_offset_moves_sound() -> None:
+    aligner = AVAligner(AlignerConfig(audio_offset_ms=100))
+    for begin in range(0, 2000, 20):
+        aligner.push_audio(chunk(begin))
+    (pair,) = aligner.push_video(frame(40), duration_ns=PERIOD, now_ns=0)
+    assert pair.audio[-1] == pytest.approx(1.54, abs=1e-3)
+
+
+@pytest.mark.parametrize("bad", [{"audio_wait_ms": -1}, {"max_pending": 0}, {"ring_seconds": 1.0}])
+def test_aligner_configuration_is_checked(bad: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(bad))):
+        AlignerConfig(**bad)  # type: ignore[arg-type]
+
+
+# --- the ring ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_hole_is_missing_and_an_overlap_is_heard_once() -> None:
+    ring = SoundRing()
+    ring.push(np.full(8000, 0.1, np.float32), 0)
+    ring.push(np.full(4000, 0.2, np.float32), 750 * MS)  # 250 ms are missing
+    ring.push(np.full(8000, 0.3, np.float32), 500 * MS)  # repeats all of it: nothing new but its last part
+    samples, heard = ring.window(16_000)
+    assert heard == pytest.approx(0.75)
+    assert np.unique(samples).tolist() == pytest.approx([0.0, 0.1, 0.2])
+    assert ring.end == 16_000
+
+
+def test_what_is_older_than_the_ring_is_missing() -> None:
+    ring = SoundRing(seconds=3)
+    ring.push(np.ones(5 * SAMPLE_RATE, np.float32), 0)
+    assert ring.window(3 * SAMPLE_RATE)[1] == 1.0
+    assert ring.window(2 * SAMPLE_RATE + 800)[1] == pytest.approx(0.05)
+    assert ring.window(SAMPLE_RATE)[1] == 0.0
+    assert ring.window(6 * SAMPLE_RATE)[1] == 0.0
+
+
+def test_a_stretch_makes_no_click() -> None:
+    tone = np.sin(np.arange(320) * 0.2).astype(np.float32)
+    longer = stretched(tone, 321)
+    assert len(longer) == 321
+    assert longer[0] == tone[0]
+    assert longer[-1] == tone[-1]
+    assert np.abs(np.diff(longer)).max() <= np.abs(np.diff(tone)).max() + 1e-6
+
+
+@pytest.mark.parametrize(("seconds", "block"), [(3600, 320), (86_400, 8000)])
+def test_a_sound_card_200_ppm_off_stays_in_step(seconds: int, block: int) -> None:
+    """An hour in blocks of 20 ms that arrive late by 5 ms on average, at times by 60; then a day of such blocks, of
+    which only the earliest of every 25 is looked at."""
+    rng = np.random.default_rng(0)
+    clock, ring = SampleClock(SAMPLE_RATE), SoundRing()
+    rate = SAMPLE_RATE * (1 - 200e-6)
+    silence, jitter = np.zeros(block, np.float32), 5 * MS * 320 / block  # the least of n is one n times as quick
+    worst = 0.0
+    kept = 0
+    begin = 7 * S
+    for number in range(1, int(seconds * rate / block)):
+        total = number * block
+        taken = begin + total / rate * S
+        stale = 460 * MS if number == 1 else 0
+        clock.observe(total, round(taken + stale + rng.exponential(jitter)))
+        start = clock.time_of(total - block)
+        ring.push(silence, start)
+        if total > SampleClock.STALE_SECONDS * SAMPLE_RATE + SAMPLE_RATE:
+            assert ring.end is not None
+            worst = max(worst, abs(ring.end / SAMPLE_RATE * 1000 - taken / MS))
+            kept += 1
+    assert kept > 1000
+    assert worst < 5.0, f"{worst:.2f} ms"
+    assert clock.rate_ppm == pytest.approx(200, abs=3)
+    assert len(clock._earliest) <= SampleClock.WINDOWS
+    assert len(ring._samples) == 8 * SAMPLE_RATE
+
+
+def test_a_sample_clock_says_when_it_knows_nothing() -> None:
+    with pytest.raises(RuntimeError, match="no block of sound has arrived yet"):
+        SampleClock(48_000).time_of(0)
+
+
+# --- drift ------------------------------------------------------------------------------------------------------------
+
+
+def test_drift_beyond_the_limit_is_corrected_once() -> None:
+    """Sound slips behind by 1 ms a second; pictures and sound share a network that slows down."""
+    watch, added = DriftWatch(), 0
+    rng = np.random.default_rng(0)
+    corrections = []
+    for second in range(400):
+        network = 20 * MS + second * MS // 10
+        for kind, slip in (("video", 0), ("audio", second * MS)):
+            for part in range(10):
+                taken = second * S + part * 100 * MS
+                pts = taken - (slip - added if kind == "audio" else 0)
+                change = watch.observe(kind, pts, taken + network + round(rng.exponential(3 * MS)))  # type: ignore[arg-type]
+                added += change
+                if change:
+                    corrections.append((second, change))
+        if second > 60:
+            assert abs(second * MS - added) < 150 * MS
+    assert 3 <= len(corrections) <= 6
+    assert all(80 * MS < change < 130 * MS for _, change in corrections)
+
+
+def test_without_one_of_them_there_is_no_drift() -> None:
+    watch = DriftWatch()
+    assert not any(watch.observe("video", t * S, t * S + t * 5 * MS) for t in range(200))
+    assert watch.drift_ns == 0
+
+
+# --- what may be dropped ----------------------------------------------------------------------------------------------
+
+
+def pair(number: int) -> AVPair:
+    return AVPair(frame=frame(number), audio=torch.zeros(SAMPLE_RATE))
+
+
+def serve(queue: PairQueue, *, step_ms: int, seconds: int) -> tuple[list[float], int]:
+    """A camera at 25 fps and a model of so many ms a step: ages of the frames when taken, and how many were refused."""
+    ages, refused, busy_until = [], 0, 0
+    for number in range(seconds * 25):
+        now = number * PERIOD
+        while busy_until <= now and (taken := queue.take(busy_until if busy_until > now - PERIOD else now)) is not None:
+            at = max(busy_until, taken.frame.pts_ns)
+            ages.append((at - taken.frame.pts_ns) / MS)
+            busy_until = at + step_ms * MS
+        refused += not queue.offer(pair(number))
+    return ages, refused
+
+
+def test_a_slow_model_never_gets_a_frame_older_than_the_bound() -> None:
+    queue = PairQueue("auto", live=True, max_latency_ms=500)
+    ages, refused = serve(queue, step_ms=300, seconds=60)
+    assert max(ages) <= 500 + 40
+    assert refused == 0
+    assert len(ages) + sum(queue.dropped.values()) + len(queue) == 60 * 25
+    assert queue.dropped["stale"] > 1000
+
+
+def test_latest_is_always_the_newest() -> None:
+    queue = PairQueue("latest", live=True)
+    ages, _ = serve(queue, step_ms=300, seconds=30)
+    assert max(ages) <= 40
+    assert set(queue.dropped) == {"queue_full"}
+
+
+def test_a_fast_model_loses_nothing() -> None:
+    for policy in ("auto", "latest", "every"):
+        queue = PairQueue(policy, live=True)
+        ages, refused = serve(queue, step_ms=10, seconds=20)
+        assert (len(ages), refused, dict(queue.dropped)) == (20 * 25 - 1, 0, {})
+
+
+@pytest.mark.parametrize(("policy", "live"), [("every", True), ("every", False), ("auto", False)])
+def test_where_nothing_may_be_lost_a_full_queue_refuses(policy: str, live: bool) -> None:
+    queue = PairQueue(policy, live=live, capacity=4)  # type: ignore[arg-type]
+    assert [queue.offer(pair(n)) for n in range(5)] == [True] * 4 + [False]
+    assert [p.frame.frame_id for _ in range(4) if (p := queue.take(100 * S)) is not None] == [0, 1, 2, 3]
+    assert queue.take(100 * S) is None
+    assert not queue.dropped
+
+
+def test_an_old_frame_is_better_than_none() -> None:
+    queue = PairQueue("auto", live=True, max_latency_ms=100)
+    queue.offer(pair(0))
+    taken = queue.take(10 * S)
+    assert taken is not None
+    assert taken.frame.frame_id == 0
+
+
+def test_a_policy_must_be_one() -> None:
+    with pytest.raises(ConfigError, match="policy must be one of auto, latest, every, got 'newest'"):
+        PairQueue("newest", live=True)  # type: ignore[arg-type]
