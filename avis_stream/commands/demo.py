@@ -24,4 +24,4 @@ def run_demo(folder: Path) -> ClipResult:
         logger.warning("%s has not been trained yet: the demo runs on random weights and will find nothing", _MODEL)
     model = load(_MODEL, weights=None if trained else "random")
     clip = open_clip(_CLIP, previous=model.wants_previous)
-    return run_offline(model, clip, folder, RunOptions())
+    return run_offline(model, clip, folder, RunOptions(truth=_CLIP.with_name("truth.json")))

@@ -13,8 +13,10 @@ from typing import Any, TypeVar
 import torch
 from tqdm import tqdm
 
+from avis_stream.data.annotations import parse_predictions, read_annotations
 from avis_stream.files import atomic_path
 from avis_stream.memory import available_disk_bytes, available_memory_bytes
+from avis_stream.metrics import evaluation
 from avis_stream.models.avism import AVISM
 from avis_stream.models.clip import ClipResult
 from avis_stream.models.mask_store import MaskStore
@@ -46,6 +48,8 @@ class RunOptions:
     video: bool = True
     memory_bytes: int | None = None
     """For mask features; None: half of what is free."""
+    truth: Path | None = None
+    """Ground truth of this very recording, its only video: scores against it go into the summary."""
 
 
 def run_offline(model: AVISM, clip: Clip, folder: Path, options: RunOptions) -> ClipResult:
@@ -73,14 +77,24 @@ def run_offline(model: AVISM, clip: Clip, folder: Path, options: RunOptions) -> 
         homes = store.homes
     broken = clip.broken
     summary = SummaryWriter(folder / "summary.json", model.classes, fps=clip.fps)
+    predictions = result.to_aviseg(video_id=1)
+    if options.truth is not None:
+        summary.add(metrics=_scores(options.truth, predictions))
     with Writers([*result_writers(model, clip, folder, options), summary]) as writers, timer("write"):
         pairs = progress(clip, result.frames, "writing")
         for pair, frame in zip(pairs, result.results(1 / clip.fps), strict=False):
             writers.write(pair, frame)
         summary.add(mode="offline", mask_features=homes, broken=broken, **circumstances(model, timer))
     with atomic_path(folder / "predictions.json") as path:
-        path.write_text(json.dumps(result.to_aviseg(video_id=1)) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(predictions) + "\n", encoding="utf-8")
     return result
+
+
+def _scores(truth: Path, predictions: list[dict[str, Any]]) -> dict[str, Any]:
+    annotations = read_annotations(truth)
+    return evaluation(
+        annotations, parse_predictions(Path("predictions.json"), predictions, annotations), "fixed"
+    ).summary()
 
 
 def circumstances(model: AVISM, timer: StageTimer) -> dict[str, Any]:
