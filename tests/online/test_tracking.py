@@ -43,15 +43,15 @@ def test_equals_offline_until_the_ring_is_full(window: int, layers: int) -> None
 
 @pytest.mark.parametrize(("window", "layers"), SHAPES)
 def test_held_tokens_equal_offline_for_ever(window: int, layers: int) -> None:
-    """P2: every token in the ring, at every step of five rings (three, where the windows are long)."""
+    """P2: every token in the ring, over five rings; two for the less usual windows."""
     config = tracker_config(window, layers)
     tracker = random_tracker(config)
     runner = Runner(tracker, config)
     ring = runner.tracking.geometry.ring
-    stream = Stream.random((5 if window <= 6 else 3) * ring, config)
+    stream = Stream.random((5 if window in (5, 6) else 2) * ring, config)
     for t in range(len(stream)):
         runner.push(stream)
-        if t < ring or t % 7 == 0 or t + 1 == len(stream):  # offline grows, so later prefixes are sampled
+        if t % 7 == 0 or t + 1 == len(stream):  # 7 meets every phase, but of the window of 7
             first, held = runner.held()
             _, tokens = offline(tracker, stream, t + 1)
             assert len(held) == min(t + 1, ring - window + 1 + t % window)
@@ -68,13 +68,13 @@ def test_without_fusion_tokens_equal_offline_too() -> None:
     torch.testing.assert_close(held, offline(tracker, stream, len(stream))[1][first:], **TOLERANCE)
 
 
-@pytest.mark.parametrize(("window", "layers"), SHAPES)
+@pytest.mark.parametrize(("window", "layers"), [(6, 6), (5, 3), (2, 5), (7, 1), (1, 2)])
 def test_tokens_stop_changing_when_the_note_says(window: int, layers: int) -> None:
     """P3: a token of window w is final from t = W (w + ceil(L / 2) + 1) - 1 on, which is before it leaves the ring."""
     config = tracker_config(window, layers)
     runner = Runner(random_tracker(config), config)
     ring = runner.tracking.geometry.ring
-    stream = Stream.random(3 * ring, config)
+    stream = Stream.random(2 * ring + window, config)
     final: dict[int, Tensor] = {}
     changed_before = 0
     last: dict[int, Tensor] = {}
