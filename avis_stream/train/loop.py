@@ -7,9 +7,8 @@ import math
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import fields
 from pathlib import Path
 from types import FrameType
@@ -18,6 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import convert_conv2d_weight_memory_format
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from avis_stream.config import TrainConfig
@@ -81,16 +82,17 @@ def train(
     optimiser = build_optimiser(model, config)
     checkpoint = folder / "last.pt"
     progress = load_checkpoint(checkpoint, model, optimiser) if resume else Progress()
+    convert_conv2d_weight_memory_format(model, torch.channels_last)  # oneDNN's own order
     step_of: nn.Module = ClipLosses(model, config)
     if world > 1:
         step_of = DistributedDataParallel(step_of)
     draw = random_points(model.device)
     model.train()
     bar = tqdm(total=config.steps, initial=progress.step, unit="step", disable=rank > 0 or not sys.stderr.isatty())
-    with _stop_requests() as stop, bar, _Ahead(source, config.clips, (world - 1) * config.clips) as ahead:
-        while progress.step < config.steps:
-            first = (progress.step * world + rank) * config.clips
-            samples = ahead.take(first)
+    first, last = ((step * world + rank) * config.clips for step in (progress.step, config.steps))
+    batches = _batches(source, config, range(first, last, world * config.clips))
+    with _stop_requests() as stop, bar, closing(batches):
+        for samples in batches:
             set_rate(optimiser, config, progress.step)
             losses = _step(model, step_of, optimiser, samples, config, draw, folder)
             progress.step += 1
@@ -128,8 +130,7 @@ def _step(
     """Losses of one step, by name; the weights have moved when it returns."""
     device = model.device
     samples = [sample.to(device) for sample in samples]
-    with torch.no_grad():
-        features = torch.stack([_features(model, sample) for sample in samples])
+    features = _features(model, samples)
     with torch.autocast(device.type, torch.bfloat16, enabled=config.bfloat16):
         losses: dict[str, torch.Tensor] = step_of(samples, features, draw)
     total = losses["total"]
@@ -147,36 +148,41 @@ def _step(
     return {name: value.item() for name, value in losses.items()} | {"gradient_norm": norm.item()}
 
 
-def _features(model: AVISM, sample: ClipSample) -> torch.Tensor:
-    return model.hear(sample.seconds) if sample.features is None else sample.features
+@torch.no_grad()
+def _features(model: AVISM, samples: list[ClipSample]) -> torch.Tensor:
+    """What is heard in each frame of each clip, [B, T, A]; all that must be listened to is, in one batch."""
+    unheard = [sample.seconds for sample in samples if sample.features is None]
+    heard = iter(model.hear(torch.cat(unheard)).split([len(part) for part in unheard]) if unheard else ())
+    return torch.stack([next(heard) if sample.features is None else sample.features for sample in samples])
 
 
-class _Ahead:
-    """Makes the clips of the next step in a thread while this one is learnt from."""
+class _Numbered(Dataset[list[ClipSample] | AvisStreamError]):
+    """The clips of one step, by the number of the first."""
 
-    def __init__(self, source: ClipSource, clips: int, between: int) -> None:
-        """`between`: clip numbers that other processes take between one step's clips and the next's."""
-        self._source, self._clips, self._between = source, clips, between
-        self._thread = ThreadPoolExecutor(1, "clips")
-        self._next: tuple[int, Future[list[ClipSample]]] | None = None
+    def __init__(self, source: ClipSource, clips: int) -> None:
+        self._source, self._clips = source, clips
 
-    def __enter__(self) -> _Ahead:
-        return self
+    def __getitem__(self, first: int) -> list[ClipSample] | AvisStreamError:
+        try:
+            return [self._source.clip(first + i) for i in range(self._clips)]
+        except AvisStreamError as error:  # raised by whoever takes it: the loader would bury its words in a traceback
+            return error
 
-    def __exit__(self, *_: object) -> None:
-        self._thread.shutdown(cancel_futures=True)
 
-    def take(self, first: int) -> list[ClipSample]:
-        """Clips `first` and following; those after them are begun."""
-        number, made = self._next or (first, self._thread.submit(self._make, first))
-        assert number == first, "clips are taken in order"
-        samples = made.result()
-        following = first + self._clips + self._between
-        self._next = following, self._thread.submit(self._make, following)
-        return samples
+def _batches(source: ClipSource, config: TrainConfig, firsts: range) -> Generator[list[ClipSample]]:
+    """The clips of each step, made a step ahead.
 
-    def _make(self, first: int) -> list[ClipSample]:
-        return [self._source.clip(first + i) for i in range(self._clips)]
+    By a process of its own: a thread would hold up every operator of the step that is learnt from meanwhile (Python's
+    lock).
+    """
+    own = torch.Generator()  # else it would take numbers from the generator that random points come from
+    loader = DataLoader(
+        _Numbered(source, config.clips), None, sampler=firsts, num_workers=1, prefetch_factor=2, generator=own
+    )
+    for samples in loader:
+        if isinstance(samples, AvisStreamError):
+            raise samples
+        yield samples
 
 
 @contextmanager

@@ -135,7 +135,7 @@ def clip_of(scene: Scene, times: range, classes: tuple[str, ...], name: str, *, 
 
 
 def _images(shots: Sequence[Shot]) -> Tensor:
-    return torch.stack([torch.from_numpy(shot.rgb.copy()).permute(2, 0, 1) for shot in shots])
+    return torch.from_numpy(np.stack([shot.rgb.transpose(2, 0, 1) for shot in shots]))
 
 
 def _tags(scene: Scene, seconds: Sequence[int], classes: tuple[str, ...]) -> Tensor:
