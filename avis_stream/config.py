@@ -180,6 +180,8 @@ class LossConfig:
     no_object_weight: float = 0.1
     similarity_weight: float = 1.0
     """Officially effective; the paper says 0.5, which its code never applies (quirk Q1)."""
+    presence_weight: float = 0.0
+    """Of when each tracked object sounds, where there is a sounding head."""
     sounding_weight: float = 2.0
     """Of the sounding head, on matched queries."""
     tag_weight: float = 10.0
@@ -237,6 +239,22 @@ class AugmentConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StreamConfig:
+    """Training of the tracker alone, on long streams that were localized once (`train/streams.py`)."""
+
+    count: int = 0
+    """Streams that are made and kept; 0: the whole model learns, on clips."""
+    sink_dropout: float = 0.3
+    """Steps in which frames that left the ring are forgotten instead of folded into the sinks."""
+    mask_frames: int = 16
+    """Frames of a stretch on which masks are compared."""
+
+    def __post_init__(self) -> None:
+        require(self.count >= 0, "StreamConfig.count", self.count, ">= 0 streams")
+        require(self.mask_frames >= 1, "StreamConfig.mask_frames", self.mask_frames, ">= 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
     """How a model is trained; the defaults are the official schedule (its yaml's commented-out real one, quirk Q24)."""
 
@@ -265,6 +283,7 @@ class TrainConfig:
     """Steps between validations, where there is a set for it; the best weights are kept."""
     bfloat16: bool = False
     seed: int = 0
+    streams: StreamConfig = field(default_factory=StreamConfig)
     losses: LossConfig = field(default_factory=LossConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 

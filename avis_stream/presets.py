@@ -70,7 +70,7 @@ def avism_mini() -> AVISMConfig:
         localizer=LocalizerConfig(
             queries=24, layers=3, ffn_channels=384, query_source="peaks", sounding_head=True, motion_cue=True
         ),
-        tracker=TrackerConfig(queries=24, ffn_channels=384, encoder_layers=4, decoder_layers=3),
+        tracker=TrackerConfig(queries=24, ffn_channels=384, encoder_layers=4, decoder_layers=3, shift_in_training=True),
     )
 
 
@@ -90,7 +90,7 @@ def training(name: str) -> TrainConfig:
         warmup=150,
         warmup_factor=0.01,
         query_layers=1,
-        losses=LossConfig(points=1024),
+        losses=LossConfig(points=1024, similarity_weight=5.0, presence_weight=2.0),
         augment=AugmentConfig(
             short_sides_px=(160, 176, 192, 208, 224),
             long_side_px=512,

@@ -7,10 +7,13 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from tqdm import tqdm
 
 from avis_stream.commands.diary import Diary
 from avis_stream.config import AVISMConfig, TrainConfig, with_overrides
@@ -29,6 +32,13 @@ from avis_stream.synth.protocol import Protocol
 from avis_stream.train.dataset_clips import DatasetClips
 from avis_stream.train.loop import train
 from avis_stream.train.source import ClipSource, SynthClips, harder
+from avis_stream.train.streams import (
+    ALL_BUT_THE_TRACKER,
+    LocalizedStream,
+    StreamLosses,
+    Stretches,
+    localized_streams,
+)
 from avis_stream.weights.files import save_weights
 from avis_stream.weights.initial import start_from
 from avis_stream.weights.load import unfolded_model
@@ -84,11 +94,16 @@ def run_training(
                 diary.note(step, {f"val_{name}": value for name, value in scores.items()})
             return scores["FSLA"]
 
+        learn: dict[str, Any] = {"source": source}
+        if schedule.streams.count:
+            streams = _streams(model, source, schedule, folder)
+            learn = {"source": Stretches(streams, schedule), "losses": StreamLosses(model, schedule), "ahead": False}
+            schedule = replace(schedule, frozen=ALL_BUT_THE_TRACKER)
         train(
             model,
-            source,
-            schedule,
-            folder,
+            config=schedule,
+            folder=folder,
+            **learn,
             resume=resume is not None,
             log=None if diary is None else diary.note,
             validate=None if judge is None else validate,
@@ -97,6 +112,26 @@ def run_training(
     if _first():
         _save(model, last, schedule)
     return last if judge is None else best
+
+
+def _streams(model: AVISM, source: ClipSource, schedule: TrainConfig, folder: Path) -> list[LocalizedStream]:
+    """Streams as the model's localizer sees them; kept beside the checkpoints, so that a resumed run has the same."""
+    kept = folder / "streams.pt"
+    if kept.exists():
+        streams: list[LocalizedStream] = torch.load(kept, weights_only=False)  # written here, by this very run
+        return streams
+    model.eval()
+    count = schedule.streams.count
+    bar = tqdm(total=count, desc="streams", unit="stream", disable=not (_first() and sys.stderr.isatty()))
+    with bar:
+        streams = []
+        for stream in localized_streams(model, source, schedule):
+            streams.append(stream)
+            bar.update()
+    if _first():
+        with atomic_path(kept) as temporary:
+            torch.save(streams, temporary)
+    return streams
 
 
 def _validation_split(data: str, validation: Path | None, classes: tuple[str, ...]) -> DataSplit | None:

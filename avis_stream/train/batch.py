@@ -55,6 +55,16 @@ class ClipSample:
         }
         return replace(self, **moved)
 
+    def part(self, frames: slice) -> ClipSample:
+        """Some of its frames; the objects stay, whether they can be seen there or not."""
+        kept: dict[str, Any] = {"masks": self.masks[:, frames]}
+        if self.sounding is not None:
+            kept["sounding"] = self.sounding[:, frames]
+        for name in ("images", "seconds", "features", "previous", "tags"):
+            value = getattr(self, name)
+            kept[name] = None if value is None else value[frames]
+        return replace(self, **kept)
+
     def sounding_alone(self) -> ClipSample:
         """The truth that AVISM knows: objects have masks only while they sound."""
         if self.sounding is None:
@@ -64,7 +74,8 @@ class ClipSample:
     def clip_targets(self, padded: tuple[int, int]) -> Targets:
         """Objects with pixels in any frame, masks padded to (height, width)."""
         kept = self.masks.flatten(1).any(dim=1)
-        return Targets(self.labels[kept], pad_masks(self.masks[kept], padded), kept.nonzero()[:, 0])
+        sounding = None if self.sounding is None else self.sounding[kept]
+        return Targets(self.labels[kept], pad_masks(self.masks[kept], padded), kept.nonzero()[:, 0], sounding)
 
     def frame_targets(self, padded: tuple[int, int]) -> list[Targets]:
         """For each frame the objects with pixels in it; `ids` are those of `clip_targets`."""

@@ -7,7 +7,7 @@ import math
 import signal
 import sys
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -18,18 +18,17 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import convert_conv2d_weight_memory_format
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from avis_stream.config import TrainConfig
 from avis_stream.errors import AvisStreamError
 from avis_stream.files import atomic_path
 from avis_stream.models.avism import AVISM
-from avis_stream.train.batch import ClipSample
+from avis_stream.train.batches import S, batches
 from avis_stream.train.checkpoint import Progress, load_checkpoint, save_checkpoint
 from avis_stream.train.optimiser import build_optimiser, set_rate
 from avis_stream.train.points import random_points
-from avis_stream.train.source import ClipSource
+from avis_stream.train.source import Source
 from avis_stream.train.step import ClipLosses
 
 logger = logging.getLogger(__name__)
@@ -47,10 +46,12 @@ class Stopped(AvisStreamError):
 
 def train(
     model: AVISM,
-    source: ClipSource,
+    source: Source[S],
     config: TrainConfig,
     folder: Path,
     *,
+    losses: nn.Module | None = None,
+    ahead: bool = True,
     resume: bool = False,
     save_every: int = 500,
     log: Log | None = None,
@@ -67,6 +68,9 @@ def train(
         source: Numbered clips.
         config: Schedule.
         folder: For checkpoints; made if missing.
+        losses: Takes samples of the source and where points come from, gives losses by name with their `total`; None:
+            `ClipLosses` of the model.
+        ahead: Make samples in a process of its own; False: they are there already.
         resume: Go on from `folder/last.pt`.
         save_every: Steps between checkpoints.
         log: Called on the first process after every step.
@@ -83,23 +87,23 @@ def train(
     checkpoint = folder / "last.pt"
     progress = load_checkpoint(checkpoint, model, optimiser) if resume else Progress()
     convert_conv2d_weight_memory_format(model, torch.channels_last)  # oneDNN's own order
-    step_of: nn.Module = ClipLosses(model, config)
+    step_of = ClipLosses(model, config) if losses is None else losses
     if world > 1:
         step_of = DistributedDataParallel(step_of)
     draw = random_points(model.device)
     model.train()
     bar = tqdm(total=config.steps, initial=progress.step, unit="step", disable=rank > 0 or not sys.stderr.isatty())
     first, last = ((step * world + rank) * config.clips for step in (progress.step, config.steps))
-    batches = _batches(source, config, range(first, last, world * config.clips))
-    with _stop_requests() as stop, bar, closing(batches):
-        for samples in batches:
+    steps = batches(source, config.clips, range(first, last, world * config.clips), ahead=ahead)
+    with _stop_requests() as stop, bar, closing(steps):
+        for samples in steps:
             set_rate(optimiser, config, progress.step)
-            losses = _step(model, step_of, optimiser, samples, config, draw, folder)
+            values = _step(model, step_of, optimiser, samples, config, draw, folder)
             progress.step += 1
             bar.update()
-            bar.set_postfix(loss=f"{losses['total']:.2f}")
+            bar.set_postfix(loss=f"{values['total']:.2f}")
             if log is not None and rank == 0:
-                log(progress.step, losses)
+                log(progress.step, values)
             due = progress.step % config.validate_every == 0 or progress.step == config.steps
             if validate is not None and rank == 0 and due:
                 model.eval()
@@ -122,7 +126,7 @@ def _step(
     model: AVISM,
     step_of: nn.Module,
     optimiser: torch.optim.Optimizer,
-    samples: list[ClipSample],
+    samples: list[S],
     config: TrainConfig,
     draw: Callable[[int, int], torch.Tensor],
     folder: Path,
@@ -130,9 +134,8 @@ def _step(
     """Losses of one step, by name; the weights have moved when it returns."""
     device = model.device
     samples = [sample.to(device) for sample in samples]
-    features = _features(model, samples)
     with torch.autocast(device.type, torch.bfloat16, enabled=config.bfloat16):
-        losses: dict[str, torch.Tensor] = step_of(samples, features, draw)
+        losses: dict[str, torch.Tensor] = step_of(samples, draw)
     total = losses["total"]
     if not math.isfinite(total.item()):
         where = folder / "not_finite.pt"
@@ -146,43 +149,6 @@ def _step(
     norm = nn.utils.clip_grad_norm_(learning, config.gradient_clip)
     optimiser.step()
     return {name: value.item() for name, value in losses.items()} | {"gradient_norm": norm.item()}
-
-
-@torch.no_grad()
-def _features(model: AVISM, samples: list[ClipSample]) -> torch.Tensor:
-    """What is heard in each frame of each clip, [B, T, A]; all that must be listened to is, in one batch."""
-    unheard = [sample.seconds for sample in samples if sample.features is None]
-    heard = iter(model.hear(torch.cat(unheard)).split([len(part) for part in unheard]) if unheard else ())
-    return torch.stack([next(heard) if sample.features is None else sample.features for sample in samples])
-
-
-class _Numbered(Dataset[list[ClipSample] | AvisStreamError]):
-    """The clips of one step, by the number of the first."""
-
-    def __init__(self, source: ClipSource, clips: int) -> None:
-        self._source, self._clips = source, clips
-
-    def __getitem__(self, first: int) -> list[ClipSample] | AvisStreamError:
-        try:
-            return [self._source.clip(first + i) for i in range(self._clips)]
-        except AvisStreamError as error:  # raised by whoever takes it: the loader would bury its words in a traceback
-            return error
-
-
-def _batches(source: ClipSource, config: TrainConfig, firsts: range) -> Generator[list[ClipSample]]:
-    """The clips of each step, made a step ahead.
-
-    By a process of its own: a thread would hold up every operator of the step that is learnt from meanwhile (Python's
-    lock).
-    """
-    own = torch.Generator()  # else it would take numbers from the generator that random points come from
-    loader = DataLoader(
-        _Numbered(source, config.clips), None, sampler=firsts, num_workers=1, prefetch_factor=2, generator=own
-    )
-    for samples in loader:
-        if isinstance(samples, AvisStreamError):
-            raise samples
-        yield samples
 
 
 @contextmanager

@@ -38,7 +38,7 @@ class Targets:
     ids: Tensor
     """int64 [G], the same for the same object in every frame of a clip and in the clip itself."""
     sounding: Tensor | None = None
-    """bool [G], of a frame's objects; None: all of them sound."""
+    """bool [G] of a frame's objects, [G, T] of a clip's; None: all of them sound."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol as TypingProtocol
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -20,12 +21,17 @@ from avis_stream.train.batch import ClipSample
 from avis_stream.train.sound_augment import change_seconds
 from avis_stream.train.varied import VariedLibrary
 
+S_co = TypeVar("S_co", covariant=True)
 
-class ClipSource(TypingProtocol):
-    """Clip number n, for any n, the same whenever asked for: a number is all there is to a sampler's state."""
 
-    def clip(self, number: int) -> ClipSample:
-        """Makes or reads clip `number`."""
+class Source(TypingProtocol[S_co]):
+    """Sample number n, for any n, the same whenever asked for: a number is all there is to a sampler's state."""
+
+    def clip(self, number: int) -> S_co:
+        """Makes or reads sample `number`."""
+
+
+ClipSource = Source[ClipSample]
 
 
 def harder(protocol: Protocol) -> Protocol:

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 from avis_stream.config import TrainConfig
@@ -17,7 +15,8 @@ from avis_stream.models.preprocess import normalise_and_pad
 from avis_stream.models.sounding import motion_between
 from avis_stream.train.batch import ClipSample, stack_images, stack_previous
 from avis_stream.train.centres import centre_loss, centre_map
-from avis_stream.train.losses import Predictions, Targets, criterion, similarity_loss, sounding_loss
+from avis_stream.train.clip_losses import FoundInFrame, LocalizedClips, clip_losses, mask_count, note, weighted
+from avis_stream.train.losses import Predictions, Targets, criterion, sounding_loss
 from avis_stream.train.matcher import Match
 from avis_stream.train.points import DrawPoints
 
@@ -33,17 +32,17 @@ class ClipLosses(nn.Module):
         super().__init__()
         self.model, self.config = model, config
 
-    def forward(self, samples: Sequence[ClipSample], audio_features: Tensor, draw: DrawPoints) -> dict[str, Tensor]:
+    def forward(self, samples: Sequence[ClipSample], draw: DrawPoints) -> dict[str, Tensor]:
         """Runs clips of one size and length.
 
         Args:
             samples: B clips of T frames.
-            audio_features: float32 [B, T, A].
             draw: Where random points come from.
         Returns:
             Unweighted losses by name, and their weighted sum as `total`.
         """
         config = self.model.config
+        audio_features = self._hear(samples)
         if not config.localizer.sounding_head:
             samples = [sample.sounding_alone() for sample in samples]
         images = normalise_and_pad(stack_images(samples).flatten(0, 1), config.input)  # [B T, 3, H, W]
@@ -63,8 +62,17 @@ class ClipLosses(nn.Module):
             wanted = centre_map(frame_targets, len(config.classes), (height, width))
             losses["frame_peaks"] = centre_loss(decoding.peaks, wanted)
         self._clips(samples, heads, mask_features, audio_features, frame_targets, frame_matches, draw, losses)
-        losses["total"] = self._weighted(losses)
+        losses["total"] = weighted(losses, self.config.losses)
         return losses
+
+    @torch.no_grad()
+    def _hear(self, samples: Sequence[ClipSample]) -> Tensor:
+        """What is heard in each frame of each clip, [B, T, A]; all that must be listened to is, in one batch."""
+        unheard = [sample.seconds for sample in samples if sample.features is None]
+        with torch.autocast(self.model.device.type, enabled=False):
+            heard = self.model.hear(torch.cat(unheard)).split([len(part) for part in unheard]) if unheard else ()
+        fresh = iter(heard)
+        return torch.stack([next(fresh) if sample.features is None else sample.features for sample in samples])
 
     def _motion(self, samples: Sequence[ClipSample], images: Tensor) -> Tensor | None:
         if not self.model.wants_previous:
@@ -80,7 +88,7 @@ class ClipLosses(nn.Module):
         losses: dict[str, Tensor],
     ) -> list[list[Match]]:
         """The frame criterion on every head, the last first, as the official code draws its points."""
-        count = _mask_count(sum(len(t.labels) for t in targets), mask_features.device)
+        count = mask_count(sum(len(t.labels) for t in targets), mask_features.device)
         matches: dict[int, list[Match]] = {}
         for i in [len(heads) - 1, *range(len(heads) - 1)]:
             masks = torch.einsum("tnc,tchw->tnhw", heads[i].mask_embed, mask_features)[:, :, None]
@@ -90,7 +98,7 @@ class ClipLosses(nn.Module):
             parts = {"class": found.classes, "mask": found.mask, "dice": found.dice}
             if heads[i].sounding is not None:
                 parts["sounding"] = sounding_loss(heads[i].sounding, targets, matches[i])
-            _note(losses, "frame", i, len(heads), parts)
+            note(losses, "frame", i, len(heads), parts)
         return [matches[i] for i in range(len(heads))]
 
     def _clips(
@@ -104,87 +112,37 @@ class ClipLosses(nn.Module):
         draw: DrawPoints,
         losses: dict[str, Tensor],
     ) -> None:
-        """The clip criterion on every decoder layer of the tracker, and the similarity of matched queries."""
+        """The clip criterion on `query_layers` views of each clip: what the last decoder layers made of its frames."""
         batch, frames = len(samples), len(samples[0].images)
         views = min(self.config.query_layers, len(heads) - 1)
-        # Views in front of clips: [L, B, T, N, C], as if there were L B independent videos.
-        queries = torch.stack([rearrange(h.queries, "(b t) n c -> b t n c", b=batch) for h in heads[-views:]])
-        predictions, tokens = self.model.tracker(queries.flatten(0, 1), audio_features.repeat(views, 1, 1))
+        seen = heads[-views:]
         padded = (mask_features.shape[-2] * 4, mask_features.shape[-1] * 4)
-        targets = [sample.clip_targets(padded) for sample in samples] * views
-        count = _mask_count(sum(len(t.labels) for t in targets), mask_features.device)
-        maps = rearrange(mask_features, "(b t) c h w -> b t c h w", b=batch).repeat(views, 1, 1, 1, 1)
-        matches: list[Match] = []
-        for i in [len(predictions) - 1, *range(len(predictions) - 1)]:
-            masks = torch.einsum("bnc,btchw->bnthw", predictions[i].mask_embed, maps)
-            found, own = criterion(
-                Predictions(predictions[i].logits.float(), masks.float()), targets, count, self.config.losses, draw
-            )
-            matches = matches or own  # those of the last layer, which comes first
-            parts = {"class": found.classes, "mask": found.mask, "dice": found.dice}
-            _note(losses, "clip", i, len(predictions), parts)
-        frame_embeddings = self.model.tracker.similarity_of_frames(tokens)  # [L B, T, N, C]
-        losses["clip_similarity"] = self._similarity(
-            predictions[-1].similarity,
-            frame_embeddings,
-            targets,
-            matches,
-            frame_targets,
-            frame_matches[-views:],
-            frames,
+        targets = [sample.clip_targets(padded) for sample in samples]
+        # Views in front of clips, as if there were L B independent videos.
+        found = [
+            [
+                FoundInFrame(pairs.query, frame_targets[at].ids[pairs.target])
+                for at, pairs in zip(range(clip * frames, (clip + 1) * frames), matches[clip * frames :], strict=False)
+            ]
+            for matches in frame_matches[-views:]
+            for clip in range(batch)
+        ]
+        chance = None
+        if seen[-1].sounding is not None:
+            chance = torch.stack([_by_clip(h.sounding, batch) for h in seen if h.sounding is not None]).flatten(0, 1)
+            chance = chance.detach().float().sigmoid()
+        clips = LocalizedClips(
+            queries=torch.stack([_by_clip(h.queries, batch) for h in seen]).flatten(0, 1),
+            audio=audio_features.repeat(views, 1, 1),
+            mask_features=_by_clip(mask_features, batch).repeat(views, 1, 1, 1, 1),
+            targets=targets * views,
+            found=found,
+            chance=chance,
         )
-
-    def _similarity(
-        self,
-        videos: Tensor,
-        frames_of: Tensor,
-        targets: list[Targets],
-        matches: list[Match],
-        frame_targets: list[Targets],
-        frame_matches: list[list[Match]],
-        frames: int,
-    ) -> Tensor:
-        """Gathers the embeddings of matched frame and video queries of each item and compares them."""
-        embeddings: list[Tensor] = []
-        ids: list[Tensor] = []
-        items: list[Tensor] = []
-        batch = len(frame_targets) // frames
-        for item, (target, pairs) in enumerate(zip(targets, matches, strict=True)):
-            view, clip = divmod(item, batch)
-            for t in range(frames):
-                at = clip * frames + t
-                frame_pairs = frame_matches[view][at]
-                embeddings.append(frames_of[item, t, frame_pairs.query])
-                ids.append(frame_targets[at].ids[frame_pairs.target])
-            embeddings.append(videos[item, pairs.query])
-            ids.append(target.ids[pairs.target])
-            fresh = sum(len(part) for part in ids) - sum(len(part) for part in items)
-            items.append(torch.full((fresh,), item))
-        return similarity_loss(torch.cat(embeddings).float(), torch.cat(ids), torch.cat(items).to(videos.device))
-
-    def _weighted(self, losses: dict[str, Tensor]) -> Tensor:
-        weights = {
-            "class": self.config.losses.class_weight,
-            "mask": self.config.losses.mask_weight,
-            "dice": self.config.losses.dice_weight,
-            "similarity": self.config.losses.similarity_weight,
-            "sounding": self.config.losses.sounding_weight,
-            "tags": self.config.losses.tag_weight,
-            "peaks": self.config.losses.peak_weight,
-        }
-        return torch.stack([weights[name.split("_")[1]] * value for name, value in losses.items()]).sum()
+        losses.update(clip_losses(self.model.tracker, clips, self.config.losses, draw))
 
 
-def _note(losses: dict[str, Tensor], level: str, head: int, heads: int, parts: dict[str, Tensor]) -> None:
-    suffix = "" if head == heads - 1 else f"_{head}"
-    for kind, value in parts.items():
-        losses[f"{level}_{kind}{suffix}"] = value
-
-
-def _mask_count(own: int, device: torch.device) -> float:
-    """Objects that mask losses are divided by: the mean over processes, at least 1."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return float(max(1, own))
-    count = torch.tensor(float(own), device=device)
-    dist.all_reduce(count)
-    return max(1.0, count.item() / dist.get_world_size())
+def _by_clip(frames: Tensor, batch: int) -> Tensor:
+    """Frames [B T, ...] of B clips as [B, T, ...]."""
+    clips: Tensor = frames.unflatten(0, (batch, -1))
+    return clips

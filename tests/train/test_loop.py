@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 from dataclasses import replace
@@ -30,6 +31,7 @@ from avis_stream.errors import AvisStreamError, CheckpointError, ConfigError
 from avis_stream.models.avism import AVISM
 from avis_stream.synth.procedural import ProceduralLibrary
 from avis_stream.synth.protocol import Protocol
+from avis_stream.train import clip_losses as clips_module
 from avis_stream.train import step as step_module
 from avis_stream.train.batch import ClipSample
 from avis_stream.train.loop import Stopped, train
@@ -98,8 +100,10 @@ def test_a_resumed_run_goes_on_exactly(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_asked_to_stop_it_saves_and_stops(tmp_path: Path, number: int) -> None:
     def ask(step: int, _: dict[str, float]) -> None:
-        if step == 2:
-            os.kill(os.getpid(), number)
+        if step == 2:  # as a terminal or a scheduler does it: to every process of the group
+            for process in (*multiprocessing.active_children(), multiprocessing.current_process()):
+                assert process.pid is not None
+                os.kill(process.pid, number)
 
     with pytest.raises(Stopped, match=r"stopped after step 2; go on with --resume"):
         train(fresh_model(), OneClip(), QUICK, tmp_path, log=ask)
@@ -197,7 +201,7 @@ def losses_and_gradients(model: AVISM, number: int, config: TrainConfig) -> tupl
     module: nn.Module = ClipLosses(model, config)
     if dist.is_initialized():
         module = nn.parallel.DistributedDataParallel(module)
-    losses = module([sample], model.hear(sample.seconds)[None], points_of(number))
+    losses = module([sample], points_of(number))
     losses["total"].backward()
     return losses["total"].item(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
@@ -219,12 +223,14 @@ def test_two_processes_learn_what_one_would(tmp_path: Path, monkeypatch: pytest.
         assert torch.equal(value, ranks[1][2][name]), f"{name} differs between the ranks after 20 steps"
 
     counts: list[int] = []
-    monkeypatch.setattr(step_module, "_mask_count", lambda own, _: counts.append(own) or 1.0)
+    for module in (step_module, clips_module):
+        monkeypatch.setattr(module, "mask_count", lambda own, _: counts.append(own) or 1.0)
     for number in (3, 6):
         losses_and_gradients(fresh_model(), number, QUICK)
     # frame count, clip count of the first clip, then of the second: both ranks divide by the mean
     shared = iter([max(1.0, (counts[0] + counts[2]) / 2), max(1.0, (counts[1] + counts[3]) / 2)] * 2)
-    monkeypatch.setattr(step_module, "_mask_count", lambda *_: next(shared))
+    for module in (step_module, clips_module):
+        monkeypatch.setattr(module, "mask_count", lambda *_: next(shared))
     one = [losses_and_gradients(fresh_model(), number, QUICK) for number in (3, 6)]
     for rank in range(2):
         assert ranks[rank][0] == pytest.approx(one[rank][0], rel=1e-6)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import threading
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from avis_stream.config import AVISEG_CLASSES, TrainConfig
-from avis_stream.errors import ConfigError, ShapeError
+from avis_stream.errors import ConfigError, DataError, ShapeError
 from avis_stream.presets import preset
 from avis_stream.synth.procedural import ProceduralLibrary
 from avis_stream.synth.protocol import Protocol
@@ -148,8 +148,7 @@ def test_every_loss_of_the_small_model_is_finite_and_reaches_its_part() -> None:
     build_optimiser(model, config)
     model.train()
     samples = clips_with_silence(2)
-    features = torch.stack([model.hear(sample.seconds) for sample in samples])
-    losses = ClipLosses(model, config)(samples, features, random_points(model.device))
+    losses = ClipLosses(model, config)(samples, random_points(model.device))
     assert {"frame_sounding", "frame_sounding_0", "frame_tags", "frame_peaks"} <= losses.keys()
     assert all(torch.isfinite(value) for value in losses.values())
     weights = config.losses
@@ -181,17 +180,31 @@ def test_frozen_parts_do_not_learn_and_must_exist() -> None:
         build_optimiser(model, TrainConfig(frozen=("backbone.steam",)))
 
 
-def test_clips_are_made_ahead_in_order_and_nowhere_else(tmp_path: Path) -> None:
-    asked: list[tuple[int, str]] = []
+def test_clips_are_made_in_order_by_a_process_that_ends_with_the_run(tmp_path: Path) -> None:
+    diary = tmp_path / "asked"
 
     class Noting:
         def clip(self, number: int) -> ClipSample:
-            asked.append((number, threading.current_thread().name))
+            with diary.open("a") as file:
+                file.write(f"{number} {os.getpid()}\n")
             return source().clip(3)
 
     model = unfolded_model(preset("avism_mini").with_overrides(SMALL), None, "")
     config = TrainConfig(steps=3, frames=3, clips=2, query_layers=1, losses=replace(TrainConfig().losses, points=32))
     train(model, Noting(), config, tmp_path)
-    assert [number for number, _ in asked][:6] == [0, 1, 2, 3, 4, 5]
-    assert all(name.startswith("clips") for _, name in asked)
-    assert not any(thread.name.startswith("clips") for thread in threading.enumerate())
+    asked = [tuple(map(int, line.split())) for line in diary.read_text().splitlines()]
+    assert [number for number, _ in asked] == [0, 1, 2, 3, 4, 5]
+    (maker,) = {pid for _, pid in asked}
+    assert maker != os.getpid()
+    with pytest.raises(ProcessLookupError):
+        os.kill(maker, 0)
+
+
+def test_what_a_source_refuses_is_said_in_its_own_words(tmp_path: Path) -> None:
+    class Refusing:
+        def clip(self, number: int) -> ClipSample:
+            raise DataError(f"clip {number} is torn; mend it")
+
+    model = unfolded_model(preset("avism_mini").with_overrides(SMALL), None, "")
+    with pytest.raises(DataError, match=r"^clip 0 is torn; mend it$"):
+        train(model, Refusing(), TrainConfig(steps=1), tmp_path)
