@@ -63,6 +63,10 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     run.add_argument("--save-masks", choices=["png", "rle", "none"], default="none")
     run.add_argument("--no-video", action="store_true", help="do not write overlay.mp4")
+    run.add_argument(
+        "--overlay", choices=["auto", "camera", "sampled"], default="auto",
+        help="rate of overlay.mp4: the camera's, or that of the sampled frames (default: the camera's for avism_mini)",
+    )  # fmt: skip
     run.add_argument("--memory-budget", type=_size, metavar="SIZE", help="for mask features, e.g. 2G (default: half)")
     run.add_argument("--out", type=Path, help="output folder (default out/NAME)")
     run.add_argument("--force", action="store_true", help="replace results that are there")
@@ -199,7 +203,12 @@ def _run(options: argparse.Namespace) -> None:
     )
     clip = open_clip(options.input, audio=options.audio, fps=options.fps, previous=model.wants_previous)
     out = options.out or Path("out") / clip.name
-    wanted = RunOptions(save_masks=options.save_masks, video=not options.no_video, memory_bytes=options.memory_budget)
+    wanted = RunOptions(
+        save_masks=options.save_masks,
+        video=not options.no_video,
+        overlay=options.overlay,
+        memory_bytes=options.memory_budget,
+    )
     with output_folder(out, force=options.force) as folder:
         if options.mode == "online":
             stream = run_online(model, clip, folder, wanted)

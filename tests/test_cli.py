@@ -14,6 +14,9 @@ from media_files import Media, clicks, regular, write_media
 from PIL import Image
 
 from avis_stream.cli import main
+from avis_stream.commands.film import drawn_again
+from avis_stream.sources.file import open_clip
+from avis_stream.weights import load
 
 DRY = ["--model", "avism_mini", "--weights", "random"]
 EVERYTHING = ["--set", "postprocess.score_threshold=0.0001", "--set", "postprocess.top_k=3"]
@@ -50,7 +53,31 @@ def test_run_writes_everything(clip: Path, tmp_path: Path) -> None:
     assert summary["stages"]["localize"] > 0
     with av.open(str(out / "overlay.mp4")) as container:
         assert len(container.streams.audio) == 1
+        assert sum(1 for _ in container.decode(video=0)) == 30, "a quick model draws on every picture of the camera"
+
+
+def test_the_overlay_may_keep_to_the_sampled_frames(clip: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert main(["run", str(clip), *DRY, "--overlay", "sampled", "--out", str(out)]) == 0
+    with av.open(str(out / "overlay.mp4")) as container:
         assert sum(1 for _ in container.decode(video=0)) == 3
+
+
+def test_masks_on_sampled_pictures_are_the_same_at_camera_rate(clip: Path) -> None:
+    torch.manual_seed(0)
+    model = load("avism_mini", "random", settings=EVERYTHING[1::2])
+    recording = open_clip(clip)
+    images = torch.stack([pair.frame.image for pair in recording])
+    sound = torch.cat([pair.audio for pair in recording])
+    result = model.segment(images, sound)
+    assert len(result)
+    film = [frame for _, frame in drawn_again(model, recording.at(10), result, recording.fps)]
+    assert len(film) == 30
+    for k, frame in enumerate(result.results()):
+        again = film[10 * k]
+        assert torch.equal(again.sounding, frame.sounding)
+        differing = (again.mask != frame.mask).float().mean()
+        assert differing < 1e-3, "but for pixels whose logit is within rounding of 0"
 
 
 def test_existing_results_are_not_overwritten(clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

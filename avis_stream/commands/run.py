@@ -6,13 +6,15 @@ import json
 import logging
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from tqdm import tqdm
 
+from avis_stream.commands.film import drawn_again
+from avis_stream.config import MobileNetConfig
 from avis_stream.data.annotations import parse_predictions, read_annotations
 from avis_stream.files import atomic_path
 from avis_stream.memory import available_disk_bytes, available_memory_bytes
@@ -46,6 +48,9 @@ class RunOptions:
     save_masks: str = "none"
     """`png`, `rle` or `none`."""
     video: bool = True
+    overlay: Literal["auto", "camera", "sampled"] = "auto"
+    """Rate of the overlay: the camera's, each picture with masks of its own, or that of the sampled frames; `auto` is
+    the camera's where the model is quick enough for every picture."""
     memory_bytes: int | None = None
     """For mask features; None: half of what is free."""
     truth: Path | None = None
@@ -80,6 +85,15 @@ def run_offline(model: AVISM, clip: Clip, folder: Path, options: RunOptions) -> 
     predictions = result.to_aviseg(video_id=1)
     if options.truth is not None:
         summary.add(metrics=_scores(options.truth, predictions))
+    film_fps = _film_fps(model, clip, options)
+    if film_fps is not None:
+        options = replace(options, video=False)
+        film = clip.at(film_fps)
+        overlay = OverlayWriter(folder / "overlay.mp4", model.classes, fps=film_fps, sound=clip)
+        with Writers([overlay]) as writers, timer("film"):
+            drawn = drawn_again(model, film, result, clip.fps)
+            for pair, frame in progress(drawn, film.expected_frames, "overlay"):
+                writers.write(pair, frame)
     with Writers([*result_writers(model, clip, folder, options), summary]) as writers, timer("write"):
         pairs = progress(clip, result.frames, "writing")
         for pair, frame in zip(pairs, result.results(1 / clip.fps), strict=False):
@@ -88,6 +102,13 @@ def run_offline(model: AVISM, clip: Clip, folder: Path, options: RunOptions) -> 
     with atomic_path(folder / "predictions.json") as path:
         path.write_text(json.dumps(predictions) + "\n", encoding="utf-8")
     return result
+
+
+def _film_fps(model: AVISM, clip: Clip, options: RunOptions) -> float | None:
+    """Rate of an overlay at camera rate; None for one of the sampled frames, or for none."""
+    quick = isinstance(model.config.backbone, MobileNetConfig)
+    wanted = options.overlay == "camera" or (options.overlay == "auto" and quick)
+    return clip.camera_fps if options.video and wanted else None
 
 
 def _scores(truth: Path, predictions: list[dict[str, Any]]) -> dict[str, Any]:

@@ -32,6 +32,8 @@ class ClipResult:
     """(height, width) of the masks."""
     presence: Tensor | None = None
     """float32 [I, T], chance of sounding in each frame; None for models without a sounding head."""
+    mask_embed: Tensor | None = None
+    """float32 [I, Cm]: their products with the mask features of any picture of the clip are its mask logits."""
 
     def __len__(self) -> int:
         return len(self.score)
@@ -45,6 +47,10 @@ class ClipResult:
         if not 0 <= t < self.frames:
             raise IndexError(f"frame {t} of a clip of {self.frames} frames")
         return torch.stack([rle.decode(track[t]) for track in self.rles]) if len(self) else self._nothing()
+
+    def sounding(self, t: int) -> Tensor:
+        """Which instances have a mask in frame t, bool [I]."""
+        return torch.tensor([rle.area(track[t]) > 0 for track in self.rles], dtype=torch.bool)
 
     def rle(self, i: int) -> list[Rle]:
         """Masks of instance i as T COCO run-length codes."""
@@ -76,7 +82,7 @@ class ClipResult:
         """
         track_id = torch.arange(1, len(self) + 1)
         for t in range(self.frames):
-            sounding = torch.tensor([rle.area(track[t]) > 0 for track in self.rles], dtype=torch.bool)
+            sounding = self.sounding(t)
             boxes = [rle.box(track[t]) for track in self.rles]
             yield OnlineResult(
                 pts_ns=round(t * frame_seconds * NANOSECONDS),

@@ -85,6 +85,7 @@ def segment_clip(
         frames=len(localized.audio),
         size=sizes.output,
         presence=None if found.presence is None else found.presence.cpu(),
+        mask_embed=tracks.mask_embed[found.query_id].cpu(),
     )
 
 

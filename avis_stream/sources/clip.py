@@ -28,6 +28,9 @@ class Pictures(Protocol):
     @property
     def duration_seconds(self) -> float | None: ...
 
+    @property
+    def rate(self) -> Fraction | None: ...
+
     def sample(self, fps: Fraction, *, previous: bool) -> Iterator[Picture]: ...
 
 
@@ -63,6 +66,16 @@ class Clip:
     def fps(self) -> float:
         """Frames handed out per second."""
         return float(self._fps)
+
+    @property
+    def camera_fps(self) -> float | None:
+        """Pictures a second that were taken, on average; None where the recording has no more than are handed out."""
+        rate = self._pictures.rate
+        return None if rate is None or rate <= self._fps else float(rate)
+
+    def at(self, fps: float) -> Clip:
+        """The same recording, handed out at another rate, without earlier pictures."""
+        return Clip(self.name, self._pictures, self._track, Fraction(fps).limit_denominator(1001), previous=False)
 
     @property
     def duration_seconds(self) -> float | None:

@@ -32,6 +32,11 @@ class FolderPictures:
     fps: Fraction
 
     @property
+    def rate(self) -> None:
+        """Every image is handed out: there are no pictures in between."""
+        return None
+
+    @property
     def duration_seconds(self) -> float:
         """One interval for each image."""
         return float(len(self.images) / self.fps)
