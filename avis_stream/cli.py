@@ -80,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     synth.add_argument("--seed", type=int, default=0, metavar="N")
     synth.add_argument("--assets", type=Path, metavar="DIR", help="cut-outs and sounds; without: drawn by the program")
     synth.add_argument("--protocol", type=Path, metavar="FILE", help="instead of the frozen protocol_v1.json")
+    synth.add_argument("--streams", action="store_true", help="minutes long, by the frozen streams_v1.json")
     synth.add_argument("--photographs", action="store_true", help="only real labelled photographs as scenes")
     synth.add_argument("--classes", metavar="NAMES", help="with commas, or disjoint: those that splits do not share")
     synth.add_argument("--films", action="store_true", help="also an MP4 of each scene at camera rate")
@@ -227,6 +228,7 @@ def _report(objects: int, frames: int, out: Path) -> None:
 
 def _synth(options: argparse.Namespace) -> None:
     from avis_stream.commands.synth import make_set
+    from avis_stream.synth.protocol import STREAMS
 
     written = make_set(
         options.out,
@@ -234,7 +236,7 @@ def _synth(options: argparse.Namespace) -> None:
         videos=options.videos,
         seed=options.seed,
         assets=options.assets,
-        protocol_file=options.protocol,
+        protocol_file=STREAMS if options.streams else options.protocol,
         photographs=options.photographs,
         films=options.films,
         classes=options.classes,

@@ -31,7 +31,7 @@ from avis_stream.synth.procedural import ProceduralLibrary
 from avis_stream.synth.protocol import Protocol
 from avis_stream.train.dataset_clips import DatasetClips
 from avis_stream.train.loop import train
-from avis_stream.train.source import ClipSource, SynthClips, harder
+from avis_stream.train.source import ClipSource, SynthClips, harder, streaming
 from avis_stream.train.streams import (
     ALL_BUT_THE_TRACKER,
     LocalizedStream,
@@ -171,7 +171,7 @@ def _source(data: str, config: AVISMConfig, schedule: TrainConfig) -> ClipSource
     small = network_size(height, width, config.input)
     return SynthClips(
         library,
-        harder(protocol),
+        streaming(protocol) if schedule.streams.count else harder(protocol),
         frames=schedule.frames,
         size=(small[1], small[0]),
         seed=schedule.seed,

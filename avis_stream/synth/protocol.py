@@ -5,14 +5,17 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from avis_stream.errors import DataError
 
 SPLITS = ("train", "val", "test")
-DEFAULT = Path(__file__).parents[1] / "data" / "protocol_v1.json"
+_SHIPPED = Path(__file__).parents[1] / "data"
+DEFAULT = _SHIPPED / "protocol_v1.json"
+STREAMS = _SHIPPED / "streams_v1.json"
+"""Minutes instead of seconds, for what an online model remembers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +69,11 @@ class Protocol:
     """Pictures of the demo clip, which no split may show."""
     digest: str
     """SHA-256 of the file's contents (keys sorted), in every result."""
+    visit_seconds: tuple[int, int] | None = None
+    """Objects come and go all the time and stay for so long; away, for `leaves_seconds`, short absences as likely as
+    long ones. None: each leaves once at most."""
+    returns_differ: bool = False
+    """Whoever returns does so elsewhere, in another size, light and perhaps mirrored; False: mirrored at most."""
 
     @staticmethod
     @functools.cache
@@ -79,9 +87,10 @@ class Protocol:
             plain: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise DataError(f"{path}: cannot be read as a protocol: {error}") from error
-        wanted = {f.name for f in fields(Protocol)} - {"digest"}
-        if set(plain) != wanted:
-            missing, unknown = sorted(wanted - set(plain)), sorted(set(plain) - wanted)
+        known = {f.name for f in fields(Protocol)} - {"digest"}
+        wanted = {f.name for f in fields(Protocol) if f.default is MISSING} - {"digest"}
+        if not wanted <= set(plain) <= known:
+            missing, unknown = sorted(wanted - set(plain)), sorted(set(plain) - known)
             raise DataError(f"{path}: fields missing {missing}, unknown {unknown}; see {DEFAULT.name}")
         canonical = json.dumps(plain, sort_keys=True, separators=(",", ":"))
         return Protocol(**_frozen(plain), digest=hashlib.sha256(canonical.encode()).hexdigest())

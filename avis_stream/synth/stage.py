@@ -48,6 +48,17 @@ class _Figure:
     reach: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Visit:
+    """What is different about a figure this time."""
+
+    flipped: bool
+    scale: float = 1.0
+    light: float = 1.0
+    centre: tuple[float, float] | None = None
+    """Where it is; None: where it always is."""
+
+
 class Stage:
     """A place with figures in it."""
 
@@ -75,6 +86,7 @@ class Stage:
             self._figures.append(_figure(actor, library, protocol, size, (slots[i] + 0.5) / len(slots), before, rng))
         self._returns = rng.random(len(story.actors)) < 0.5
         self._depth = _depth_order(story, rng)
+        self._visits = [_visits(actor, protocol, size, rng) for actor in story.actors]
 
     def shot(self, seconds: float) -> Shot:
         """Draws the instant `seconds`, 0 <= seconds < T; the same instant is drawn the same every time."""
@@ -84,9 +96,13 @@ class Stage:
         whole = np.zeros(len(self._figures))
         for k in self._depth:
             actor, figure = self._story.actors[k], self._figures[k]
-            if actor.present[min(int(max(seconds, 0)), len(actor.present) - 1)]:
-                flipped = bool(self._returns[k]) and _has_been_away(actor, seconds)
-                whole[k] = _paint(canvas, owner, k, figure, _swing(actor, seconds), self._camera, seconds, flipped)
+            second = min(int(max(seconds, 0)), len(actor.present) - 1)
+            if actor.present[second]:
+                if self._visits[k]:
+                    visit = self._visits[k][_visit_number(actor, second)]
+                else:
+                    visit = _Visit(flipped=bool(self._returns[k]) and _has_been_away(actor, seconds))
+                whole[k] = _paint(canvas, owner, k, figure, visit, _swing(actor, seconds), self._camera, seconds)
         visible: list[NDArray[np.bool_] | None] = []
         for k in range(len(self._figures)):
             mask = owner == k
@@ -269,25 +285,50 @@ def _has_been_away(actor: Actor, seconds: float) -> bool:
     return not actor.present[: int(max(seconds, 0)) + 1].all()
 
 
+def _visits(actor: Actor, protocol: Protocol, size: tuple[int, int], rng: Rng) -> list[_Visit]:
+    """How an actor looks each time it comes; nothing, where it looks the same each time."""
+    if not protocol.returns_differ:
+        return []
+    width, height = size
+    low, high = np.log(protocol.object_scale)
+    return [
+        _Visit(
+            flipped=bool(rng.random() < 0.5),
+            scale=float(np.exp(rng.uniform(low, high) / 2)),
+            light=float(rng.uniform(0.65, 1.35)),
+            centre=(float(rng.uniform(0.12, 0.88) * width), float(rng.uniform(0.45, 0.72) * height)),
+        )
+        for _ in range(_visit_number(actor, len(actor.present) - 1) + 1)
+    ]
+
+
+def _visit_number(actor: Actor, second: int) -> int:
+    """How often an actor had come before the visit of `second`, or the last one before it."""
+    arrivals = np.flatnonzero(np.diff(np.concatenate([[False], actor.present[: second + 1]]).astype(np.int8)) > 0)
+    return max(0, len(arrivals) - 1)
+
+
 def _paint(
     canvas: NDArray[np.float32],
     owner: NDArray[np.int16],
     k: int,
     figure: _Figure,
+    visit: _Visit,
     swing: float,
     camera: _Camera,
     seconds: float,
-    flipped: bool,
 ) -> int:
     """Paints a figure over the canvas and claims its pixels; returns how many it has, hidden and outside ones too."""
     wave = np.sin(2 * np.pi * figure.beat[0] * seconds + figure.beat[1]) * swing * figure.reach
-    scale = figure.scale * (1 + 0.05 * wave[0])
+    scale = figure.scale * visit.scale * (1 + 0.05 * wave[0])
     turn_x, turn_y = camera.offset(seconds)
     height = canvas.shape[0]
-    x = figure.centre[0] + figure.drift[0] * seconds + 0.012 * height * wave[2] - turn_x
-    y = figure.centre[1] + figure.drift[1] * seconds - 0.02 * height * abs(wave[3]) - turn_y
+    # Nobody drifts for minutes: those who come again have a place of their own each time.
+    centre, drifting = (figure.centre, seconds) if visit.centre is None else (visit.centre, 0.0)
+    x = centre[0] + figure.drift[0] * drifting + 0.012 * height * wave[2] - turn_x
+    y = centre[1] + figure.drift[1] * drifting - 0.02 * height * abs(wave[3]) - turn_y
     picture = Image.fromarray(figure.rgba.astype(np.uint8))
-    if flipped:
+    if visit.flipped:
         picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     size = (max(2, round(picture.width * scale)), max(2, round(picture.height * scale)))
     picture = picture.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
@@ -303,7 +344,7 @@ def _paint(
         region = canvas[y0:y1, x0:x1]
         # The light of the place falls on the figure too.
         figure_mean, place_mean = drawn[solid][:, :3].mean(), region.mean()
-        lit = drawn[inside][..., :3] * (1 + 0.25 * (place_mean - figure_mean) / (figure_mean + 30))
+        lit = drawn[inside][..., :3] * visit.light * (1 + 0.25 * (place_mean - figure_mean) / (figure_mean + 30))
         region[...] = region * (1 - alpha) + np.clip(lit, 0, 255) * alpha
         owner[y0:y1, x0:x1][solid[inside]] = k
     return int(solid.sum())

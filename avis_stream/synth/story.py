@@ -105,6 +105,15 @@ def _cast(protocol: Protocol, classes: Sequence[str], rng: Rng) -> tuple[list[st
 def _presence(protocol: Protocol, seconds: int, rng: Rng) -> Flags:
     present = np.ones(seconds, bool)
     low, high = protocol.leaves_seconds
+    if protocol.visit_seconds is not None:
+        shortest, longest = protocol.visit_seconds
+        at = int(rng.integers(-longest, longest))  # some are away when the stream begins
+        while at < seconds:
+            stays = int(rng.integers(shortest, longest + 1))
+            away = round(np.exp(rng.uniform(np.log(low), np.log(high))))
+            present[max(0, at + stays) : max(0, at + stays + away)] = False
+            at += stays + away
+        return present
     if seconds > high + 4 and rng.random() < protocol.leaves_share:
         away = int(rng.integers(low, high + 1))
         begin = int(rng.integers(2, seconds - away - 1))

@@ -43,6 +43,11 @@ def harder(protocol: Protocol) -> Protocol:
     return replace(protocol, pair_share=0.5, pair_cued_share=0.67, offscreen_share=0.3)
 
 
+def streaming(protocol: Protocol) -> Protocol:
+    """The same for streams of a minute: everyone comes and goes, and looks another way each time."""
+    return replace(harder(protocol), visit_seconds=(5, 25), leaves_seconds=(4, 40), returns_differ=True)
+
+
 _DISJOINT_SHARE = 0.6
 """Scenes of those classes alone that have enough cut-outs to learn more than these cut-outs from."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from avis_stream.data import rle
 from avis_stream.errors import DataError
 from avis_stream.synth.assets import AssetLibrary, picture_key, sound_key
 from avis_stream.synth.procedural import ProceduralLibrary
-from avis_stream.synth.protocol import Protocol
+from avis_stream.synth.protocol import STREAMS, Protocol
 from avis_stream.synth.scene import Scene, make_scene
 from avis_stream.synth.soundscape import RATE, runs
 from avis_stream.synth.story import tell_story
@@ -34,6 +35,33 @@ def scene(index: int, seed: int = 0, protocol: Protocol = SMALL) -> Scene:
 def test_the_protocol_is_frozen() -> None:
     """Results name this hash: a change of the protocol is a new file, not an edit of this one."""
     assert Protocol.load().digest == "4bee64e73e4d4c4e08bf2481a26a9c6e77e054398c0435fcb7f535da6de204b2"
+
+
+def test_the_protocol_of_streams_is_frozen() -> None:
+    assert Protocol.load(STREAMS).digest == "c49c77f63531170d8e7941b3e5f74296a26076caf294641a488e3e942490f551"
+
+
+def test_streams_are_full_of_absences_and_returns_look_different() -> None:
+    protocol = replace(Protocol.load(STREAMS), size=(96, 64), visit_seconds=(2, 5), leaves_seconds=(2, 20))
+    library = ProceduralLibrary()
+    stories = [tell_story(protocol, library.classes, 120, np.random.default_rng(i)) for i in range(20)]
+    stays, gaps = [], []
+    for actor in (a for story in stories for a in story.actors):
+        visits = runs(actor.present)
+        stays += [end - begin for begin, end in visits[1:-1]]
+        gaps += [later[0] - earlier[1] for earlier, later in pairwise(visits)]
+    assert 2 <= min(stays) <= max(stays) <= 5
+    assert 2 <= min(gaps) <= max(gaps) <= 20
+    assert np.median(gaps) < 9, "short absences are as likely as long ones, on a scale of ratios"
+
+    made = make_scene(library, protocol, seed=0, index=1, seconds=(60, 60), size=(96, 64), photograph_share=0.0)
+    visits = runs(made.story.actors[0].present)
+    places = []
+    for begin, _ in visits:
+        seen = made.stage.shot(begin + 0.5).visible[0]
+        if seen is not None:
+            places.append((*np.argwhere(seen).mean(0).round(), int(seen.sum())))
+    assert len(set(places)) == len(places) > 2
 
 
 def test_the_same_seed_makes_the_same_video_and_another_does_not() -> None:
