@@ -95,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     answers.add_argument("--weights", metavar="FILE", help='let a model answer: a weight file, or "bundled"')
     score.add_argument("--model", choices=list(PRESETS), default="avism_mini", help="of --weights that do not say")
     score.add_argument("--device", default="cpu")
+    score.add_argument("--mode", choices=["offline", "online"], default="offline", help="of --weights, as for run")
     score.add_argument("--save", type=Path, metavar="FILE", help="keep the model's answers (default: forget them)")
     score.add_argument("--set", action="extend", nargs="+", default=[], metavar="FIELD=VALUE", dest="settings")
     score.add_argument("--metrics", choices=["official", "fixed", "paper"], default="official")
@@ -276,11 +277,13 @@ def _eval(options: argparse.Namespace) -> None:
     if options.predictions is not None:
         text = evaluate_predictions(options.data, options.split, options.predictions, wanted)
     else:
+        from avis_stream.online import OnlineConfig
         from avis_stream.weights import load
 
         weights = None if options.weights == "bundled" else options.weights
         model = load(options.model, weights, options.device, settings=options.settings)
-        text = evaluate_model(model, options.data, options.split, wanted, keep=options.save)
+        online = OnlineConfig() if options.mode == "online" else None
+        text = evaluate_model(model, options.data, options.split, wanted, keep=options.save, online=online)
     sys.stdout.write(text + "\n")
 
 

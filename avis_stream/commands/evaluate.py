@@ -23,6 +23,8 @@ from avis_stream.metrics.evaluate import Scores
 from avis_stream.metrics.fsla import Mode
 from avis_stream.models.avism import AVISM
 from avis_stream.models.predict import predict
+from avis_stream.online import OnlineConfig, OnlineSegmenter
+from avis_stream.online.predictions import predict_streams
 from avis_stream.writers.verdicts import draw_verdicts
 
 COLUMNS = {
@@ -100,7 +102,9 @@ def evaluate_predictions(data: Path, split: str, predictions: Path, options: Eva
     return text
 
 
-def evaluate_model(model: AVISM, data: Path, split: str, options: EvalOptions, *, keep: Path | None) -> str:
+def evaluate_model(
+    model: AVISM, data: Path, split: str, options: EvalOptions, *, keep: Path | None, online: OnlineConfig | None = None
+) -> str:
     """Lets a model answer for every video of a split and scores that; returns the table for people.
 
     Args:
@@ -109,11 +113,13 @@ def evaluate_model(model: AVISM, data: Path, split: str, options: EvalOptions, *
         split: Its name.
         options: As for `evaluate_predictions`.
         keep: Where the answers stay; None: nowhere.
+        online: Run each video as a stream; None: each as a whole.
     Raises:
         DataError: The split is missing or broken, or has classes that the model does not know.
     """
     opened = open_split(data, split, model.classes)
-    bar = tqdm(predict(model, opened), total=len(opened), desc=split, unit="video", disable=not sys.stderr.isatty())
+    answering = predict(model, opened) if online is None else predict_streams(OnlineSegmenter(model, online), opened)
+    bar = tqdm(answering, total=len(opened), desc=split, unit="video", disable=not sys.stderr.isatty())
     answers = json.dumps([entry for video in bar for entry in video]) + "\n"
     with TemporaryDirectory() as folder:
         with atomic_path(keep or Path(folder) / f"{model.config.name}.json") as temporary:

@@ -1,0 +1,62 @@
+"""Data sets run as streams, and `eval --mode online`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from small_model import SMALL, open_config, small_model
+
+from avis_stream.cli import main
+from avis_stream.data.annotations import parse_predictions
+from avis_stream.data.dataset import DataSplit, open_split
+from avis_stream.online import OnlineSegmenter
+from avis_stream.online.predictions import StreamPredictions, predict_streams, run_video
+from avis_stream.synth.procedural import ProceduralLibrary
+from avis_stream.synth.protocol import Protocol
+from avis_stream.synth.scene import make_scene
+from avis_stream.synth.write import write_set
+
+
+@pytest.fixture(scope="module")
+def split(tmp_path_factory: pytest.TempPathFactory) -> DataSplit:
+    protocol = replace(Protocol.load(), size=(96, 64))
+    scenes = [
+        make_scene(ProceduralLibrary(), protocol, seed=1, index=i, seconds=(5, 5), size=(96, 64), photograph_share=0.0)
+        for i in range(2)
+    ]
+    root: Path = tmp_path_factory.mktemp("made")
+    write_set(root, "test", scenes, protocol, seed=1)
+    return open_split(root, "test", small_model().classes)
+
+
+def test_a_video_is_stepped_through_frame_by_frame(split: DataSplit) -> None:
+    online = OnlineSegmenter(small_model(), open_config(silence_dbfs=None))
+    video = split.annotations.videos[0]
+    gathered, state = StreamPredictions(), online.init_state()
+    for t in range(video.length):
+        sound = split.seconds(video, [t])[0]
+        result, state = online.step(split.image(video, t), sound, state, previous=split.previous(video, t))
+        gathered.add(result)
+    entries = gathered.entries(video.id)
+    assert entries
+    found = next(iter(predict_streams(online, split)))
+    assert [(e["score"], e["segmentations"]) for e in found] == [(e["score"], e["segmentations"]) for e in entries]
+    parse_predictions(Path("streams"), found, split.annotations)
+
+
+@pytest.mark.parametrize("settings", [{"refine_delay": 2}, {"alignment": "official"}])
+def test_frames_that_wait_arrive_in_the_end(split: DataSplit, settings: dict[str, object]) -> None:
+    online = OnlineSegmenter(small_model(), open_config(**settings))
+    video = split.annotations.videos[1]
+    assert [result.frame_id for result in run_video(online, split, video)] == list(range(video.length))
+
+
+def test_eval_runs_a_model_online(split: DataSplit, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kept = tmp_path / "answers.json"
+    settings = [word for setting in SMALL for word in ("--set", setting)]
+    command = ["eval", "--data", str(split.root), "--split", "test", "--weights", "random", *settings]
+    assert main([*command, "--mode", "online", "--save", str(kept), "--metrics", "fixed"]) == 0
+    assert "FSLA" in capsys.readouterr().out
+    assert kept.exists()
