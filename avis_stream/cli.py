@@ -99,6 +99,10 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--save", type=Path, metavar="FILE", help="keep the model's answers (default: forget them)")
     score.add_argument("--set", action="extend", nargs="+", default=[], metavar="FIELD=VALUE", dest="settings")
     score.add_argument("--metrics", choices=["official", "fixed", "paper"], default="official")
+    score.add_argument(
+        "--as-live", type=Path, metavar="FILE",
+        help="score what had been delivered at each instant, with the latencies of these live results (JSON lines)",
+    )  # fmt: skip
     score.add_argument("--semantic", action="store_true", help="also mIoU and F-score of pixels")
     score.set_defaults(command=_eval)
 
@@ -270,9 +274,14 @@ def _convert(options: argparse.Namespace) -> None:
 
 def _eval(options: argparse.Namespace) -> None:
     from avis_stream.commands.evaluate import EvalOptions, evaluate_model, evaluate_predictions
+    from avis_stream.metrics import read_latencies
 
     wanted = EvalOptions(
-        mode=options.metrics, semantic=options.semantic, json_file=options.json, plot_file=options.plot
+        mode=options.metrics,
+        semantic=options.semantic,
+        json_file=options.json,
+        plot_file=options.plot,
+        latencies=tuple(read_latencies(options.as_live)) if options.as_live else (),
     )
     if options.predictions is not None:
         text = evaluate_predictions(options.data, options.split, options.predictions, wanted)

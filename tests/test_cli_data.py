@@ -98,6 +98,21 @@ def test_missing_files(arguments: list[str], words: str, here: Path, capsys: pyt
     assert not captured.out
 
 
+def test_eval_as_live_counts_lateness(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("live.jsonl").write_text('{"latency_ms": 0}\n')
+    assert main([*EVAL, "--metrics", "fixed", "--as-live", "live.jsonl"]) == 0
+    at_once = capsys.readouterr().out
+    Path("live.jsonl").write_text('{"latency_ms": 900}\n')
+    assert main([*EVAL, "--metrics", "fixed", "--as-live", "live.jsonl"]) == 0
+    late = capsys.readouterr().out
+    assert "latency 900 ms p50" in late
+
+    def fsla(text: str) -> float:
+        return float(next(line for line in text.splitlines() if line.startswith("all")).split()[1])
+
+    assert fsla(late) < fsla(at_once)
+
+
 def test_eval_of_answers_and_of_pixels(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*EVAL, "--metrics", "fixed", "--semantic"]) == 0
     assert "pixels: binary_mIoU 100.00, binary_F 100.00, semantic_mIoU" in capsys.readouterr().out

@@ -17,7 +17,15 @@ from avis_stream.commands.output import aligned
 from avis_stream.data.annotations import parse_predictions, read_annotations, read_json
 from avis_stream.data.dataset import annotation_file, open_split
 from avis_stream.files import atomic_path
-from avis_stream.metrics import Evaluation, evaluation, label_maps, parse_answers, score_answers, segmentation_summary
+from avis_stream.metrics import (
+    Evaluation,
+    as_live,
+    evaluation,
+    label_maps,
+    parse_answers,
+    score_answers,
+    segmentation_summary,
+)
 from avis_stream.metrics.answers import is_answers
 from avis_stream.metrics.evaluate import Scores
 from avis_stream.metrics.fsla import Mode
@@ -66,6 +74,8 @@ class EvalOptions:
     """Also score pixels: mIoU and F-score."""
     json_file: Path | None = None
     plot_file: Path | None = None
+    latencies: tuple[float, ...] = ()
+    """Seconds: score what had been delivered at each instant (`metrics/streaming.py`); none: what was answered."""
 
 
 def evaluate_predictions(data: Path, split: str, predictions: Path, options: EvalOptions) -> str:
@@ -89,8 +99,14 @@ def evaluate_predictions(data: Path, split: str, predictions: Path, options: Eva
         _write(options.json_file, report | {"mode": "answers", "summary": scores})
         return f"{head}answers second by second, in percent\n\n{table({'all': scores}, ANSWER_COLUMNS)}"
     found = parse_predictions(predictions, document, truth)
+    scored = f"{options.mode} scores"
+    if options.latencies:
+        truth, found = as_live(truth, found, 1.0, options.latencies)
+        ordered = sorted(options.latencies)
+        scored = f"{options.mode} scores as live (latency {1000 * ordered[len(ordered) // 2]:.0f} ms p50)"
+        report["latency_seconds_p50"] = ordered[len(ordered) // 2]
     result = evaluation(truth, found, options.mode)
-    text = f"{head}{options.mode} scores in percent\n\n{as_table(result)}"
+    text = f"{head}{scored} in percent\n\n{as_table(result)}"
     report |= as_json(result)
     if options.semantic:
         report["pixels"] = segmentation_summary(label_maps(truth, found))
