@@ -24,13 +24,14 @@ from avis_stream.errors import (
 )
 from avis_stream.models.avism import AVISM, RawOutputs
 from avis_stream.models.clip import ClipResult
-from avis_stream.types import AVPair, Event, OnlineResult, VideoFrame
+from avis_stream.types import AudioChunk, AVPair, Event, LiveResult, OnlineResult, VideoFrame
 from avis_stream.weights import from_official, load
 
 __all__ = [
     "AVISM",
     "AVISMConfig",
     "AVPair",
+    "AudioChunk",
     "AvisStreamError",
     "CheckpointError",
     "ClipResult",
@@ -38,6 +39,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "Event",
+    "LiveResult",
     "MediaError",
     "NativeUnavailableError",
     "OnlineConfig",
@@ -45,12 +47,15 @@ __all__ = [
     "OnlineSegmenter",
     "OnlineState",
     "RawOutputs",
+    "Session",
+    "SessionConfig",
     "ShapeError",
     "SourceError",
     "StateConsumedError",
     "VideoFrame",
     "__version__",
     "from_official",
+    "live",
     "load",
     "metrics",
     "ops",
@@ -59,14 +64,18 @@ __all__ = [
 if TYPE_CHECKING:
     from avis_stream import metrics
     from avis_stream.online import OnlineConfig, OnlineSegmenter, OnlineState
+    from avis_stream.stream.session import Session, SessionConfig, live
 
 _LATE = {
     "metrics": "avis_stream.metrics",
     "OnlineConfig": "avis_stream.online",
     "OnlineSegmenter": "avis_stream.online",
     "OnlineState": "avis_stream.online",
+    "Session": "avis_stream.stream.session",
+    "SessionConfig": "avis_stream.stream.session",
+    "live": "avis_stream.stream.session",
 }
-"""Names that need scipy, which takes longer to import than all the rest of the package, and where they are."""
+"""Names that need scipy or FFmpeg, which take longer to import than all the rest, and where they are."""
 
 
 def __getattr__(name: str) -> Any:

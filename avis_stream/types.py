@@ -6,6 +6,7 @@ Shape letters: `T` frames, `I` instances, `H W` pixels, `A` audio feature width.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -72,6 +73,8 @@ class AVPair:
     """float32 [SAMPLE_RATE], mono, in [-1, 1]; zeros where there was no sound."""
     audio_valid: float = 1.0
     """Share of the samples that were really heard, in [0, 1]."""
+    end_ns: int | None = None
+    """When the frame's interval ends, and with it the second of sound; None: not told."""
 
     def __post_init__(self) -> None:
         check_shape(self.audio, "AVPair.audio", f"{SAMPLE_RATE}", dtype=torch.float32)
@@ -82,11 +85,13 @@ class Event:
     """Something that happened to an identity, or to a source, at one instant."""
 
     kind: str
-    """For identities `born`, `sounding`, `silent`, `dormant`, `returned`, `dead`; for sources what the source says:
-    `gap`, `resized`."""
+    """For identities `born`, `sounding`, `silent`, `dormant`, `returned`, `dead`; for sources `gap`, `resized`,
+    `connected`, `lost`, `unreachable`, `reconnected`, `audio_missing`, `audio_back`, `audio_lost`, `drift`."""
     track_id: int | None = None
     detail: str = ""
     gap_seconds: float | None = None
+    source_id: str = ""
+    """Of the source, where it is one that speaks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,3 +140,27 @@ class OnlineResult:
     def pts_seconds(self) -> float:
         """`pts_ns` in seconds."""
         return self.pts_ns / NANOSECONDS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class LiveResult(OnlineResult):
+    """A result of a session, with all that is known about how it came about."""
+
+    pair: AVPair
+    """What the model saw and heard."""
+    latency_ms: float | None
+    """Age of the frame when its result was there; None for recordings read on demand."""
+    refreshed: bool
+    """True: the identities of the last step, drawn anew on this frame. False: a step of the tracker."""
+    dropped_since_last: Mapping[str, int] = field(default_factory=dict)
+    """Frames without a result since the last result, by cause."""
+
+    @property
+    def source_id(self) -> str:
+        """Of the frame."""
+        return self.pair.frame.source_id
+
+    @property
+    def segment(self) -> int:
+        """Of the frame."""
+        return self.pair.frame.segment

@@ -127,8 +127,9 @@ class Clip:
                         previous=picture.previous,
                     )
                     samples, heard = sound.ending_at((index + 1) / self._fps)
-                    yield AVPair(frame=frame, audio=torch.from_numpy(samples), audio_valid=heard)
                     index += 1
+                    end_ns = round(index * NANOSECONDS / self._fps)
+                    yield AVPair(frame=frame, audio=torch.from_numpy(samples), audio_valid=heard, end_ns=end_ns)
             except BrokenMedia as error:
                 if index == 0:
                     raise

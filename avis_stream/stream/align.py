@@ -115,4 +115,5 @@ class AVAligner:
     def _release(self, waiting: _Waiting) -> AVPair:
         self.late += not (self._audio_over or self._complete(waiting))
         samples, heard = self._ring.window(sample_of(waiting.sound_ends_ns))
-        return AVPair(frame=waiting.frame, audio=torch.from_numpy(samples), audio_valid=heard)
+        sound = torch.from_numpy(samples)
+        return AVPair(frame=waiting.frame, audio=sound, audio_valid=heard, end_ns=waiting.sound_ends_ns)

@@ -62,6 +62,8 @@ def _track(result: OnlineResult, row: int, classes: Sequence[str]) -> dict[str, 
 
 def _event(event: Event) -> dict[str, Any]:
     record: dict[str, Any] = {"kind": event.kind, "id": event.track_id}
+    if event.source_id:
+        record["source_id"] = event.source_id
     if event.detail:
         record["detail"] = event.detail
     if event.gap_seconds is not None:

@@ -1,0 +1,145 @@
+"""Two rates: a tracker step once a second, as the models were trained, and in between masks drawn anew on each frame.
+
+camera     | | | | | | | | | | | | | | | | | | | | | | | | |
+step       S                         S                         ids, classes, scores, who sounds
+refresh      R R R R R R R R R R R R   R R R R R R R R R R     the same, where they are now
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from torch import Tensor
+
+from avis_stream.checks import require
+from avis_stream.online import OnlineConfig, OnlineState
+from avis_stream.types import NANOSECONDS, AVPair, OnlineResult, VideoFrame
+
+_EARLY_NS = 20_000_000
+"""A step may come so much early, lest the frame after a second be waited for."""
+
+
+class Segmenter(Protocol):
+    """What is needed of `OnlineSegmenter`."""
+
+    @property
+    def config(self) -> OnlineConfig: ...
+
+    def init_state(self) -> OnlineState: ...
+
+    def step_pair(self, pair: AVPair, state: OnlineState) -> tuple[OnlineResult, OnlineState]: ...
+
+    def refresh(self, frame: Tensor, state: OnlineState, pts_ns: int | None = None) -> OnlineResult: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RatesConfig:
+    """How identities live through interruptions, and whether masks follow motion."""
+
+    refresh: bool = True
+    """Draw masks anew on frames between steps; False: such frames get no result."""
+    keep_seconds: float = 10.0
+    """After an interruption of up to so long identities simply go on; after a longer one each must be recognised."""
+    on_gap: str = "keep"
+    """`reset`: begin anew after an interruption longer than `keep_seconds`; ids then start again at 1."""
+
+    def __post_init__(self) -> None:
+        require(self.keep_seconds >= 0, "RatesConfig.keep_seconds", self.keep_seconds, ">= 0 s")
+        require(self.on_gap in ("keep", "reset"), "RatesConfig.on_gap", self.on_gap, '"keep" or "reset"')
+
+
+class TwoRates:
+    """One stream through a segmenter. Pure but for its state: time is the frames' own."""
+
+    def __init__(self, segmenter: Segmenter, config: RatesConfig | None = None) -> None:
+        self._segmenter = segmenter
+        self._config = config or RatesConfig()
+        self._state = segmenter.init_state()
+        self._hop_ns = round(segmenter.config.hop_seconds * NANOSECONDS)
+        self._last_step_ns: int | None = None
+        self._last_ns: int | None = None
+        self._segment = 0
+        """Of the source."""
+        self._told_segment = 0
+        """What the segmenter was told: goes up with long interruptions only."""
+
+    @property
+    def state(self) -> OnlineState:
+        """The tracker's."""
+        return self._state
+
+    def is_step(self, pair: AVPair) -> bool:
+        """Whether this frame is one for the tracker."""
+        if self._last_step_ns is None or pair.frame.segment != self._segment:
+            return True
+        return pair.frame.pts_ns - self._last_step_ns >= self._hop_ns - min(_EARLY_NS, self._hop_ns // 4)
+
+    def __call__(self, pair: AVPair) -> tuple[OnlineResult, bool] | None:
+        """Takes the next frame; returns what is known about it and whether it was only refreshed.
+
+        None: between steps, with `refresh=False`. Frames must come in order of time.
+        """
+        frame = pair.frame
+        if not self.is_step(pair):
+            if not self._config.refresh:
+                return None
+            self._last_ns = frame.pts_ns
+            result = self._segmenter.refresh(frame.image, self._state, frame.pts_ns)
+            return replace(result, frame_id=frame.frame_id), True
+        if frame.segment != self._segment:
+            self._interrupted(frame)
+        told = replace(pair, frame=replace(frame, segment=self._told_segment))
+        result, self._state = self._segmenter.step_pair(told, self._state)
+        self._last_step_ns = self._last_ns = frame.pts_ns
+        return result, False
+
+    def _interrupted(self, frame: VideoFrame) -> None:
+        self._segment = frame.segment
+        away = NANOSECONDS * self._config.keep_seconds
+        if self._last_ns is None or frame.pts_ns - self._last_ns <= away:
+            return
+        self._told_segment += 1
+        if self._config.on_gap == "reset":
+            self._state = self._segmenter.init_state()
+
+
+class EarlierPictures:
+    """Gives each frame the picture about 100 ms before it, for models with a motion cue."""
+
+    WANTED_NS = 100_000_000
+    LONGEST_NS = 250_000_000
+
+    def __init__(self) -> None:
+        self._frames: deque[VideoFrame] = deque(maxlen=32)
+
+    def attach(self, frame: VideoFrame) -> VideoFrame:
+        """The frame, with `previous` where there is a fitting one."""
+        while self._frames and not self._fits(self._frames[0], frame):
+            self._frames.popleft()
+        earlier = [f for f in self._frames if frame.pts_ns - f.pts_ns >= self.WANTED_NS - _EARLY_NS]
+        self._frames.append(frame)
+        return replace(frame, previous=earlier[-1].image) if earlier and frame.previous is None else frame
+
+    def _fits(self, earlier: VideoFrame, frame: VideoFrame) -> bool:
+        near = frame.pts_ns - earlier.pts_ns <= self.LONGEST_NS
+        return near and earlier.segment == frame.segment and earlier.image.shape == frame.image.shape
+
+
+class FramePeriod:
+    """How long a frame is shown: the median of the last distances, which single late or lost frames do not move."""
+
+    def __init__(self) -> None:
+        self._distances: deque[int] = deque(maxlen=9)
+        self._last: VideoFrame | None = None
+
+    def of(self, frame: VideoFrame) -> int:
+        """Nanoseconds; 40 ms until there is a distance."""
+        last, self._last = self._last, frame
+        if last is not None and last.segment == frame.segment:
+            self._distances.append(frame.pts_ns - last.pts_ns)
+        if not self._distances:
+            return 40_000_000
+        middle = sorted(self._distances)[len(self._distances) // 2]
+        return min(max(middle, 1_000_000), NANOSECONDS)

@@ -1,0 +1,210 @@
+"""Addresses, supervision and the clocks of live sources, on a clock that the tests hold."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from avis_stream.errors import ConfigError
+from avis_stream.sources.address import audio_address, redacted, video_address
+from avis_stream.sources.stream_clock import MicrophoneClock, StreamClock
+from avis_stream.sources.supervisor import Supervisor, SupervisorConfig
+from avis_stream.types import SAMPLE_RATE
+
+MS = 1_000_000
+S = 1_000_000_000
+
+
+@pytest.mark.parametrize(
+    ("wanted", "kind", "text"),
+    [
+        (0, "camera", "0"),
+        ("1", "camera", "1"),
+        ("/dev/video2", "camera", "/dev/video2"),
+        ("rtsp://host/cam", "network", "rtsp://host/cam"),
+        ("udp://@:5000", "network", "udp://@:5000"),
+        ("gst: videotestsrc ! appsink name=video", "pipeline", "videotestsrc ! appsink name=video"),
+        ("synthetic://flashbeep?fps=30", "synthetic", "synthetic://flashbeep?fps=30"),
+        ("clips/street.mp4", "file", "clips/street.mp4"),
+    ],
+)
+def test_what_people_write(wanted: str | int, kind: str, text: str) -> None:
+    address = video_address(wanted)
+    assert (address.kind, address.text) == (kind, text)
+
+
+@pytest.mark.parametrize("wanted", ["ftp://host/x.mp4", "synthetic://ball"])
+def test_what_nobody_knows_is_refused(wanted: str) -> None:
+    with pytest.raises(ConfigError, match="must be"):
+        video_address(wanted)
+
+
+def test_where_sound_comes_from() -> None:
+    assert audio_address(None) is None
+    assert audio_address("source") == "source"
+    microphone = audio_address("mic:USB Audio")
+    assert microphone is not None
+    assert microphone != "source"
+    assert (microphone.kind, microphone.text, microphone.shown) == ("microphone", "USB Audio", "mic:USB Audio")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "rtsp://admin:s3cr3t@10.0.0.7:554/cam",
+        "rtsp://admin:s3cr3t@x@10.0.0.7/cam",
+        "http://cam/video?user=a&password=s3cr3t&x=1",
+        "rtspsrc location=rtsp://10.0.0.7/cam user-id=admin user-pw=s3cr3t ! appsink",
+        'souphttpsrc location="http://u:s3cr3t@h/v" ! appsink',
+        "https://h/v.m3u8?token=s3cr3t",
+        "could not open rtsp://u:s3cr3t@h/ (401)",
+    ],
+)
+def test_no_password_is_shown(text: str) -> None:
+    assert "s3cr3t" not in redacted(text)
+    assert "***" in redacted(text)
+
+
+def test_what_is_no_password_stays() -> None:
+    for text in ("rtsp://10.0.0.7/cam", "gst: videotestsrc num-buffers=5 ! appsink name=video", "mail me @ noon"):
+        assert redacted(text) == text
+
+
+# --- supervision ------------------------------------------------------------------------------------------------------
+
+
+def test_a_source_that_never_comes_is_tried_ever_more_rarely() -> None:
+    supervisor = Supervisor("cam", SupervisorConfig())
+    now, tries, events = 0, [], []
+    while now < 60 * S:
+        if supervisor.wants(now) == "open":
+            tries.append(now / S)
+            supervisor.opened(now)
+            events += supervisor.ended("connection refused", now + 10 * MS)
+        now += 50 * MS
+    waits = np.diff(tries)
+    assert waits[:5] == pytest.approx([0.3, 0.55, 1.05, 2.05, 4.05], abs=0.06)
+    assert waits[5:] == pytest.approx(5.0, abs=0.06)
+    assert [(e.kind, e.detail) for e in events] == [("unreachable", "connection refused")]  # once, not eighteen times
+
+
+def test_a_source_that_comes_back_begins_a_segment() -> None:
+    supervisor = Supervisor("cam", SupervisorConfig())
+    supervisor.opened(0)
+    assert [e.kind for e in supervisor.media(1 * S)] == ["connected"]
+    assert supervisor.media(2 * S) == ()
+    (lost,) = supervisor.ended("end of stream", 3 * S)
+    assert (lost.kind, lost.detail, lost.source_id) == ("lost", "end of stream", "cam")
+    assert supervisor.wants(3 * S + 200 * MS) is None
+    assert supervisor.wants(3 * S + 250 * MS) == "open"
+    supervisor.opened(4 * S)
+    supervisor.ended("connection refused", 5 * S)
+    supervisor.opened(6 * S)
+    (back,) = supervisor.media(7 * S)
+    assert (back.kind, back.gap_seconds, supervisor.segment, supervisor.reconnects) == ("reconnected", 5.0, 1, 1)
+    supervisor.ended("end of stream", 8 * S)
+    assert supervisor.wants(8 * S + 250 * MS) == "open", "the wait begins small again"
+
+
+def test_a_source_that_freezes_or_hangs_is_closed() -> None:
+    supervisor = Supervisor("cam", SupervisorConfig(stall_seconds=2, open_seconds=8))
+    supervisor.opened(0)
+    assert supervisor.wants(8 * S) is None
+    assert supervisor.wants(9 * S) == "close"
+    supervisor.media(9 * S)
+    assert supervisor.wants(11 * S) is None
+    assert supervisor.wants(12 * S) == "close"
+
+
+def test_patience_may_end() -> None:
+    supervisor = Supervisor("cam", SupervisorConfig(give_up_seconds=3))
+    supervisor.opened(0)
+    supervisor.ended("no route", 1 * S)
+    assert supervisor.wants(3 * S) == "open"
+    assert supervisor.wants(4 * S + MS) == "give_up"
+
+
+# --- clocks -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_zero_of_stamps_is_found_behind_a_backlog() -> None:
+    """300 ms of a stream lay in buffers when it was opened; they arrive at once, the rest as it happens."""
+    clock = StreamClock(known=False)
+    placed = []
+    for n in range(100):
+        stamp = 1_460 * MS + n * 40 * MS  # MPEG-TS begins anywhere
+        arrival = max(5 * S, 5 * S - 300 * MS + n * 40 * MS) + (n % 3) * 2 * MS
+        at = clock.place(stamp, arrival)
+        placed.append((at, arrival))
+    kept = [(at, arrival) for at, arrival in placed if at is not None]
+    assert 78 <= len(kept) <= 82  # half a second and the backlog are passed over
+    lateness = [arrival - at for at, arrival in kept]
+    assert min(lateness) == 0
+    assert max(lateness) <= 4 * MS
+    assert all(b[0] > a[0] for a, b in itertools.pairwise(kept))
+
+
+@pytest.mark.parametrize("ppm", [-150, 150])
+def test_a_sender_whose_clock_is_off_is_followed(ppm: int) -> None:
+    clock = StreamClock(known=True)
+    worst = 0
+    for n in range(90_000):  # an hour
+        stamp = n * 40 * MS
+        arrival = round(stamp * (1 + ppm * 1e-6)) + 20 * MS + (n * 7919 % 11) * MS
+        at = clock.place(stamp, arrival)
+        assert at is not None
+        if n > 4500:
+            worst = max(worst, abs(arrival - (n * 7919 % 11) * MS - 20 * MS - at))
+    assert worst < 12 * MS  # without following: 540 ms
+
+
+def test_a_connection_that_cannot_keep_up_stays_visible() -> None:
+    clock = StreamClock(known=True)
+    for n in range(9_000):
+        arrival = n * 41 * MS  # 2.5 % too slow: nobody's crystal
+        at = clock.place(n * 40 * MS, arrival)
+    assert at is not None
+    assert arrival - at > 8_000 * MS
+
+
+def microphone_blocks(seconds: int, ppm: float, seed: int = 0) -> list[tuple[int, int]]:
+    """(samples, arrival) of 20-ms blocks of a card that is off by so much, late by up to some milliseconds."""
+    random = np.random.default_rng(seed)
+    blocks = []
+    for n in range(seconds * 50):
+        true_end = (n + 1) * 20 * MS * (1 + ppm * 1e-6)
+        late = abs(random.normal(0, 3)) + (random.random() < 0.01) * random.random() * 40
+        if n < 5:
+            late += 400
+        blocks.append((SAMPLE_RATE // 50, round(true_end + late * MS)))
+    return blocks
+
+
+def test_a_jittering_microphone_loses_nothing() -> None:
+    clock = MicrophoneClock()
+    assert sum(clock.place(samples, arrival)[1] for samples, arrival in microphone_blocks(120, 200)) == 0
+
+
+def test_lost_samples_are_noticed_and_time_goes_on() -> None:
+    clock = MicrophoneClock()
+    blocks = microphone_blocks(60, 0)
+    lost, at = [], 0
+    for n, (samples, arrival) in enumerate(blocks):
+        if 1500 <= n < 1510:
+            continue  # 200 ms of sound never came
+        at, missing = clock.place(samples, arrival)
+        if missing:
+            lost.append((n, missing / SAMPLE_RATE))
+    assert len(lost) == 1
+    assert lost[0][0] < 1600, "within two seconds"
+    assert lost[0][1] == pytest.approx(0.2, abs=0.01)
+    assert at == pytest.approx(59.98 * S, abs=10 * MS)
+
+
+def test_the_latency_of_a_device_counts() -> None:
+    near, far = MicrophoneClock(), MicrophoneClock(latency_ns=50 * MS)
+    for samples, arrival in microphone_blocks(5, 0):
+        a, b = near.place(samples, arrival)[0], far.place(samples, arrival)[0]
+    assert a - b == 50 * MS

@@ -1,0 +1,149 @@
+"""Real PortAudio, through PyAudio, on a virtual microphone: what is played is what is heard, when it was played."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from live_tools import StubSegmenter, VirtualMicrophone, virtual_microphone, wait_for
+from media_files import clicks
+
+from avis_stream.sources.child import list_microphones
+from avis_stream.sources.items import SessionClock
+from avis_stream.sources.live import LiveSource
+from avis_stream.sources.supervisor import SupervisorConfig
+from avis_stream.sources.synthetic import beep_onsets
+from avis_stream.stream.session import Session, SessionConfig
+from avis_stream.types import AudioChunk
+
+S = 1_000_000_000
+QUICK = SupervisorConfig(stall_seconds=1.0, open_seconds=5.0, longest_wait_seconds=0.5)
+
+
+@pytest.fixture
+def microphone(tmp_path: Path) -> Iterator[VirtualMicrophone]:
+    with virtual_microphone(tmp_path) as virtual:
+        yield virtual
+
+
+class Recorder:
+    """A microphone source without a session around it: every chunk, and every event."""
+
+    def __init__(self, name: str = "") -> None:
+        self.chunks: list[AudioChunk] = []
+        self.events: list[str] = []
+        self.source = LiveSource(
+            "mic", {"reader": "microphone", "name": name}, gives_pictures=False, gives_sound=True, config=QUICK
+        )
+        self.clock = SessionClock()
+        self.posted: list[object] = []
+        self.source.start(self.clock, lambda what: self.posted.append(what) is None)
+
+    def advance(self) -> None:
+        now = self.clock.now()
+        for item in self.source.tick(now):
+            self.events.append(getattr(item, "kind", type(item).__name__))
+        while self.posted:
+            for item in self.source.receive(self.posted.pop(0), now):
+                if isinstance(item, AudioChunk):
+                    self.chunks.append(item)
+                else:
+                    self.events.append(getattr(item, "kind", type(item).__name__))
+
+    def until(self, done: object, what: str) -> None:
+        def look() -> bool:
+            self.advance()
+            return bool(done())  # type: ignore[operator]
+
+        wait_for(look, 60, what)
+
+
+def test_what_is_played_is_heard_when_it_was_played(microphone: VirtualMicrophone) -> None:
+    recorder = Recorder()
+    try:
+        recorder.until(lambda: len(recorder.chunks) > 30, "sound")
+        player = microphone.play(clicks(4.5, [1.0, 2.0, 3.0, 4.0]))
+        recorder.until(lambda: player.poll() is not None, "the end of playing")
+        heard = len(recorder.chunks)
+        recorder.until(lambda: len(recorder.chunks) > heard + 25, "the rest")
+    finally:
+        recorder.source.stop()
+    assert recorder.events == ["connected"]
+    assert all(chunk.valid for chunk in recorder.chunks)
+    first = recorder.chunks[30]
+    samples = torch.cat([chunk.samples for chunk in recorder.chunks[30:]]).numpy()
+    onsets = beep_onsets(samples, first.pts_ns)
+    # In media time: so many samples from one to the next, however busy the machine is.
+    assert np.diff(onsets) == pytest.approx([1.0, 1.0, 1.0], abs=0.005)
+    begin = round((onsets[0] - first.pts_ns / S) * 16_000) + 160
+    spectrum = np.abs(np.fft.rfft(samples[begin : begin + 1024] * np.hanning(1024)))
+    assert spectrum.argmax() * 16_000 / 1024 == pytest.approx(1000, abs=16)
+    stamps = np.array([chunk.pts_ns for chunk in recorder.chunks[30:]])
+    ends = stamps[:-1] + np.array([len(chunk.samples) for chunk in recorder.chunks[30:-1]]) * S // 16_000
+    assert np.abs(stamps[1:] - ends).max() < 0.02 * S, "one block follows another"
+
+
+def test_pictures_get_their_second_from_the_microphone(microphone: VirtualMicrophone) -> None:
+    config = SessionConfig(max_latency_ms=60_000, audio_wait_ms=3000, max_unread=10_000)
+    with Session(
+        StubSegmenter(), "synthetic://flashbeep?fps=10&size=32x24", "mic", config=config, supervision=QUICK
+    ) as session:
+        player = microphone.play(clicks(3.0, [1.0], length=1.5))
+
+        def loud() -> bool:
+            result = session.next(0.2)
+            return result is not None and float(result.pair.audio.abs().mean()) > 0.2
+
+        wait_for(loud, 60, "the tone in a frame's second of sound")
+        player.kill()
+        player.wait()
+
+
+def test_a_sound_server_that_dies_is_found_again(microphone: VirtualMicrophone) -> None:
+    recorder = Recorder()
+    try:
+        recorder.until(lambda: recorder.chunks, "sound")
+        microphone.kill()
+        recorder.until(lambda: "lost" in recorder.events, "the loss")
+        microphone.start()
+        before = len(recorder.chunks)
+        recorder.until(lambda: len(recorder.chunks) > before, "sound again")
+    finally:
+        recorder.source.stop()
+    assert recorder.events[-1] == "reconnected"
+    stamps = [chunk.pts_ns for chunk in recorder.chunks]
+    assert stamps[before] > stamps[before - 1]
+
+
+def test_microphones_are_listed(microphone: VirtualMicrophone) -> None:
+    found = list_microphones()
+    assert {"pulse", "default"} <= {device["name"] for device in found}
+    assert [device["default"] for device in found].count(True) == 1
+    assert all(device["channels"] > 0 and device["rate"] > 0 for device in found)
+
+
+def test_a_name_that_no_microphone_has(microphone: VirtualMicrophone) -> None:
+    recorder = Recorder("USB headset")
+    try:
+        recorder.until(lambda: recorder.events, "an event")
+    finally:
+        recorder.source.stop()
+    assert recorder.events == ["unreachable"] or recorder.events[0] == "SoundOver"
+
+
+def test_without_any_microphone_pictures_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    VirtualMicrophone(tmp_path)  # says what is missing; nothing is started
+    monkeypatch.setenv("PULSE_SERVER", f"unix:{tmp_path}/nobody")
+    monkeypatch.setenv("ALSA_CONFIG_PATH", os.devnull)
+    with Session(
+        StubSegmenter(), "synthetic://flashbeep?fps=10&size=32x24&seconds=2", "mic", supervision=QUICK
+    ) as session:
+        results = list(session)
+        events = [*session.take_events(), *(e for r in results for e in r.events)]
+    assert len(results) > 0
+    assert all(r.pair.audio_valid == 0 for r in results)
+    assert "unreachable" in {event.kind for event in events}

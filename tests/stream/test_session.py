@@ -1,0 +1,243 @@
+"""Sessions with sources that need no device: recordings, made scenes, the caller's own frames and sound."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from live_tools import StubSegmenter, flash_and_beep, wait_for
+from small_model import open_config, small_model
+
+import avis_stream as avs
+from avis_stream.errors import AvisStreamError, ConfigError, MediaError, SourceError
+from avis_stream.sources.synthetic import beep_onsets, flash_onsets, skew_of
+from avis_stream.stream.session import Session, SessionConfig, live
+from avis_stream.types import SAMPLE_RATE, AudioChunk, LiveResult, VideoFrame
+
+MS = 1_000_000
+S = 1_000_000_000
+
+
+def avis_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("avis ")]
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_behind() -> Iterator[None]:
+    yield
+    wait_for(lambda: not avis_threads(), 5, "the end of every thread")
+
+
+def onsets_in(results: list[LiveResult]) -> float | None:
+    """How much later than the flash the tone begins, as the model got them."""
+    times = np.array([r.pts_ns for r in results])
+    brightness = np.array([float(r.pair.frame.image[:, :40].float().mean()) for r in results])
+    beeps = []
+    for result in results:
+        end_ns = result.pair.end_ns
+        assert end_ns is not None
+        beeps.append(beep_onsets(result.pair.audio.numpy(), end_ns - S))
+    every = np.unique(np.round(np.concatenate(beeps), 3))
+    return skew_of(flash_onsets(times, brightness), every)
+
+
+def frames(count: int, fps: int = 25) -> Iterator[VideoFrame]:
+    for n in range(count):
+        image = torch.full((3, 12, 16), n % 256, dtype=torch.uint8)
+        yield VideoFrame(image=image, pts_ns=n * S // fps, frame_id=n, source_id="mine")
+
+
+def sound(seconds: float) -> Iterator[AudioChunk]:
+    block = SAMPLE_RATE // 20
+    for begin in range(0, round(seconds * SAMPLE_RATE), block):
+        samples = torch.arange(begin, begin + block) / SAMPLE_RATE
+        yield AudioChunk(samples=samples, pts_ns=begin * S // SAMPLE_RATE)
+
+
+def test_a_recording_is_read_to_its_end_and_nothing_is_lost(tmp_path: Path) -> None:
+    segmenter = StubSegmenter()
+    results = list(live(segmenter, flash_and_beep(tmp_path / "clip.mp4", seconds=4)))
+    assert [r.frame_id for r in results] == list(range(100))
+    assert [r.refreshed for r in results].count(False) == 4
+    assert all(r.latency_ms is None for r in results)
+    assert all(b.pts_ns > a.pts_ns for a, b in itertools.pairwise(results))
+    assert results[60].pair.frame.previous is not None
+    skew = onsets_in(results)
+    assert skew is not None
+    assert abs(skew) < 0.005
+
+
+@pytest.mark.parametrize(("suffix", "codec"), [(".mp4", "aac"), (".mkv", "aac"), (".ts", "aac"), (".mkv", "pcm_s16le")])
+def test_sound_and_pictures_of_files_belong_together(tmp_path: Path, suffix: str, codec: str) -> None:
+    path = flash_and_beep(tmp_path / f"clip{suffix}", codec=codec)
+    skew = onsets_in(list(live(StubSegmenter(), path)))
+    assert skew is not None
+    assert abs(skew) < 0.005
+
+
+def test_a_made_scene_on_demand() -> None:
+    results = list(
+        live(StubSegmenter(), "synthetic://flashbeep?fps=30&seconds=3&size=64x48&skew_ms=50", realtime=False)
+    )
+    assert len(results) == 90
+    assert all(r.pair.audio_valid == 1.0 for r in results[30:])
+    skew = onsets_in(results)
+    assert skew == pytest.approx(0.050, abs=0.005)
+
+
+def test_the_callers_own_frames_and_sound() -> None:
+    results = list(live(StubSegmenter(), frames(100), sound(4.0)))
+    assert [r.frame_id for r in results] == list(range(100))
+    for result in results[25:]:
+        assert result.pair.audio_valid == 1.0
+        ends = (result.pts_ns + 40 * MS) / S
+        assert float(result.pair.audio[-1]) == pytest.approx(ends - 1 / SAMPLE_RATE, abs=1e-4)
+
+
+def test_the_callers_own_frames_without_sound() -> None:
+    results = list(live(StubSegmenter(), frames(10), None))
+    assert [r.pair.audio_valid for r in results] == [0.0] * 10
+
+
+def test_a_real_model_through_a_session() -> None:
+    with Session(
+        small_model(), "synthetic://flashbeep?fps=5&seconds=3", realtime=False, online=open_config()
+    ) as session:
+        results = list(session)
+    assert len(results) == 15
+    assert isinstance(results[0], avs.OnlineResult)
+    stats = session.stats()
+    assert (stats.steps, stats.refreshes, stats.frames_in, stats.dropped_frames) == (3, 12, 15, 0)
+    assert stats.stages["step"].count == 3
+    assert stats.waiting == 0
+
+
+def test_two_sessions_share_a_model() -> None:
+    alone = [r.track_id.tolist() for r in live(small_model(), "synthetic://flashbeep?fps=2&seconds=3", realtime=False)]
+    sessions = [Session(small_model(), "synthetic://flashbeep?fps=2&seconds=3", realtime=False) for _ in range(2)]
+    with sessions[0] as one, sessions[1] as other:
+        pairs = [(one.next(), other.next()) for _ in range(6)]
+    assert [a.track_id.tolist() for a, _ in pairs if a is not None] == alone
+    assert [b.track_id.tolist() for _, b in pairs if b is not None] == alone
+
+
+def test_a_model_that_is_too_slow_loses_frames_and_says_which() -> None:
+    """In real time, but nothing here depends on how fast the machine is: every frame is accounted for."""
+    segmenter = StubSegmenter(step_seconds=0.3, refresh_seconds=0.3)
+    config = SessionConfig(max_latency_ms=200)
+    with Session(segmenter, "synthetic://flashbeep?fps=25&seconds=3&size=32x24", config=config) as session:
+        results = list(session)
+    stats = session.stats()
+    assert stats.frames_in == 75
+    assert len(results) + stats.unread == stats.steps + stats.refreshes
+    assert stats.steps + stats.refreshes + stats.dropped_frames == 75
+    assert stats.dropped["stale"] > 0
+    told = sum((n for r in results for cause, n in r.dropped_since_last.items() if cause != "unread"), 0)
+    assert told <= stats.dropped_frames
+    assert all(b.frame_id > a.frame_id for a, b in itertools.pairwise(results))
+    assert stats.latency.count == stats.steps + stats.refreshes
+
+
+def test_results_that_nobody_takes_hand_their_events_down() -> None:
+    config = SessionConfig(max_unread=2)
+    with Session(StubSegmenter(), "synthetic://flashbeep?fps=25&seconds=1&size=32x24", config=config) as session:
+        wait_for(lambda: session.stats().unread >= 5, 20, "results that nobody takes")
+        results = list(session)
+    first = results[0]
+    assert [event.kind for event in first.events] == ["born"]
+    assert first.dropped_since_last.get("unread", 0) >= 5
+
+
+@pytest.mark.parametrize("policy", ["auto", "latest", "every"])
+def test_a_fast_model_loses_nothing(policy: str) -> None:
+    config = SessionConfig(policy=policy, max_unread=100, max_latency_ms=60_000)  # type: ignore[arg-type]
+    with Session(StubSegmenter(), "synthetic://flashbeep?fps=10&seconds=1.5&size=16x12", config=config) as session:
+        results = list(session)
+    if policy != "latest":  # of which a busy machine may lose one
+        assert len(results) == 15
+
+
+def test_stopping_from_any_state_ends_everything() -> None:
+    never = Session(StubSegmenter(), "synthetic://flashbeep")
+    never.stop()
+    for wait_results in (0, 1):
+        session = Session(StubSegmenter(), "synthetic://flashbeep?size=32x24").start()
+        for _ in range(wait_results):
+            assert session.next() is not None
+        session.stop()
+        session.stop()
+        assert not avis_threads()
+        assert session.over
+        while session.next() is not None:
+            pass
+    blocked = Session(StubSegmenter(), frames(10_000), None).start()  # its results fill up and everything waits
+    assert blocked.next() is not None
+    blocked.stop()
+    assert not avis_threads()
+
+
+def test_leaving_the_loop_ends_everything() -> None:
+    results = live(StubSegmenter(), frames(10_000), None)
+    assert next(results).frame_id == 0
+    results.close()  # type: ignore[attr-defined]
+    assert not avis_threads()
+
+
+def test_a_session_runs_once() -> None:
+    session = Session(StubSegmenter(), frames(3), None)
+    with session:
+        assert len(list(session)) == 3
+    with pytest.raises(AvisStreamError, match="make another"):
+        session.start()
+
+
+def test_failures_are_raised_where_results_are_read() -> None:
+    segmenter = StubSegmenter(hop_seconds=0.04)
+    segmenter.fail_after = 2
+    with Session(segmenter, frames(10), None) as session, pytest.raises(RuntimeError, match="the model failed"):
+        list(session)
+
+    def breaks() -> Iterator[VideoFrame]:
+        yield from frames(2)
+        raise ValueError("no more film")
+
+    taken = []
+    with pytest.raises(SourceError, match="no more film"):
+        taken.extend(live(StubSegmenter(), breaks(), None))
+
+
+@pytest.mark.parametrize(
+    ("video", "options", "kind", "words"),
+    [
+        ("missing.mp4", {}, MediaError, "no such file"),
+        ("synthetic://flashbeep?speed=3", {}, ConfigError, "takes fps"),
+        ("synthetic://flashbeep?fps=0", {}, ConfigError, "fps"),
+        ("rtsp://h/x", {"fps": 3.0}, ConfigError, "unless the video is a file"),
+        ("synthetic://flashbeep", {"audio": "rtsp://u:pw@h/x"}, ConfigError, r"\*\*\*@h"),
+        ("0", {"backend": "vlc"}, ConfigError, "gstreamer or ffmpeg"),
+        ("synthetic://flashbeep", {"config": None, "policy": "newest"}, TypeError, "policy"),
+    ],
+)
+def test_wrong_use(video: str, options: dict[str, object], kind: type[Exception], words: str) -> None:
+    with pytest.raises(kind, match=words):
+        Session(StubSegmenter(), video, **options)  # type: ignore[arg-type]
+
+
+def test_the_models_thread_alone_is_capped() -> None:
+    seen = []
+
+    class Counting(StubSegmenter):
+        def step_pair(self, pair, state):  # type: ignore[no-untyped-def]
+            seen.append(torch.get_num_threads())
+            return super().step_pair(pair, state)
+
+    before = torch.get_num_threads()
+    with Session(Counting(), frames(3), None, config=SessionConfig(num_threads=1)) as session:
+        list(session)
+    assert seen == [1]
+    assert torch.get_num_threads() == before
