@@ -85,8 +85,8 @@ BackboneConfig = ResNetConfig | SwinConfig | MobileNetConfig
 class AudioConfig:
     """Which encoder turns a second of sound into one vector."""
 
-    encoder: Literal["vggish", "yamnet", "none"] = "vggish"
-    """`none`: the caller brings features of his own."""
+    encoder: Literal["vggish", "yamnet", "none", "deaf"] = "vggish"
+    """`none`: the caller brings features of his own. `deaf`: nothing is heard, for comparison with the others."""
     feature_dim: int = 128
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from avis_stream.audio.deaf import Deaf
 from avis_stream.audio.resample import mono_seconds
 from avis_stream.audio.vggish import VGGish
 from avis_stream.audio.yamnet import YAMNet
@@ -80,11 +81,14 @@ def build_backbone(config: BackboneConfig) -> ResNet | Swin | MobileNet:
     return Swin(config) if isinstance(config, SwinConfig) else MobileNet()
 
 
-def build_audio_encoder(config: AudioConfig) -> VGGish | YAMNet | None:
+_ENCODERS: dict[str, type[VGGish] | type[YAMNet] | type[Deaf]] = {"vggish": VGGish, "yamnet": YAMNet, "deaf": Deaf}
+
+
+def build_audio_encoder(config: AudioConfig) -> VGGish | YAMNet | Deaf | None:
     """The audio encoder that a configuration names; None if the caller brings features of his own."""
     if config.encoder == "none":
         return None
-    encoder = VGGish() if config.encoder == "vggish" else YAMNet()
+    encoder = _ENCODERS[config.encoder]()
     wanted = f"{encoder.feature_dim}, what {config.encoder} gives"
     require(config.feature_dim == encoder.feature_dim, "audio.feature_dim", config.feature_dim, wanted)
     return encoder

@@ -40,6 +40,14 @@ def clip(frames: int) -> tuple[Tensor, Tensor]:
     return images, torch.rand(frames * 16_000, generator=generator) - 0.5
 
 
+def test_a_deaf_model_says_the_same_whatever_is_heard() -> None:
+    model = model_of(small("audio.encoder=deaf"))
+    images, sound = clip(2)
+    quiet, loud = (model.segment(images, wave) for wave in (torch.zeros_like(sound), sound))
+    assert torch.equal(quiet.score, loud.score)
+    assert not model.hear(sound.view(2, -1)[:, :16_000]).any()
+
+
 def test_queries_stand_on_the_best_peaks_first() -> None:
     peaks = PeakQueries(channels=32, queries=4, classes=3)
     peaks.conv, peaks.position_proj = nn.Identity(), nn.Identity()  # type: ignore[assignment]
