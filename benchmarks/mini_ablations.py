@@ -1,0 +1,121 @@
+#!/usr/bin/env python3
+"""The paper's ablations in small: what each part of `avism_mini` is worth, every variant trained alike.
+
+    python benchmarks/mini_ablations.py --assets ASSETS --sets SETS --out out/ablations [--steps 300] [--videos 30]
+
+Every variant begins with the bundled weights (or `--init`), loses or changes its part, and learns for as many steps on
+clips (only variants that change the localizer, and the one they are compared with) and on streams (all of them).
+`SETS/disjoint` is made as for `mini_results.py`. Scores are `mode="fixed"`, in percent, on test. About two hours on two
+cores; finished variants are kept, so it can be run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from avis_stream.commands.train import run_training
+from avis_stream.data.annotations import parse_predictions
+from avis_stream.data.dataset import open_split
+from avis_stream.metrics import evaluation
+from avis_stream.models.predict import predict_video
+from avis_stream.weights import load
+from avis_stream.weights.bundled import bundled_weights
+
+_COLUMNS = ("FA", "FAs", "FAm", "HOTA", "AP_all")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A row of a table."""
+
+    name: str
+    settings: tuple[str, ...] = ()
+    whole: bool = False
+    """The localizer changes, so the whole model learns on clips first."""
+
+
+TABLES: dict[str, tuple[Variant, ...]] = {
+    "frame-level fusion": (
+        Variant("with", whole=True),
+        Variant("without", ("localizer.audio_fusion=false",), whole=True),
+        Variant("deaf (the VITA row)", ("audio.encoder=deaf",), whole=True),
+    ),
+    "video-level fusion": (Variant("with"), Variant("without", ("tracker.audio_fusion=false",))),
+    "token window": tuple(Variant(f"{w} frames", (f"tracker.token_window={w}",)) for w in (3, 6, 12)),
+    "similarity loss": (
+        Variant("with"),
+        Variant("without", ("train.losses.similarity_weight=0", "train.losses.presence_weight=0")),
+    ),
+}
+
+
+def trained(variant: Variant, options: argparse.Namespace, cache: Path) -> Path:
+    """Weights of a variant; made if they are not there."""
+    settings = [*variant.settings, "train.bfloat16=true", "train.milestones=" + str(options.steps * 5 // 6)]
+    folder = options.out / ("base" if not variant.settings and not variant.whole else _slug(variant))
+    done = folder / "streams" / "weights.safetensors"
+    if done.exists():
+        return done
+    data, init = f"synth:{options.assets}", options.init
+    if variant.whole:
+        clips = ["train.frames=1", "train.clips=16", f"train.steps={options.steps}", "train.learning_rate=2e-4"]
+        init = run_training(data, "avism_mini", folder / "clips", init=init, resume=None, settings=settings + clips)
+    elif cache.exists():  # the same localizer: the same streams
+        (folder / "streams").mkdir(parents=True, exist_ok=True)
+        shutil.copy(cache, folder / "streams" / "streams.pt")
+    streams = [f"train.streams.count={options.streams}", "train.frames=60", "train.clips=4"]
+    streams += [f"train.steps={options.steps}", "train.learning_rate=3e-4"]
+    run_training(data, "avism_mini", folder / "streams", init=init, resume=None, settings=settings + streams)
+    if not variant.whole and not cache.exists():
+        shutil.copy(folder / "streams" / "streams.pt", cache)
+    (folder / "streams" / "streams.pt").unlink()
+    return done
+
+
+def scored(weights: Path, options: argparse.Namespace) -> dict[str, Any]:
+    model = load("avism_mini", weights)
+    split = open_split(options.sets / "disjoint", "test", model.classes)
+    videos = split.annotations.videos[: options.videos]
+    found = [e for v in tqdm(videos, desc=weights.parts[-3]) for e in predict_video(model, split, v).to_aviseg(v.id)]
+    wanted = {video.id for video in videos}
+    tracks = {key: value for key, value in split.annotations.tracks.items() if key in wanted}
+    truth = type(split.annotations)(split.annotations.path, tuple(videos), split.annotations.categories, tracks)
+    summary = evaluation(truth, parse_predictions(weights, found, truth), "fixed").summary()
+    return {key: summary[key] for key in _COLUMNS}
+
+
+def _slug(variant: Variant) -> str:
+    return "_".join(["whole" if variant.whole else "tracker", *variant.settings]).replace("=", "-").replace(".", "-")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--assets", type=Path, required=True)
+    parser.add_argument("--sets", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path("out/ablations"))
+    parser.add_argument("--init", type=Path, default=bundled_weights("avism_mini"))
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--streams", type=int, default=60)
+    parser.add_argument("--videos", type=int, default=30)
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    report: dict[str, dict[str, Any]] = {}
+    for table, variants in TABLES.items():
+        report[table] = {}
+        print(f"\n{table}: {', '.join(_COLUMNS)}")
+        for variant in variants:
+            weights = trained(variant, options, options.out / "streams.pt")
+            report[table][variant.name] = row = scored(weights, options)
+            print(f"  {variant.name}: {', '.join(str(row[key]) for key in _COLUMNS)}")
+            (options.out / "ablations.json").write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
