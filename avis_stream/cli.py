@@ -116,11 +116,12 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--set", action="extend", nargs="+", default=[], metavar="FIELD=VALUE", dest="settings")
     train.set_defaults(command=_train)
 
-    convert = commands.add_parser("convert", parents=[common], help="official checkpoint to .safetensors")
-    convert.add_argument("official", type=Path, metavar="OFFICIAL.pth")
+    convert = commands.add_parser("convert", parents=[common], help="official checkpoint, or ours, to .safetensors")
+    convert.add_argument("source", type=Path, metavar="OFFICIAL.pth", help="or a .safetensors whose settings change")
     convert.add_argument("target", type=Path, metavar="OUT.safetensors")
     convert.add_argument("--audio-weights", type=Path, metavar="FILE", help="VGGish weights to put in as well")
     convert.add_argument("--half", action="store_true", help="store as float16")
+    convert.add_argument("--set", action="extend", nargs="+", default=[], metavar="FIELD=VALUE", dest="settings")
     convert.set_defaults(command=_convert)
 
     importer = commands.add_parser("import", parents=[common], help="labels of another tool to a data set")
@@ -268,7 +269,7 @@ def _train(options: argparse.Namespace) -> None:
 def _convert(options: argparse.Namespace) -> None:
     from avis_stream.commands.convert import convert
 
-    line = convert(options.official, options.target, options.audio_weights, half=options.half)
+    line = convert(options.source, options.target, options.audio_weights, half=options.half, settings=options.settings)
     sys.stdout.write(line + "\n")
 
 

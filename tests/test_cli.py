@@ -15,8 +15,12 @@ from PIL import Image
 
 from avis_stream.cli import main
 from avis_stream.commands.film import drawn_again
+from avis_stream.presets import preset
 from avis_stream.sources.file import open_clip
 from avis_stream.weights import load
+from avis_stream.weights.bundled import stored_state
+from avis_stream.weights.files import read_state, save_weights
+from avis_stream.weights.load import unfolded_model
 
 DRY = ["--model", "avism_mini", "--weights", "random"]
 EVERYTHING = ["--set", "postprocess.score_threshold=0.0001", "--set", "postprocess.top_k=3"]
@@ -158,6 +162,20 @@ def test_a_recording_that_breaks_off_keeps_what_came_before(tmp_path: Path, caps
     assert summary["frames"] == 3
     assert "image 4 of 5" in summary["broken"]
     assert "image 4 of 5" in capsys.readouterr().err
+
+
+def test_convert_changes_settings_of_our_own_weights(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    source, target = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    model = unfolded_model(preset("avism_mini"), None, "")
+    save_weights(stored_state(model), model.config, source, half=True)
+    assert main(["convert", str(source), str(target), "--half", "--set", "postprocess.presence_threshold=0.4"]) == 0
+    (before, _), (after, config) = read_state(source), read_state(target)
+    assert config is not None
+    assert config.postprocess.presence_threshold == 0.4
+    assert not any(key.startswith("audio_encoder.") for key in after), "YAMNet ships once"
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
 
 
 def test_convert_writes_weights_that_load(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

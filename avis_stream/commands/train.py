@@ -39,6 +39,7 @@ from avis_stream.train.streams import (
     Stretches,
     localized_streams,
 )
+from avis_stream.weights.bundled import stored_state
 from avis_stream.weights.files import save_weights
 from avis_stream.weights.initial import start_from
 from avis_stream.weights.load import unfolded_model
@@ -153,9 +154,7 @@ def _scores(model: AVISM, split: DataSplit) -> dict[str, float]:
 
 def _save(model: AVISM, target: Path, schedule: TrainConfig) -> None:
     """Weights without the frozen audio encoder where it ships with the package, and the schedule beside them."""
-    bundled = model.config.audio.encoder == "yamnet"
-    state = {k: v for k, v in model.state_dict().items() if not (bundled and k.startswith("audio_encoder."))}
-    save_weights(state, model.config, target, half=True)
+    save_weights(stored_state(model), model.config, target, half=True)
     with atomic_path(target.with_name("schedule.json")) as temporary:
         temporary.write_text(json.dumps({"train": repr(schedule), "data_protocol": Protocol.load().digest}) + "\n")
 

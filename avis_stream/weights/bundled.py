@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from avis_stream.models.avism import AVISM
 from avis_stream.weights.files import read_state
 
 _FOLDER = Path(__file__).parents[1] / "assets" / "weights"
@@ -15,6 +16,12 @@ def bundled_weights(name: str) -> Path | None:
     """Path of the weights of a model that ships with the package; None if it does not."""
     path = _FOLDER / f"{name}.safetensors"
     return path if path.is_file() else None
+
+
+def stored_state(model: AVISM) -> dict[str, Tensor]:
+    """What a weight file of a model holds: all of it but the frozen sound encoder, where that ships with the package."""
+    bundled = model.config.audio.encoder == "yamnet"
+    return {k: v for k, v in model.state_dict().items() if not (bundled and k.startswith("audio_encoder."))}
 
 
 def bundled_yamnet() -> dict[str, Tensor]:
