@@ -34,11 +34,10 @@ def build_mode() -> str:
     mode = os.environ.get("AVIS_STREAM_BUILD", "auto")
     if mode not in MODES:
         raise SystemExit(f"AVIS_STREAM_BUILD must be one of {', '.join(MODES)}, got {mode!r}")
-    has_cuda_sources = (ROOT / "csrc" / "gpu").is_dir()
-    if mode == "cuda" and not has_cuda_sources:
-        raise SystemExit("AVIS_STREAM_BUILD=cuda: this version has no CUDA kernels yet; use cpu")
+    if mode == "cuda" and not shutil.which("nvcc"):
+        raise SystemExit("AVIS_STREAM_BUILD=cuda: no nvcc on the PATH; install the CUDA toolkit 12.8, or use cpu")
     if mode == "auto":
-        return "cuda" if has_cuda_sources and shutil.which("nvcc") else "cpu"
+        return "cuda" if shutil.which("nvcc") else "cpu"
     return mode
 
 
@@ -65,6 +64,16 @@ class CMakeBuild(build_ext):
             subprocess.run(["cmake", "--build", str(build)], check=True)
         except (OSError, subprocess.CalledProcessError) as error:
             raise SystemExit(_FAILED.format(reason=error)) from error
+        if not self.inplace:  # the repository has them where they are
+            self._copy_kernel_sources(package / "ops" / "csrc")
+
+    def _copy_kernel_sources(self, target: Path) -> None:
+        """What avis_stream.gpu compiles at run time, for GPUs that nobody had when the wheel was made."""
+        source = ROOT / "csrc"
+        for path in [*(source / "gpu").glob("*.cuh"), source / "gpu/compat.h", source / "include/avis/cuda_api.h"]:
+            copy = target / path.relative_to(source)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
 
     def get_ext_filename(self, fullname: str) -> str:
         """Where a library lies; that of the operators has no Python ABI in its name."""

@@ -22,6 +22,11 @@ def forbid_double_backward(name: str) -> None:
     torch.library.register_autograd(f"avis::{name}", refuse, lib=LIBRARY)
 
 
+def wants_fixed_order(x: Tensor) -> bool:
+    """Whether a sum by atomics, as CUDA kernels make it, must be replaced by one with a fixed order."""
+    return x.is_cuda and torch.are_deterministic_algorithms_enabled()
+
+
 def register_autocast(name: str, cast: Callable[..., tuple[Any, ...]]) -> None:
     """Registers how arguments are cast when autocast is on, on the CPU and on CUDA.
 

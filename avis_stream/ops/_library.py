@@ -119,8 +119,25 @@ def missing_reason(device: str) -> str:
     if _why_not:
         return _why_not
     if device == "cuda":
-        return "this build has no CUDA kernels; install with AVIS_STREAM_BUILD=cuda where nvcc is"
+        return f"libavis_cuda.so is {_cuda_status()}"
     return f"this build has no kernel of it for {device}"
+
+
+def _cuda_status() -> str:
+    """Where the library of CUDA kernels is and what it was compiled for, or why it is not used."""
+    if _native is None:
+        return "not loaded: there is no libavis_ops.so to load it"
+    if not hasattr(_native, "avis_cuda_status"):
+        return "not looked for: libavis_ops.so is older than this package; build it anew (make setup)"
+    _native.avis_cuda_status.restype = ctypes.c_char_p
+    return str(_native.avis_cuda_status().decode())
+
+
+def cuda_library_path() -> Path | None:
+    """The library of CUDA kernels that the operators use; None if they use none."""
+    if _native is None or not hasattr(_native, "avis_cuda_usable") or not _native.avis_cuda_usable():
+        return None
+    return Path(os.environ.get("AVIS_STREAM_CUDA_LIBRARY", _FOLDER / "libavis_cuda.so"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +151,7 @@ class OpsInfo:
     library: str
     """Path of the operator library, or why there is none."""
     cuda: str
-    """State of the CUDA kernel library."""
+    """Where the library of CUDA kernels is and what it was compiled for, or why it is not used."""
 
     def __str__(self) -> str:
         width = max(map(len, self.operators), default=0)
@@ -158,12 +175,11 @@ def info() -> OpsInfo:
     if _native is not None:
         _native.avis_isa.restype = ctypes.c_char_p
         isa = _native.avis_isa().decode()
-    cuda = _FOLDER / "libavis_cuda.so"
     return OpsInfo(
         operators={name: {device: state(name, device) for device in _DEVICES} for name in OPERATORS},
         isa=isa,
         library=str(_library_path()) if _native is not None else _why_not,
-        cuda=str(cuda) if cuda.is_file() else "not built",
+        cuda=_cuda_status(),
     )
 
 

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from avis_stream.checks import describe
 from avis_stream.errors import ShapeError
+from avis_stream.ops import _autograd
 from avis_stream.ops._autograd import at_least_float32, forbid_double_backward, lower, register_autocast
 from avis_stream.ops._library import LIBRARY, define, implement
 
@@ -310,6 +311,21 @@ def _dots(grad: Tensor, value: Tensor, corners: _Corners) -> Tensor:
     return dots.view(row.shape)
 
 
+def gradients(
+    grad_out: Tensor, value: Tensor, shapes: Sequence[int], loc: Tensor, weight: Tensor, mask: Sequence[bool]
+) -> tuple[Tensor, ...]:
+    """The backward operator; with `torch.use_deterministic_algorithms` every sum in it has a fixed order.
+
+    On CUDA the kernel sums the gradient of `value` by atomics, so that one is the reference's then.
+    """
+    args = grad_out, value, shapes, loc, weight
+    if not (mask[0] and _autograd.wants_fixed_order(value)):
+        grads: tuple[Tensor, ...] = torch.ops.avis.ms_deform_attn_backward(*args, mask)
+        return grads
+    _, *others = torch.ops.avis.ms_deform_attn_backward(*args, [False, *mask[1:]])
+    return backward_reference(*args, [True, False, False])[0], *others
+
+
 implement("ms_deform_attn", reference)
 implement("ms_deform_attn_backward", backward_reference)
 
@@ -338,7 +354,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
     value, loc, weight = ctx.saved_tensors
     mask = [ctx.needs_input_grad[i] for i in (0, 2, 3)]
-    grads = torch.ops.avis.ms_deform_attn_backward(grad_out, value, ctx.spatial_shapes, loc, weight, mask)
+    grads = gradients(grad_out, value, ctx.spatial_shapes, loc, weight, mask)
     grad_value, grad_loc, grad_weight = (grad if wanted else None for grad, wanted in zip(grads, mask, strict=True))
     return grad_value, None, grad_loc, grad_weight
 

@@ -14,9 +14,18 @@ from torch import Tensor
 
 from avis_stream.checks import describe
 from avis_stream.errors import ShapeError
+from avis_stream.ops import _autograd
 from avis_stream.ops._autograd import at_least_float32, forbid_double_backward, lower, register_autocast
 from avis_stream.ops._library import LIBRARY, define, implement
-from avis_stream.ops.ms_deform_attn import check_companions, check_value, coordinates, empty_grads, flat_shapes, weights
+from avis_stream.ops.ms_deform_attn import (
+    check_companions,
+    check_value,
+    coordinates,
+    empty_grads,
+    flat_shapes,
+    gradients,
+    weights,
+)
 
 define("ms_deform_attn_fused(Tensor value, int[] spatial_shapes, Tensor ref, Tensor offsets, Tensor logits) -> Tensor")
 define(
@@ -99,9 +108,7 @@ def backward_reference(
     check_arguments(value, shapes, ref, offsets, logits)
     loc, weight = _unfuse(shapes, ref, offsets, logits)
     plain_mask = [mask[0], mask[1] or mask[2], mask[3]]
-    grad_value, grad_loc, grad_weight = torch.ops.avis.ms_deform_attn_backward(
-        grad_out, value, shapes, loc, weight, plain_mask
-    )
+    grad_value, grad_loc, grad_weight = gradients(grad_out, value, shapes, loc, weight, plain_mask)
     empty = value.new_empty(0)
     grad_ref = grad_loc.sum((2, 4)) if mask[1] else empty.to(ref.dtype)
     grad_offsets = grad_loc / _sizes(shapes, offsets) if mask[2] else empty.to(offsets.dtype)
@@ -143,7 +150,9 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
     value, *others = ctx.saved_tensors
     mask = [ctx.needs_input_grad[i] for i in (0, 2, 3, 4)]
-    grads = torch.ops.avis.ms_deform_attn_fused_backward(grad_out, value, ctx.spatial_shapes, *others, mask)
+    fixed_order = mask[0] and _autograd.wants_fixed_order(value)
+    differentiate: Any = backward_reference if fixed_order else torch.ops.avis.ms_deform_attn_fused_backward
+    grads = differentiate(grad_out, value, ctx.spatial_shapes, *others, mask)
     grad_value, *grad_others = (grad if wanted else None for grad, wanted in zip(grads, mask, strict=True))
     return grad_value, None, *grad_others
 

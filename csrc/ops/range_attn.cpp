@@ -7,39 +7,6 @@
 namespace avis {
 namespace {
 
-std::vector<RangeGroup> check_groups(std::int64_t queries, std::int64_t keys, const Ints& starts, const Ints& ranges) {
-  STD_TORCH_CHECK(!starts.empty() && starts.front() == 0 && starts.back() == queries,
-                  "q_starts must begin with 0 and end with Nq=", queries);
-  const auto groups = static_cast<std::int64_t>(starts.size()) - 1;
-  const auto numbers = static_cast<std::int64_t>(ranges.size());
-  STD_TORCH_CHECK(groups ? numbers % (2 * groups) == 0 : numbers == 0, "k_ranges must be [G=", groups,
-                  ", R, 2] to fit q_starts, got ", numbers, " numbers");
-  const std::int64_t per_group = groups ? numbers / groups / 2 : 0;
-  std::vector<RangeGroup> result;
-  std::vector<std::pair<std::int64_t, std::int64_t>> sorted;
-  for (std::int64_t g = 0; g < groups; ++g) {
-    STD_TORCH_CHECK(starts[g] <= starts[g + 1], "q_starts must not descend, got ", starts[g], " before ",
-                    starts[g + 1]);
-    const std::int64_t* own = ranges.data() + g * per_group * 2;
-    RangeGroup group{starts[g], starts[g + 1], own, per_group, 0};
-    sorted.clear();
-    for (std::int64_t r = 0; r < per_group; ++r) {
-      const std::int64_t start = own[2 * r], stop = own[2 * r + 1];
-      if (start == stop) continue;
-      STD_TORCH_CHECK(0 <= start && start < stop && stop <= keys, "k_ranges must lie within [0, Nk=", keys, "], group ",
-                      g, " has (", start, ", ", stop, ")");
-      sorted.emplace_back(start, stop);
-      group.seen += stop - start;
-    }
-    std::sort(sorted.begin(), sorted.end());
-    for (std::size_t i = 1; i < sorted.size(); ++i)
-      STD_TORCH_CHECK(sorted[i - 1].second <= sorted[i].first, "k_ranges of a group must be disjoint, group ", g,
-                      " has overlapping ones");
-    result.push_back(group);
-  }
-  return result;
-}
-
 std::tuple<Tensor, Tensor> forward(const Tensor& q, const Tensor& k, const Tensor& v, const Ints q_starts,
                                    const Ints k_ranges, const std::optional<Tensor> key_bias, double scale) {
   check_tensors(q, k, v, key_bias);
@@ -110,11 +77,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_out, cons
   const auto groups = check_groups(q.size(1), k.size(1), q_starts, k_ranges);
   const ScalarType wide = wide_type(q);
   const std::int64_t batch = q.size(0), queries = q.size(1), heads = q.size(2), channels = q.size(3);
-  STD_TORCH_CHECK(sizes_of(grad_out) == sizes_of(q) && sizes_of(out) == sizes_of(q),
-                  "grad_out and out must have the shape of q ", describe(q), ", got ", describe(grad_out), " and ",
-                  describe(out));
-  STD_TORCH_CHECK(sizes_of(lse) == (Ints{batch, heads, queries}) && lse.scalar_type() == wide,
-                  "lse must be as the forward returned it, got ", describe(lse));
+  check_saved(grad_out, q, out, lse);
   Tensor dq = zeros(q, mask[0] ? sizes_of(q) : Ints{0}, wide), dk = zeros(q, mask[1] ? sizes_of(k) : Ints{0}, wide);
   Tensor dv = zeros(q, mask[2] ? sizes_of(v) : Ints{0}, wide);
   Tensor dbias = zeros(q, mask[3] ? Ints{batch, heads, k.size(1)} : Ints{0}, wide);

@@ -1,37 +1,13 @@
-// What `range_attn` and `range_attn_paged` share: checks, layouts, and how queries are shared out.
+// What `range_attn` and `range_attn_paged` share on the CPU: layouts, and how queries are shared out.
 #pragma once
 
 #include <algorithm>
 #include <optional>
 
 #include "avis/kernels.h"
-#include "tensors.h"
+#include "range_attn_checks.h"
 
 namespace avis {
-
-using Ints = std::vector<std::int64_t>;
-
-inline void check_tensors(const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& key_bias) {
-  STD_TORCH_CHECK(q.dim() == 4, "q must be a tensor [B, Nq, H, D], got ", describe(q));
-  const bool k_fits = k.dim() == 4 && k.size(0) == q.size(0) && k.size(2) == q.size(2) && k.size(3) == q.size(3);
-  STD_TORCH_CHECK(k_fits, "k must be [B=", q.size(0), ", Nk, H=", q.size(2), ", D=", q.size(3), "] to fit q, got ",
-                  describe(k));
-  STD_TORCH_CHECK(sizes_of(v) == sizes_of(k), "v must have the shape of k ", describe(k), ", got ", describe(v));
-  storage_of(q, "q");
-  STD_TORCH_CHECK(k.scalar_type() == q.scalar_type() && v.scalar_type() == q.scalar_type(),
-                  "k and v must have the dtype of q ", describe(q), ", got ", describe(k), " and ", describe(v));
-  STD_TORCH_CHECK(q.is_cpu() && k.is_cpu() && v.is_cpu(), "all tensors must be on one device, the CPU here");
-  if (key_bias) {
-    const bool fits = key_bias->dim() == 2 && key_bias->size(0) == k.size(0) && key_bias->size(1) == k.size(1) &&
-                      key_bias->scalar_type() == wide_type(q) && key_bias->is_cpu();
-    STD_TORCH_CHECK(fits, "key_bias must be float32 (float64 beside float64) [B=", k.size(0), ", Nk=", k.size(1),
-                    "], got ", describe(*key_bias));
-  }
-}
-
-inline Tensor channels_contiguous(const Tensor& x) {
-  return x.size(3) <= 1 || x.stride(3) == 1 ? x : torch::stable::contiguous(x);
-}
 
 inline HeadTokens head_tokens(const Tensor& x) { return {x.const_data_ptr(), x.stride(0), x.stride(1), x.stride(2)}; }
 

@@ -8,10 +8,7 @@ namespace avis {
 namespace {
 
 // The page table as groups that all hold every query. `spans` keeps the numbers that the groups point to.
-std::vector<RangeGroup> check_pages(const Tensor& page_ranges, std::int64_t queries, std::int64_t keys, Ints* spans) {
-  STD_TORCH_CHECK(page_ranges.dim() == 2 && page_ranges.size(1) == 2 && page_ranges.scalar_type() == ScalarType::Int &&
-                      page_ranges.is_cpu(),
-                  "page_ranges must be int32 [P, 2] on the device of q, got ", describe(page_ranges));
+std::vector<RangeGroup> read_pages(const Tensor& page_ranges, std::int64_t queries, std::int64_t keys, Ints* spans) {
   const Tensor table = contiguous_as(page_ranges, ScalarType::Int);
   const auto* numbers = static_cast<const std::int32_t*>(table.const_data_ptr());
   spans->assign(numbers, numbers + table.numel());
@@ -25,28 +22,15 @@ std::vector<RangeGroup> check_pages(const Tensor& page_ranges, std::int64_t quer
   return pages;
 }
 
-void check_initial(const Tensor& q, const std::optional<Tensor>& out, const std::optional<Tensor>& lse) {
-  STD_TORCH_CHECK(out.has_value() == lse.has_value(),
-                  "initial must be a value and an lse, or None; got only one of them");
-  if (!out) return;
-  const ScalarType wide = wide_type(q);
-  STD_TORCH_CHECK(sizes_of(*out) == sizes_of(q) && out->scalar_type() == wide && out->is_cpu(),
-                  "initial value must be float32 (float64 beside float64) as q ", describe(q), ", got ",
-                  describe(*out));
-  STD_TORCH_CHECK(
-      sizes_of(*lse) == (Ints{q.size(0), q.size(2), q.size(1)}) && lse->scalar_type() == wide && lse->is_cpu(),
-      "initial lse must be float32 (float64 beside float64) [B, H, Nq] to fit q ", describe(q), ", got ",
-      describe(*lse));
-}
-
 std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& q, const Tensor& k, const Tensor& v,
                                                    const Tensor& page_ranges, const std::optional<Tensor> key_bias,
                                                    const std::optional<Tensor> init_out,
                                                    const std::optional<Tensor> init_lse, double scale) {
   check_tensors(q, k, v, key_bias);
+  check_pages(q, page_ranges);
   check_initial(q, init_out, init_lse);
   Ints spans;
-  const auto pages = check_pages(page_ranges, q.size(1), k.size(1), &spans);
+  const auto pages = read_pages(page_ranges, q.size(1), k.size(1), &spans);
   const auto count = static_cast<std::int64_t>(pages.size());
   const std::int64_t batch = q.size(0), queries = q.size(1), heads = q.size(2), channels = q.size(3);
   const ScalarType wide = wide_type(q);
@@ -112,17 +96,7 @@ void write(Tensor& cache, const Tensor& from, std::int64_t slot) {
 }
 
 void kv_write(Tensor k_cache, Tensor v_cache, const Tensor& k, const Tensor& v, const Tensor& slot) {
-  STD_TORCH_CHECK(k_cache.dim() == 4 && sizes_of(v_cache) == sizes_of(k_cache) && k_cache.is_cpu() && v_cache.is_cpu(),
-                  "caches must both be [B, Nk, H, D], got ", describe(k_cache), " and ", describe(v_cache));
-  for (const Tensor* x : {&k, &v}) {
-    const bool fits = x->dim() == 4 && x->size(0) == k_cache.size(0) && x->size(2) == k_cache.size(2) &&
-                      x->size(3) == k_cache.size(3) && x->scalar_type() == k_cache.scalar_type() && x->is_cpu();
-    STD_TORCH_CHECK(fits, "k and v must be [B, n, H, D] as the cache ", describe(k_cache), ", got ", describe(*x));
-  }
-  STD_TORCH_CHECK(v_cache.scalar_type() == k_cache.scalar_type() && k_cache.stride(3) == 1 && v_cache.stride(3) == 1,
-                  "caches must have one dtype and contiguous channels");
-  STD_TORCH_CHECK(slot.numel() == 1 && slot.scalar_type() == ScalarType::Int && slot.is_cpu(),
-                  "slot must be one int32 on the device of the caches, got ", describe(slot));
+  check_write(k_cache, v_cache, k, v, slot);
   const std::int64_t first = *static_cast<const std::int32_t*>(slot.const_data_ptr());
   STD_TORCH_CHECK(k.size(1) == v.size(1) && first >= 0 && first + k.size(1) <= k_cache.size(1),
                   "k and v must lie within ", k_cache.size(1), " slots, got ", k.size(1), " and ", v.size(1), " from ",

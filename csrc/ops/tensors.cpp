@@ -26,6 +26,12 @@ std::string describe(const Tensor& tensor) {
   return text + "] " + type_name(tensor.scalar_type());
 }
 
+void check_device(const Tensor& first, std::initializer_list<const Tensor*> others) {
+  for (const Tensor* other : others)
+    STD_TORCH_CHECK(other->device() == first.device(), "all tensors must be on one device, got ", describe(first),
+                    " and ", describe(*other), " on different ones; move one of them");
+}
+
 Storage storage_of(const Tensor& tensor, const char* name) {
   switch (tensor.scalar_type()) {
     case ScalarType::Float:

@@ -7,6 +7,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <cstdint>
+#include <initializer_list>
 #include <memory>
 #include <new>
 #include <string>
@@ -22,6 +23,11 @@ using torch::stable::Tensor;
 // "[2, 40, 2, 32] float32", as checks.py words it.
 std::string describe(const Tensor& tensor);
 
+using Sizes = std::vector<std::int64_t>;
+
+// An error unless all others are where the first is.
+void check_device(const Tensor& first, std::initializer_list<const Tensor*> others);
+
 // How the numbers of a tensor lie in memory; an error that names the tensor if we have no kernel for them.
 Storage storage_of(const Tensor& tensor, const char* name);
 
@@ -33,10 +39,10 @@ inline ScalarType wide_type(const Tensor& tensor) {
 // The tensor itself if it is contiguous and of that type, else a copy.
 Tensor contiguous_as(const Tensor& tensor, ScalarType type);
 
-inline Tensor empty_like(const Tensor& like, const std::vector<std::int64_t>& sizes, ScalarType type) {
+inline Tensor empty_like(const Tensor& like, const Sizes& sizes, ScalarType type) {
   return torch::stable::new_empty(like, {sizes.data(), sizes.size()}, type);
 }
-inline std::vector<std::int64_t> sizes_of(const Tensor& tensor) {
+inline Sizes sizes_of(const Tensor& tensor) {
   const auto sizes = tensor.sizes();
   return {sizes.begin(), sizes.end()};
 }

@@ -48,6 +48,26 @@ def make_case(
     return MsdaCase(torch.randn(n, tokens, m, d), list(shapes), (pixel + 0.5) / size, weight, torch.randn(n, q, m * d))
 
 
+def fused_arguments(**sizes: Any) -> tuple[Any, ...]:
+    """Of `ms_deform_attn_fused`."""
+    case = make_case(**sizes)
+    n, q, m, levels, p, _ = case.loc.shape
+    size = torch.tensor(case.shapes).view(-1, 2).flip(-1)[:, None]
+    ref = torch.rand(n, q, levels, 2)
+    return case.value, case.shapes, ref, (case.loc - ref[:, :, None, :, None]) * size, torch.randn(n, q, m, levels * p)
+
+
+def paged_arguments(dtype: torch.dtype, d: int, initial: bool) -> list[Any]:
+    """Of `range_attn_paged`: pages of different lengths, an empty one and one whose keys are all taken away."""
+    wide = torch.promote_types(dtype, torch.float32)
+    q, k, v = (torch.randn(2, n, 3, d).to(dtype) for n in (50, 130, 130))
+    bias = torch.randn(2, 130, dtype=wide)
+    bias[:, 70:80] = -torch.inf
+    init = [torch.randn(2, 50, 3, d, dtype=wide), torch.randn(2, 3, 50, dtype=wide)] if initial else [None, None]
+    pages = torch.tensor([[90, 130], [0, 67], [5, 5], [70, 80]], dtype=torch.int32)
+    return [q, k, v, pages, bias, *init, d**-0.5]
+
+
 def relative_error(actual: Tensor, expected: Tensor) -> float:
     """Largest difference over the largest magnitude (at least 1) of what is expected."""
     if expected.numel() == 0:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from operator_cases import make_case, relative_error
+from operator_cases import fused_arguments, make_case, paged_arguments, relative_error
 from torch import Tensor
 
 from avis_stream import ops
@@ -61,26 +61,6 @@ def results() -> dict[str, Tensor]:
     return found
 
 
-def paged_arguments(dtype: torch.dtype, d: int, initial: bool) -> list[Any]:
-    """Of `range_attn_paged`: pages of different lengths, an empty one and one whose keys are all taken away."""
-    wide = torch.promote_types(dtype, torch.float32)
-    q, k, v = (torch.randn(2, n, 3, d).to(dtype) for n in (50, 130, 130))
-    bias = torch.randn(2, 130, dtype=wide)
-    bias[:, 70:80] = -torch.inf
-    init = [torch.randn(2, 50, 3, d, dtype=wide), torch.randn(2, 3, 50, dtype=wide)] if initial else [None, None]
-    pages = torch.tensor([[90, 130], [0, 67], [5, 5], [70, 80]], dtype=torch.int32)
-    return [q, k, v, pages, bias, *init, d**-0.5]
-
-
-def fused_arguments(**sizes: Any) -> tuple[Any, ...]:
-    """Of `ms_deform_attn_fused`."""
-    case = make_case(**sizes)
-    n, q, m, levels, p, _ = case.loc.shape
-    size = torch.tensor(case.shapes).view(-1, 2).flip(-1)[:, None]
-    ref = torch.rand(n, q, levels, 2)
-    return case.value, case.shapes, ref, (case.loc - ref[:, :, None, :, None]) * size, torch.randn(n, q, m, levels * p)
-
-
 def run_elsewhere(path: Path, isa: str, **environment: str) -> dict[str, Tensor]:
     """`results` from a process of its own."""
     env = os.environ | {"AVIS_STREAM_ISA": isa} | environment
@@ -108,18 +88,18 @@ def assert_agree(other: dict[str, Tensor], mine: dict[str, Tensor]) -> None:
         assert relative_error(got[finite], want[finite]) < tolerance, name
 
 
-def build(folder: Path, *options: str) -> Path:
+def build(folder: Path, *options: str, target: str = "avis_ops") -> Path:
     """Compiles the operators into `folder` with other options; the path of the library."""
     root = HERE.parents[1]
     package = folder / "avis_stream"
     configure = ["cmake", "-S", str(root), "-B", str(folder / "build"), "-G", "Ninja", f"-DAVIS_PACKAGE_DIR={package}"]
     for command in (
         [*configure, f"-DPython_EXECUTABLE={sys.executable}", *options],
-        ["cmake", "--build", str(folder / "build"), "--target", "avis_ops"],
+        ["cmake", "--build", str(folder / "build"), "--target", target],
     ):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return package / "ops" / "libavis_ops.so"
+    return package / "ops" / f"lib{target}.so"
 
 
 SAVE = f"""

@@ -1,0 +1,3 @@
+// libavis_cuda.so: all kernels for all architectures.
+
+#include "library.inl"
