@@ -22,7 +22,7 @@ LAYERS = [
     {"sources", "writers", "weights", "synth"},
     {"online"},
     {"models", "metrics"},
-    {"nn", "audio", "data", "presets"},
+    {"nn", "audio", "data", "gpu", "presets"},
     {"ops"},
     {"checks", "config", "errors", "files", "memory", "stages", "types", "_version"},
 ]
