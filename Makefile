@@ -13,7 +13,12 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
 
-.PHONY: setup demo test lint type format ci clean
+# Architectures that `make gate` compiles for, such as "80 90"; empty: all that are shipped.
+ARCHS ?=
+empty :=
+ARCH_LIST := $(subst $(empty) $(empty),;,$(strip $(ARCHS)))
+
+.PHONY: setup demo test lint type format bench gate gpu-test ci clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.installed
@@ -54,6 +59,24 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $$(git ls-files '*.cpp' '*.h' '*.inl' '*.cu' '*.cuh')
+
+bench: $(VENV)/.dev
+	$(BIN)/avis-stream bench --out out/bench --docs docs/benchmarks.md
+
+# Compiles the CUDA kernels and holds their machine code to tools/sass_limits.toml. Needs nvcc, but no GPU.
+gate: $(VENV)/.dev
+	@command -v nvcc >/dev/null || { echo "no nvcc on the PATH: install the CUDA toolkit, 12.8 or later" >&2; exit 1; }
+	$(PIP) -c constraints.txt nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B build/cuda -G Ninja -DPython_EXECUTABLE="$(CURDIR)/$(BIN)/python" \
+	  -DAVIS_PACKAGE_DIR="$(CURDIR)/build/cuda/avis_stream" -DAVIS_CUDA=ON \
+	  $(if $(ARCHS),"-DAVIS_CUDA_ARCHS=$(ARCH_LIST)",-UAVIS_CUDA_ARCHS)
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/cuda --target avis_cuda
+	$(BIN)/python tools/check_sass.py build/cuda/avis_stream/ops/libavis_cuda.so $(if $(ARCHS),--archs $(ARCHS))
+
+# On a machine with a GPU: kernels against the CPU, compute-sanitizer, figures. Any torch with CUDA from 2.10 on will do,
+# in .venv if that is there, else that of $(PYTHON).
+gpu-test:
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) tools/gpu_test.py
 
 ci: lint test
 
