@@ -124,6 +124,27 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("--set", action="extend", nargs="+", default=[], metavar="FIELD=VALUE", dest="settings")
     convert.set_defaults(command=_convert)
 
+    export = commands.add_parser(
+        "export", parents=[common], help="a model as programs that need no Python code of ours"
+    )
+    export.add_argument("model", choices=list(PRESETS), metavar="MODEL", help=", ".join(PRESETS))
+    export.add_argument("-o", "--out", type=Path, required=True, metavar="DIR")
+    export.add_argument("--weights", metavar="FILE", help='an official .pth or a .safetensors; "random" for a dry run')
+    export.add_argument("--audio-weights", metavar="FILE", help="VGGish weights, for official checkpoints")
+    export.add_argument("--size", type=_height_width, metavar="HxW", help="padded picture (default: of a 16:9 video)")
+    export.add_argument("--no-compile", action="store_true", help="torch.export only, without AOTInductor")
+    export.add_argument("--phases", type=_count, metavar="N", help="of the tracker's window (default: all)")
+    export.add_argument("--set", action="extend", nargs="+", default=[], metavar="FIELD=VALUE", dest="settings")
+    export.add_argument("--force", action="store_true", help="replace what is there")
+    export.set_defaults(command=_export)
+
+    bench = commands.add_parser("bench", parents=[common], help="measure this machine and this code, from a clone")
+    bench.add_argument("--out", type=Path, default=Path("out/bench"), metavar="DIR", help="for the JSON")
+    bench.add_argument("--docs", type=Path, metavar="FILE", help="Markdown file for the table (default: stdout alone)")
+    bench.add_argument("-k", dest="select", metavar="EXPRESSION", help="only benchmarks with such names")
+    bench.add_argument("--rounds", type=int, default=0, metavar="N", help="at most N each, to see that they run")
+    bench.set_defaults(command=_bench)
+
     importer = commands.add_parser("import", parents=[common], help="labels of another tool to a data set")
     importer.add_argument("source", type=Path, metavar="SRC", help="the tool's file or folder")
     importer.add_argument("out", type=Path, metavar="OUT", help="folder of the set")
@@ -171,6 +192,13 @@ def _count(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a number of at least 1, got {text!r}")
     return int(text)
+
+
+def _height_width(text: str) -> tuple[int, int]:
+    height, _, width = text.partition("x")
+    if not (height.isdigit() and width.isdigit()):
+        raise argparse.ArgumentTypeError(f"must be HEIGHTxWIDTH, such as 384x640, got {text!r}")
+    return int(height), int(width)
 
 
 def _size(text: str) -> int:
@@ -271,6 +299,36 @@ def _convert(options: argparse.Namespace) -> None:
 
     line = convert(options.source, options.target, options.audio_weights, half=options.half, settings=options.settings)
     sys.stdout.write(line + "\n")
+
+
+def _export(options: argparse.Namespace) -> None:
+    from avis_stream.commands.export import export_model
+    from avis_stream.commands.output import output_folder
+    from avis_stream.models.preprocess import network_size
+    from avis_stream.weights import load
+
+    model = load(options.model, options.weights, audio_weights=options.audio_weights, settings=options.settings)
+    size = options.size
+    if size is None:
+        divisor = model.config.input.size_divisor
+        height, width = network_size(720, 1280, model.config.input)
+        size = -(-height // divisor) * divisor, -(-width // divisor) * divisor
+    with output_folder(options.out, force=options.force) as folder:
+        export_model(
+            model,
+            folder,
+            size,
+            lambda line: sys.stderr.write(line + "\n"),
+            compiled=not options.no_compile,
+            phases=options.phases,
+        )
+    sys.stderr.write(f"exported {options.model} for {size[0]}x{size[1]}: {options.out}\n")
+
+
+def _bench(options: argparse.Namespace) -> None:
+    from avis_stream.commands.bench import run_bench
+
+    sys.stdout.write(run_bench(options.out, options.docs, select=options.select, rounds=options.rounds))
 
 
 def _eval(options: argparse.Namespace) -> None:

@@ -14,6 +14,13 @@ from avis_stream import ops
 
 Timed = Callable[[], Any]
 
+MOST_ROUNDS = int(os.environ.get("AVIS_STREAM_BENCH_ROUNDS", "0"))
+"""Cuts every measurement short, to see that a benchmark runs at all; 0: as many rounds as each asks for."""
+
+
+def rounds_of(wanted: int) -> int:
+    return min(wanted, MOST_ROUNDS) if MOST_ROUNDS else wanted
+
 
 @dataclass
 class Interleaved:
@@ -34,7 +41,7 @@ def interleave(contenders: dict[str, Timed], threads: int, rounds: int = 30) -> 
     samples: dict[str, list[float]] = {name: [] for name in contenders}
     for run in contenders.values():
         run()
-    for _ in range(rounds):
+    for _ in range(rounds_of(rounds)):
         for name, run in contenders.items():
             start = clock()
             run()
@@ -105,8 +112,15 @@ def record(table: list[Row], request: pytest.FixtureRequest) -> Callable[..., In
         result = interleave(contenders, threads, rounds)
         table.append(Row(what, threads, result, flops))
         benchmark = request.getfixturevalue("benchmark")
-        benchmark.extra_info.update(threads=threads, noisy=result.noisy, load=os.getloadavg()[0], **result.seconds)
-        benchmark.pedantic(contenders["ours"], rounds=5, warmup_rounds=1)
+        benchmark.extra_info.update(
+            what=what,
+            threads=threads,
+            seconds=result.seconds,
+            flops=flops,
+            noisy=result.noisy,
+            load=os.getloadavg()[0],
+        )
+        benchmark.pedantic(contenders["ours"], rounds=rounds_of(5), warmup_rounds=1)
         return result
 
     return run

@@ -1,0 +1,207 @@
+"""`avis-stream export`: a model as programs that run without its Python code.
+
+    localizer.pt2                 torch.export: picture and sound features of a frame in, frame queries and features out
+    tracker_step_P.pt2            torch.export: frame queries and state in, answer and new state out; P is t mod W
+    localizer-cpu.pt2, ...        the same, compiled by AOTInductor for this CPU
+    state.safetensors             a state to begin with, see below
+    export.json                   names and shapes of all inputs and outputs, and how far each program was off
+
+Which tokens a frame changes depends on its place in the attention window, so there is one step a phase. The programs
+are for a stream that has run for a while (`first_frame` in export.json); before, fewer tokens are there to be seen. The
+first frames go through `OnlineSegmenter`; state.safetensors holds what such a stream remembers, of random frames.
+
+The operators stay calls of `avis::...`: `import avis_stream.ops` (or torch.ops.load_library) comes before loading.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from avis_stream.checks import require
+from avis_stream.errors import AvisStreamError
+from avis_stream.models.avism import AVISM
+from avis_stream.online.config import OnlineConfig
+from avis_stream.online.memory import TrackerMemory
+from avis_stream.online.schedule import Geometry, plan_push
+from avis_stream.online.tracking import Arrival, StreamTracker
+
+TOLERANCE = 1e-4
+"""How far a reloaded program may be off, relative to the largest magnitude of an output (at least 1)."""
+
+Report = Callable[[str], Any]
+
+
+class LocalizerProgram(nn.Module):
+    """What a frame gives, as tensors in and out."""
+
+    outputs = ("frame_queries", "logits", "clip_mask_features", "sounding")
+
+    def __init__(self, model: AVISM) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor, audio_features: Tensor, previous: Tensor | None = None) -> tuple[Tensor, ...]:
+        tokens = self.model.localize(images, audio_features, previous)
+        found = tokens.frame_queries, tokens.logits, tokens.clip_mask_features, tokens.sounding
+        return tuple(x for x in found if x is not None)
+
+
+STATE = ("heard", "tokens", "keys", "values", "sink_value", "sink_lse", "anchor_slot", "key_bias", "evidence")
+"""The tensors of a `TrackerMemory`, besides its list of objects."""
+
+
+class TrackerStepProgram(nn.Module):
+    """One frame of one stream at a fixed phase: the state comes in and goes out, nothing is remembered here."""
+
+    outputs = ("logits", "mask_embed", "similarity", "object_tokens")
+
+    def __init__(self, stream: StreamTracker, seen: int) -> None:
+        super().__init__()
+        self.tracker = stream.tracker  # registered, so that weights are found
+        self.stream = stream
+        self.seen = seen
+
+    def forward(self, frame_queries: Tensor, audio_features: Tensor, state: dict[str, Tensor]) -> tuple[Any, ...]:
+        memory = memory_of({name: x.clone() for name, x in state.items()}, self.seen)
+        plans = self.stream.push([memory], [Arrival(frame_queries, audio_features)])
+        answer = self.stream.answer([memory], plans)
+        tokens = self.stream.tokens_of_newest(memory, plans[0]).clone()
+        return answer.logits, answer.mask_embed, answer.similarity, tokens, state_of(memory)
+
+
+def state_of(memory: TrackerMemory) -> dict[str, Tensor]:
+    """A memory as named tensors."""
+    named = {name: getattr(memory, name) for name in STATE}
+    named |= {f"objects{i}": x for i, x in enumerate(memory.objects)}
+    return {name: x for name, x in named.items() if x is not None}
+
+
+def memory_of(state: dict[str, Tensor], seen: int) -> TrackerMemory:
+    """The memory that `state_of` took apart."""
+    objects = [state[f"objects{i}"] for i in range(sum(name.startswith("objects") for name in state))]
+    return TrackerMemory(seen=seen, objects=objects, **{name: state.get(name) for name in STATE})  # type: ignore[arg-type]
+
+
+def first_settled(geometry: Geometry) -> int:
+    """A frame that begins a window and from which on what a step does depends on the phase alone."""
+    window = geometry.window
+    frame = (geometry.pages + max(geometry.capacity) // window + 2) * window
+    for later in range(frame, frame + window):
+        assert plan_push(geometry, later, later) == plan_push(geometry, later + window, later + window)
+    return frame
+
+
+def export_model(
+    model: AVISM, out: Path, size: tuple[int, int], report: Report, *, compiled: bool = True, phases: int | None = None
+) -> dict[str, Any]:
+    """Writes the programs of `model` for pictures of `size`, reloads each and compares it.
+
+    Args:
+        model: On the CPU, ready for inference.
+        out: Folder that is there.
+        size: (height, width) of the padded picture.
+        report: Gets a line about each program.
+        compiled: Whether to compile with AOTInductor too, which takes minutes.
+        phases: How many phases of the window to export; None: all.
+    Raises:
+        AvisStreamError: A reloaded program differs by more than 1e-4.
+    """
+    divisor = model.config.input.size_divisor
+    require(
+        all(s > 0 and s % divisor == 0 for s in size), "size", size, f"multiples of {divisor}, as frames are padded"
+    )
+    torch.manual_seed(0)
+    described: dict[str, Any] = {"model": model.config.name, "torch": torch.__version__, "programs": {}}
+    images = torch.randn(1, 3, *size)
+    features = torch.randn(1, model.config.audio.feature_dim)
+    frame = (images, features, *([torch.randn_like(images)] if model.wants_previous else []))
+    with torch.no_grad():
+        localizer, names = LocalizerProgram(model), LocalizerProgram.outputs
+        described["programs"]["localizer"] = _write(localizer, names, frame, out / "localizer", report, compiled)
+        stream = StreamTracker(model.tracker, OnlineConfig())
+        geometry = stream.geometry
+        memory = TrackerMemory.empty(model.config, geometry, OnlineConfig().kv_cache, features)
+        begin = first_settled(geometry)
+        queries = model.tracker.fq_pos.num_embeddings
+        arrivals = [
+            Arrival(torch.randn(1, queries, model.config.channels), torch.randn(1, model.config.audio.feature_dim))
+            for _ in range(begin)
+        ]
+        for arrival in arrivals:
+            stream.answer([memory], stream.push([memory], [arrival]))
+        state = {name: x.clone() for name, x in state_of(memory).items()}
+        safetensors.torch.save_file(state, out / "state.safetensors")
+        described |= {"first_frame": begin, "window": geometry.window}
+        for phase in range(geometry.window if phases is None else phases):
+            program = TrackerStepProgram(stream, begin + phase)
+            inputs = (arrivals[phase].frame_queries, arrivals[phase].audio, state)
+            name = f"tracker_step_{phase}"
+            described["programs"][name] = _write(program, program.outputs, inputs, out / name, report, compiled)
+            state = {key: x.clone() for key, x in program(*inputs)[-1].items()}
+    (out / "export.json").write_text(json.dumps(described, indent=1) + "\n")
+    return described
+
+
+def _write(
+    program: nn.Module, names: Sequence[str], inputs: tuple[Any, ...], target: Path, report: Report, compiled: bool
+) -> dict[str, Any]:
+    """One program, whose outputs have `names`, exported and compiled; what export.json says of it."""
+    start = time.perf_counter()
+    wanted = program(*inputs)
+    exported = torch.export.export(program, inputs, strict=False)
+    plain = target.with_suffix(".pt2")
+    torch.export.save(exported, plain)
+    off = {plain.name: _difference(torch.export.load(plain).module()(*inputs), wanted, plain)}
+    if compiled:
+        package = target.with_name(f"{target.name}-cpu.pt2")
+        torch._inductor.aoti_compile_and_package(exported, package_path=str(package))
+        off[package.name] = _difference(torch._inductor.aoti_load_package(str(package))(*inputs), wanted, package)
+    for name, difference in off.items():
+        report(f"{name}: reloaded, off by {difference:.1e} ({time.perf_counter() - start:.0f} s)")
+    return {
+        "inputs": _shapes(inputs),
+        "outputs": dict(zip([*names, "state"], _shapes(wanted), strict=False)),
+        "off_by": off,
+    }
+
+
+def _flat(value: Any) -> list[Tensor]:
+    leaves: list[Tensor] = torch.utils._pytree.tree_leaves(value)
+    return leaves
+
+
+def _difference(got: Any, wanted: Any, path: Path) -> float:
+    """Largest difference of any output, relative to its magnitude.
+
+    Raises:
+        AvisStreamError: It is above the tolerance.
+    """
+    worst = 0.0
+    for a, b in zip(_flat(got), _flat(wanted), strict=True):
+        finite = torch.isfinite(b.double())
+        same = torch.equal(torch.isfinite(a.double()), finite)
+        scale = max(1.0, b[finite].abs().max().item()) if finite.any() else 1.0
+        apart = (a[finite].double() - b[finite].double()).abs().max().item() / scale if finite.any() else 0.0
+        worst = max(worst, apart if same else float("inf"))
+    if not worst <= TOLERANCE:
+        raise AvisStreamError(
+            f"{path.name} was written, but gives results that are off by {worst:.1e}, more than {TOLERANCE:.0e}; "
+            "do not use it, and report this with the versions that `avis-stream info` prints"
+        )
+    return worst
+
+
+def _shapes(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
+    if isinstance(value, dict):
+        return {key: _shapes(x) for key, x in value.items()}
+    return [_shapes(x) for x in value]
