@@ -164,6 +164,8 @@ class PostprocessConfig:
     """(query, class) pairs kept for a clip; a query may appear with several classes (quirk Q10)."""
     score_threshold: float = 0.3
     """An instance stays if class score x mask quality is above this; hard-coded in the official code (quirk Q11)."""
+    duplicate_iou: float | None = None
+    """Of two instances whose masks overlap more than this over the clip, the better stays; None, officially: both do."""
     one_class: bool = False
     """A query answers with its best class alone, not with every class that passes (quirk Q10)."""
     presence_threshold: float = 0.5

@@ -5,9 +5,10 @@ Source: official `AVISM.inference_video`; quirks Q9 to Q11, Q17 and Q18 of `docs
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -111,6 +112,8 @@ def find_instances(
     score = candidates.class_score * quality[slot]
     order = score.argsort(descending=True, stable=True)
     order = order[score[order] > config.score_threshold]
+    if config.duplicate_iou is not None:
+        order = order[_best_of_their_place([tracks[j] for j in slot[order].tolist()], config.duplicate_iou)]
     return Instances(
         score[order],
         candidates.class_id[order],
@@ -118,6 +121,20 @@ def find_instances(
         tuple(tuple(tracks[j]) for j in slot[order].tolist()),
         None if presence is None else presence[candidates.query_id[order]],
     )
+
+
+def _best_of_their_place(tracks: Sequence[Sequence[Rle]], most: float) -> list[int]:
+    """Those of N tracks [N][T], best first, whose masks overlap those of no better one by more than `most`."""
+    if not tracks:
+        return []
+    common = sum(rle.intersections([track[t] for track in tracks]) for t in range(len(tracks[0])))
+    areas = np.diagonal(common)
+    iou = common / np.maximum(areas[:, None] + areas[None, :] - common, 1)
+    kept: list[int] = []
+    for n in range(len(tracks)):
+        if not (iou[n, kept] > most).any():
+            kept.append(n)
+    return kept
 
 
 class MaskQuality:

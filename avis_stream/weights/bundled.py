@@ -19,7 +19,7 @@ def bundled_weights(name: str) -> Path | None:
 
 
 def stored_state(model: AVISM) -> dict[str, Tensor]:
-    """What a weight file of a model holds: all of it but the frozen sound encoder, where that ships with the package."""
+    """What a weight file of a model holds: all but the frozen sound encoder, where that ships with the package."""
     bundled = model.config.audio.encoder == "yamnet"
     return {k: v for k, v in model.state_dict().items() if not (bundled and k.startswith("audio_encoder."))}
 

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from avis_stream.config import AVISMConfig, ConfigError, LocalizerConfig, PostprocessConfig, with_overrides
+from avis_stream.data import rle
+from avis_stream.data.rle import intersections
 from avis_stream.models.avism import AVISM
 from avis_stream.models.literal import LiteralAVISM
 from avis_stream.models.peaks import PeakQueries
@@ -171,13 +173,33 @@ def test_masks_are_drawn_only_where_the_object_sounds() -> None:
     found = find_instances(logits, embed, [(0, features[:3]), (3, features[3:])], sizes, config, presence)
     assert sorted(everywhere.query_id.tolist()) == [0, 1, 2]
     assert sorted(found.query_id.tolist()) == [0, 2]
-    from avis_stream.data import rle
-
     for track, query, chances in zip(found.rles, found.query_id.tolist(), found.presence, strict=True):  # type: ignore[arg-type]
         same = everywhere.rles[everywhere.query_id.tolist().index(query)]
         assert torch.equal(chances, presence[query])
         for t in range(4):
             assert track[t] == same[t] if presence[query, t] > 0.5 else not rle.decode(track[t]).any()
+
+
+def test_of_two_instances_in_one_place_the_better_stays() -> None:
+    """Three queries: the second draws what the first draws, the third something else; the second is the surer."""
+    torch.manual_seed(0)
+    logits = torch.full((3, 3), -4.0)
+    logits[0, 0], logits[1, 1], logits[2, 1] = 3.0, 5.0, 4.0
+    features, own = torch.randn(4, 8, 6, 10), torch.randn(2, 8)
+    embed = torch.stack([own[0], own[0] * 1.01, own[1]])
+    sizes, config = MaskSizes((24, 40), (22, 40), (33, 60)), PostprocessConfig(score_threshold=0.05)
+    both = find_instances(logits, embed, [(0, features)], sizes, config)
+    one = find_instances(logits, embed, [(0, features)], sizes, replace(config, duplicate_iou=0.8))
+    assert sorted(both.query_id.tolist()) == [0, 1, 2]
+    assert sorted(one.query_id.tolist()) == [1, 2]
+    assert [both.rles[both.query_id.tolist().index(q)] for q in one.query_id.tolist()] == list(one.rles)
+
+
+def test_intersections_are_counted_pixel_by_pixel() -> None:
+    masks = torch.rand(4, 13, 17, generator=torch.Generator().manual_seed(2)) > 0.5
+    masks[3] = False
+    counted = intersections([rle.encode(mask) for mask in masks])
+    assert counted.tolist() == [[float((a & b).sum()) for b in masks] for a in masks]
 
 
 def test_one_class_a_query_is_an_option() -> None:
