@@ -165,7 +165,7 @@ class PostprocessConfig:
     score_threshold: float = 0.3
     """An instance stays if class score x mask quality is above this; hard-coded in the official code (quirk Q11)."""
     duplicate_iou: float | None = None
-    """Of two instances whose masks overlap more than this over the clip, the better stays; None, officially: both do."""
+    """Of two instances whose masks overlap more than this over the clip, the better stays; None: both, as official."""
     one_class: bool = False
     """A query answers with its best class alone, not with every class that passes (quirk Q10)."""
     presence_threshold: float = 0.5

@@ -18,6 +18,7 @@ from avis_stream.config import (
     LossConfig,
     MobileNetConfig,
     PixelDecoderConfig,
+    PostprocessConfig,
     ResNetConfig,
     SoundAugmentConfig,
     SwinConfig,
@@ -70,6 +71,7 @@ def avism_mini() -> AVISMConfig:
         localizer=LocalizerConfig(
             queries=24, layers=3, ffn_channels=384, query_source="peaks", sounding_head=True, motion_cue=True
         ),
+        postprocess=PostprocessConfig(one_class=True, duplicate_iou=0.6),
         tracker=TrackerConfig(queries=24, ffn_channels=384, encoder_layers=4, decoder_layers=3, shift_in_training=True),
     )
 
@@ -90,7 +92,8 @@ def training(name: str) -> TrainConfig:
         warmup=150,
         warmup_factor=0.01,
         query_layers=1,
-        losses=LossConfig(points=1024, similarity_weight=5.0, presence_weight=2.0),
+        # Few queries, and everything that is shown counts: one that answers for nothing must say so.
+        losses=LossConfig(points=1024, no_object_weight=0.4, similarity_weight=5.0, presence_weight=2.0),
         augment=AugmentConfig(
             short_sides_px=(160, 176, 192, 208, 224),
             long_side_px=512,

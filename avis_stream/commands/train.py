@@ -121,7 +121,6 @@ def _streams(model: AVISM, source: ClipSource, schedule: TrainConfig, folder: Pa
     if kept.exists():
         streams: list[LocalizedStream] = torch.load(kept, weights_only=False)  # written here, by this very run
         return streams
-    model.eval()
     count = schedule.streams.count
     bar = tqdm(total=count, desc="streams", unit="stream", disable=not (_first() and sys.stderr.isatty()))
     with bar:

@@ -8,6 +8,7 @@ Source: design note "online tracking", section 11.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -108,10 +109,10 @@ def localized(model: AVISM, sample: ClipSample, config: LossConfig, draw: DrawPo
 
 
 def localized_streams(model: AVISM, source: Source[ClipSample], config: TrainConfig) -> Iterator[LocalizedStream]:
-    """The first `config.streams.count` clips of a source, seen by a model in evaluation mode; yields as it goes."""
-    draw = random_points(model.device)
+    """The first `config.streams.count` clips of a source, seen by a model; yields as it goes."""
+    draw, seer = random_points(model.device), copy.deepcopy(model).prepare_for_inference()
     for samples in batches(source, 1, range(config.streams.count)):
-        yield localized(model, samples[0].to(model.device), config.losses, draw)
+        yield localized(seer, samples[0].to(model.device), config.losses, draw)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
