@@ -18,7 +18,7 @@ ARCHS ?=
 empty :=
 ARCH_LIST := $(subst $(empty) $(empty),;,$(strip $(ARCHS)))
 
-.PHONY: setup demo test lint type format bench gate gpu-test ci clean
+.PHONY: packages setup demo test lint type format bench gate gpu-test ci clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.installed
@@ -36,14 +36,20 @@ $(VENV)/.installed: $(VENV)/.torch $(SOURCES)
 
 $(VENV)/.dev: $(VENV)/.installed
 	$(PIP) -c constraints.txt pytest pytest-benchmark hypothesis ruff mypy clang-format tensorboard
+	$(PIP) -c constraints.txt starlette uvicorn websockets
+	@$(PIP) -c constraints.txt pyaudio || echo "PyAudio cannot be built without portaudio19-dev: tests with a microphone will be skipped" >&2
 	@# The reference that our metrics are held to; what it declares beyond ours (OpenCV) its metrics do not use.
 	$(PIP) --no-deps -c constraints.txt trackeval
 	@touch $@
 
+# Before the environment is made: only the system's Python finds the system's GStreamer.
+packages:
+	@tools/test-packages
+
 demo: $(VENV)/.installed
 	$(BIN)/avis-stream demo --out out/demo
 
-test: $(VENV)/.dev
+test: packages $(VENV)/.dev
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.dev

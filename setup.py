@@ -15,6 +15,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 OPERATORS = "avis_stream.ops.libavis_ops"
@@ -82,12 +83,26 @@ class CMakeBuild(build_ext):
         return str(super().get_ext_filename(fullname))
 
 
+class WithGStreamerLoader(build_py):
+    """Puts GStreamer's loader file, which the source tree has in `python/`, into the package."""
+
+    LOADER = ("gst", "python", "gstavis.py")
+
+    def run(self) -> None:
+        """Copies it beside the modules; an editable install finds it in the tree."""
+        super().run()
+        if not self.editable_mode:
+            target = Path(self.build_lib, "avis_stream", *self.LOADER)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self.copy_file(str(ROOT / "python" / "gstavis.py"), str(target))
+
+
 if build_mode() == "0":
-    setup()
+    setup(cmdclass={"build_py": WithGStreamerLoader})
 else:
     has_headers = Path(sysconfig.get_paths()["include"], "Python.h").exists()
     if not has_headers:
         sys.stderr.write("avis_stream: no Python.h, so _host (build information) is left out; nothing else needs it\n")
     names = (OPERATORS, "avis_stream._host") if has_headers else (OPERATORS,)
     extensions = [Extension(name, sources=[]) for name in names]
-    setup(ext_modules=extensions, cmdclass={"build_ext": CMakeBuild})
+    setup(ext_modules=extensions, cmdclass={"build_ext": CMakeBuild, "build_py": WithGStreamerLoader})

@@ -10,11 +10,15 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from avis_stream._version import __version__
 from avis_stream.errors import AvisStreamError, ConfigError, MediaError
 from avis_stream.memory import parse_bytes
 from avis_stream.presets import PRESETS
+
+if TYPE_CHECKING:
+    from avis_stream.stream.session import Session
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -164,9 +168,30 @@ def _parser() -> argparse.ArgumentParser:
     labels.add_argument("--force", action="store_true", help="write into a folder that holds files")
     labels.set_defaults(command=_labels)
 
-    doctor = commands.add_parser("doctor", parents=[common], help="what is wrong with a data set")
-    doctor.add_argument("--data", type=Path, required=True, metavar="DIR")
+    live = commands.add_parser("live", parents=[common], help="segment what a camera and a microphone get")
+    _add_source_options(live)
+    live.add_argument("--json", metavar="FILE", help='JSON lines; "-" for standard output')
+    live.add_argument("--save", type=Path, metavar="FILE", help="a film (MP4) with masks and sound")
+    live.add_argument("--summary", type=Path, metavar="FILE", help="all statistics at the end, as JSON")
+    live.add_argument("--duration", type=float, metavar="S", help="stop after so many seconds")
+    _add_model_options(live, default="avism_mini")
+    live.set_defaults(command=_live)
+
+    devices = commands.add_parser("devices", parents=[common], help="list cameras and microphones")
+    devices.set_defaults(command=_devices)
+
+    doctor = commands.add_parser("doctor", parents=[common], help="what is missing here, or wrong with a data set")
+    doctor.add_argument("--data", type=Path, metavar="DIR", help="check a data set instead")
+    doctor.add_argument(
+        "--av-sync", metavar="VIDEO", help="measure a source that looks at the flash-and-beep clip (--clip)"
+    )
+    doctor.add_argument("--audio", default="source", metavar="SOURCE", help="with --av-sync: source, mic, mic:NAME")
+    doctor.add_argument("--clip", type=Path, metavar="FILE", help="only write the flash-and-beep clip (MP4)")
     doctor.set_defaults(command=_doctor)
+
+    gst = commands.add_parser("gst", parents=[common], help="what GStreamer needs to find the element avisseg")
+    gst.add_argument("what", choices=["env"], help='use: eval "$(avis-stream gst env)"')
+    gst.set_defaults(command=_gst)
 
     info = commands.add_parser("info", parents=[common], help="what is installed, or what is in a data set")
     _add_data_options(info, required=False)
@@ -178,6 +203,24 @@ def _add_data_options(parser: argparse.ArgumentParser, *, required: bool) -> Non
     parser.add_argument("--data", type=Path, required=required, metavar="DIR", help="data set in AVISeg's layout")
     parser.add_argument("--json", type=Path, metavar="FILE", help="everything, as JSON")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="as a picture")
+
+
+def _add_source_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--video", default="0", metavar="SOURCE",
+        help="camera (0), file, rtsp:// or another address, gst:PIPELINE, synthetic://flashbeep (default 0)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--audio", metavar="SOURCE",
+        help="source (comes with the video), mic, mic:NAME, a file, or none (default: mic with a camera, else source)",
+    )  # fmt: skip
+    parser.add_argument("--policy", choices=["auto", "latest", "every"], default="auto", help="what may be dropped")
+    parser.add_argument("--max-latency-ms", type=_count, default=500, metavar="N")
+    parser.add_argument("--audio-offset-ms", type=int, default=0, metavar="N", help="added to the time of sound")
+    parser.add_argument("--backend", choices=["auto", "gstreamer", "ffmpeg"], default="auto", help="reads addresses")
+    parser.add_argument("--fps", type=float, help="of a file: frames a second to look at (default: all)")
+    parser.add_argument("--realtime", action="store_true", help="of a file: at its own pace")
+    parser.add_argument("--threads", type=_count, metavar="N", help="of the model (default: half of the cores)")
 
 
 def _add_model_options(parser: argparse.ArgumentParser, default: str) -> None:
@@ -379,10 +422,68 @@ def _labels(options: argparse.Namespace) -> None:
     sys.stdout.write(line + "\n")
 
 
-def _doctor(options: argparse.Namespace) -> None:
-    from avis_stream.commands.data import check_data
+def _live(options: argparse.Namespace) -> None:
+    from avis_stream.commands.live import LiveOptions, run_live
 
-    check_data(options.data, sys.stdout)
+    session, classes = _session(options)
+    wanted = LiveOptions(
+        json=options.json, save=options.save, summary=options.summary, duration_seconds=options.duration
+    )
+    run_live(session, classes, wanted)
+
+
+def _session(options: argparse.Namespace) -> tuple[Session, tuple[str, ...]]:
+    """A session as asked for, and the model's class names."""
+    from avis_stream.sources.address import video_address
+    from avis_stream.stream.session import Session, SessionConfig
+    from avis_stream.weights import load
+
+    # Addresses are checked before a model is loaded.
+    camera = video_address(options.video).kind == "camera"
+    audio = options.audio or ("mic" if camera else "source")
+    config = SessionConfig(
+        policy=options.policy, max_latency_ms=options.max_latency_ms, audio_offset_ms=options.audio_offset_ms,
+        num_threads=options.threads,
+    )  # fmt: skip
+    model = load(
+        options.model,
+        options.weights,
+        options.device,
+        audio_weights=options.audio_weights,
+        settings=options.settings,
+    )
+    session = Session(
+        model, options.video, None if audio == "none" else audio, config=config, fps=options.fps,
+        realtime=True if options.realtime else None, backend=options.backend,
+    )  # fmt: skip
+    return session, tuple(model.classes)
+
+
+def _devices(options: argparse.Namespace) -> None:
+    from avis_stream.commands.devices import print_devices
+
+    print_devices(sys.stdout)
+
+
+def _gst(options: argparse.Namespace) -> None:
+    from avis_stream.commands.gst import print_environment
+
+    sys.stdout.write(print_environment() + "\n")
+
+
+def _doctor(options: argparse.Namespace) -> None:
+    if options.data is not None:
+        from avis_stream.commands.data import check_data
+
+        check_data(options.data, sys.stdout)
+        return
+    from avis_stream.commands.doctor import examine, write_flash_and_beep
+
+    if options.clip is not None:
+        write_flash_and_beep(options.clip, 60.0)
+        sys.stderr.write(f"{options.clip}: show it to the camera, near the microphone\n")
+        return
+    examine(sys.stdout, skew_of_source=None if options.av_sync is None else (options.av_sync, options.audio))
 
 
 def _info(options: argparse.Namespace) -> None:

@@ -18,6 +18,7 @@ LAYERS = [
     {"__main__"},
     {"cli"},
     {"commands"},
+    {"serve", "interop"},
     {"train", "stream"},
     {"sources", "writers", "weights", "synth"},
     {"online"},

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 
 from avis_stream.sources.container import BrokenMedia
-from avis_stream.sources.pictures import Picture
+from avis_stream.sources.pictures import MediaPictures, Picture
 from avis_stream.sources.sound import SecondsOfSound, SoundBlock, SoundTrack
 from avis_stream.types import NANOSECONDS, AVPair, VideoFrame
 
@@ -134,6 +134,35 @@ class Clip:
                 if index == 0:
                     raise
                 self.broken = str(error)  # whoever asked for the clip says so, once
+
+    def every_picture(self) -> Iterator[AVPair]:
+        """Every picture of a film at its own time, with the second of sound that ends when the next one comes.
+
+        For a folder of images it is what `iter()` gives.
+        """
+        if not isinstance(self._pictures, MediaPictures):
+            yield from self
+            return
+        self.broken = None
+        index, interval = 0, Fraction(0)
+        with closing(SecondsOfSound(self._track)) as sound:
+            try:
+                for time, duration, picture in self._pictures.every(previous=self._previous):
+                    # As long as the shortest is shown: what is announced for single ones is not to be relied on.
+                    interval = min(duration, interval) if interval else duration
+                    end = time + interval
+                    frame = VideoFrame(
+                        image=picture.image, pts_ns=round(time * NANOSECONDS), frame_id=index, source_id=self.name,
+                        previous=picture.previous,
+                    )  # fmt: skip
+                    samples, heard = sound.ending_at(end)
+                    end_ns = round(end * NANOSECONDS)
+                    yield AVPair(frame=frame, audio=torch.from_numpy(samples), audio_valid=heard, end_ns=end_ns)
+                    index += 1
+            except BrokenMedia as error:
+                if index == 0:
+                    raise
+                self.broken = str(error)
 
     def __repr__(self) -> str:
         return (

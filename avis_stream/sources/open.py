@@ -14,7 +14,6 @@ import torch
 from avis_stream.checks import require
 from avis_stream.errors import ConfigError, MediaError
 from avis_stream.sources.address import Address, audio_address, redacted, video_address
-from avis_stream.sources.clip import Clip
 from avis_stream.sources.container import opened
 from avis_stream.sources.file import open_clip, sound_track
 from avis_stream.sources.items import ItemSource, Source, interleaved
@@ -161,18 +160,19 @@ def _of_file(
         path, audio=Path(sound.text) if as_file and isinstance(sound, Address) else None,
         fps=Fraction(fps).limit_denominator(1001) if fps else native_rate(path), previous=previous,
     )  # fmt: skip
+    pairs = iter(clip) if fps else clip.every_picture()
     if own or as_file:
-        pairs = _silent(clip) if sound is None else iter(clip)
+        pairs = _silent(pairs) if sound is None else pairs
         return [ItemSource(clip.name, pairs, realtime=bool(realtime), gives_pictures=True, gives_sound=False)]
     require(realtime in (None, True), "realtime", realtime, "True or None with sound that happens now")
-    frames = (pair.frame for pair in clip)
+    frames = (pair.frame for pair in pairs)
     main = ItemSource(clip.name, frames, realtime=True, gives_pictures=True, gives_sound=False)
     return [main, *_sound_source(sound, supervision)]
 
 
-def _silent(clip: Clip) -> Iterator[AVPair]:
+def _silent(pairs: Iterable[AVPair]) -> Iterator[AVPair]:
     silence = torch.zeros(SAMPLE_RATE)
-    return (replace(pair, audio=silence, audio_valid=0.0) for pair in clip)
+    return (replace(pair, audio=silence, audio_valid=0.0) for pair in pairs)
 
 
 def _without_sound(items: Iterable[Any], with_sound: bool) -> Iterator[Any]:

@@ -91,6 +91,21 @@ class MediaPictures:
         if broken is not None:
             raise broken
 
+    def every(self, *, previous: bool) -> Iterator[tuple[Fraction, Fraction, Picture]]:
+        """Yields each picture with its own time and how long it is shown, in seconds on the clip clock.
+
+        A grid, as `sample` has it, would show each of them by up to a frame too late.
+        """
+        convert, window = _Converter(self), deque[tuple[Fraction, av.VideoFrame]]()
+        last: Fraction | None = None
+        for time, duration, frame in self._decoded():
+            if last is not None and time <= last:
+                continue  # a stamp that was given twice
+            last = time
+            window.append((time, frame))
+            yield time, duration, convert.picture(window, time, previous)
+            _forget(window, time)
+
     def _decoded(self) -> Iterator[tuple[Fraction, Fraction, av.VideoFrame]]:
         """Yields (seconds on the clip clock, seconds shown, frame) in order of presentation."""
         last: Fraction | None = None

@@ -98,9 +98,15 @@ def flash_onsets(times_ns: NDArray[np.int64], brightness: NDArray[np.float64]) -
 
 
 def beep_onsets(samples: NDArray[np.float32], begin_ns: int) -> NDArray[np.float64]:
-    """Seconds at which a tone begins after at least 0.3 s of quiet; the first sample has the time `begin_ns`."""
-    loud = np.flatnonzero(np.abs(samples) > 0.2 * np.abs(samples).max())
-    first = loud[np.diff(loud, prepend=-SAMPLE_RATE) > 0.3 * SAMPLE_RATE]
+    """Seconds at which a tone begins after at least 0.3 s of quiet, all of it among these samples.
+
+    Args:
+        samples: A second or more.
+        begin_ns: Time of the first sample.
+    """
+    loud = np.flatnonzero(np.abs(samples) > max(0.02, 0.2 * float(np.abs(samples).max())))
+    # Not before the quiet: a tone that the first sample cuts through has begun at some other time.
+    first = loud[np.diff(loud, prepend=0) > 0.3 * SAMPLE_RATE]
     return first / SAMPLE_RATE + begin_ns / NANOSECONDS
 
 

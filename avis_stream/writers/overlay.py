@@ -74,6 +74,7 @@ class OverlayWriter:
             self._video = self._video_stream(drawn.shape[1], drawn.shape[0])
             if self._sound is not None and self._sound.sound_rate is not None:
                 self._audio = _SoundCopy(self._container, self._sound)
+        drawn = _letterboxed(drawn, self._video.height, self._video.width)
         frame = av.VideoFrame.from_ndarray(drawn, format="rgb24")
         # Without this the colours of a player that assumes HD are a little off.
         converted = frame.reformat(format="yuv420p", dst_colorspace="ITU709")
@@ -175,6 +176,20 @@ def _fitted(image: torch.Tensor) -> NDArray[np.uint8]:
         image = torch.nn.functional.interpolate(image[None].float(), size, mode="area")[0].round().to(torch.uint8)
     array: NDArray[np.uint8] = image.permute(1, 2, 0).contiguous().cpu().numpy()
     return array
+
+
+def _letterboxed(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """The picture on a canvas of the film's size; it is another only where a live source changes its own."""
+    if image.shape[:2] == (height, width):
+        return image
+    factor = min(height / image.shape[0], width / image.shape[1])
+    size = (max(1, round(image.shape[0] * factor)), max(1, round(image.shape[1] * factor)))
+    tensor = torch.from_numpy(image).permute(2, 0, 1)[None].float()
+    scaled = torch.nn.functional.interpolate(tensor, size, mode="bilinear")[0].round().to(torch.uint8)
+    canvas = np.zeros((height, width, 3), np.uint8)
+    top, left = (height - size[0]) // 2, (width - size[1]) // 2
+    canvas[top : top + size[0], left : left + size[1]] = scaled.permute(1, 2, 0).numpy()
+    return canvas
 
 
 def _even(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -11,6 +11,7 @@ from avis_stream.errors import ConfigError
 from avis_stream.sources.address import audio_address, redacted, video_address
 from avis_stream.sources.stream_clock import MicrophoneClock, StreamClock
 from avis_stream.sources.supervisor import Supervisor, SupervisorConfig
+from avis_stream.sources.synthetic import beep_onsets, flash_onsets, skew_of
 from avis_stream.types import SAMPLE_RATE
 
 MS = 1_000_000
@@ -208,3 +209,22 @@ def test_the_latency_of_a_device_counts() -> None:
     for samples, arrival in microphone_blocks(5, 0):
         a, b = near.place(samples, arrival)[0], far.place(samples, arrival)[0]
     assert a - b == 50 * MS
+
+
+# --- flashes and tones ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("skew_ms", [-70, -10, 0, 10, 50])
+def test_skew_is_measured_from_seconds_that_overlap(skew_ms: int) -> None:
+    """Windows cut through tones; only where one is seen to begin does it count."""
+    fps, seconds = 25, 6
+    time = np.arange(SAMPLE_RATE * seconds) / SAMPLE_RATE - skew_ms / 1000
+    sound = np.where((time >= 1) & (time % 1 < 0.12), np.sin(2 * np.pi * 1000 * time), 0).astype(np.float32)
+    stamps = np.arange(fps, fps * seconds) * S // fps
+    brightness = np.array([235.0 if t % S < 0.12 * S else 16.0 for t in stamps.tolist()])
+    ends = (stamps + S // fps) * SAMPLE_RATE // S
+    beeps = [
+        beep_onsets(sound[end - SAMPLE_RATE : end], (end - SAMPLE_RATE) * S // SAMPLE_RATE) for end in ends.tolist()
+    ]
+    found = skew_of(flash_onsets(stamps, brightness), np.unique(np.round(np.concatenate(beeps), 3)))
+    assert found == pytest.approx(skew_ms / 1000, abs=0.002)

@@ -1,0 +1,261 @@
+"""`avis-stream doctor`: what is installed, which devices open, how far sound is from pictures; each with its remedy."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, TextIO
+
+import av
+import numpy as np
+import torch
+
+from avis_stream import ops
+from avis_stream.commands.devices import camera_remedy, cameras
+from avis_stream.commands.gst import plugin_folder, registry_file
+from avis_stream.errors import AvisStreamError, SourceError
+from avis_stream.sources.child import list_microphones
+from avis_stream.sources.open import has_gstreamer
+from avis_stream.sources.synthetic import FlashBeep, beep_onsets, flash_onsets, skew_of
+from avis_stream.stream.session import Session, SessionConfig
+from avis_stream.types import NANOSECONDS, AudioChunk, AVPair, OnlineResult, VideoFrame
+
+APT = (
+    "apt-get install -y --no-install-recommends python3-gi python3-gst-1.0 gir1.2-gst-plugins-base-1.0 "
+    "gir1.2-gst-plugins-bad-1.0 gstreamer1.0-tools gstreamer1.0-plugins-base gstreamer1.0-plugins-good "
+    "gstreamer1.0-plugins-bad gstreamer1.0-plugins-ugly gstreamer1.0-libav gstreamer1.0-python3-plugin-loader "
+    "portaudio19-dev libasound2-plugins"
+)
+_ELEMENTS = {
+    "uridecodebin": "plugins-base", "appsink": "plugins-base", "rtspsrc": "plugins-good", "avdec_h264": "libav",
+    "x264enc": "plugins-ugly", "mp4mux": "plugins-good",
+}  # fmt: skip
+
+
+_LONGEST_SECONDS = 40.0
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the report."""
+
+    good: bool
+    what: str
+    remedy: str = ""
+    needed: bool = False
+    """Whether anything works without it."""
+
+
+def examine(out: TextIO, *, skew_of_source: tuple[str, str] | None = None) -> None:
+    """Writes everything that can be found out.
+
+    Args:
+        out: For the report.
+        skew_of_source: Video and audio source that look at the flash-and-beep clip, whose skew is to be measured.
+    Raises:
+        AvisStreamError: Something is broken that everything needs.
+    """
+    broken = 0
+    checks: list[Callable[[], Iterator[Finding]]] = [_program, _gstreamer, _element, _cameras, _microphones, _extras]
+    checks.append(lambda: _skews(skew_of_source))
+    for check in checks:
+        for finding in check():
+            out.write(f"{'ok  ' if finding.good else 'MISS'}  {finding.what}\n")
+            if finding.remedy and not finding.good:
+                out.write(f"      {finding.remedy}\n")
+            out.flush()
+            broken += finding.needed and not finding.good
+    if broken:
+        raise AvisStreamError(f"{broken} of what everything needs is missing; see the lines that begin with MISS")
+
+
+def _program() -> Iterator[Finding]:
+    kernels = ops.info()
+    native = all(by_device["cpu"] == "native" for by_device in kernels.operators.values())
+    yield Finding(True, f"Python {sys.version.split()[0]}, torch {torch.__version__}, PyAV {av.__version__}")
+    yield Finding(
+        native, f"native kernels ({kernels.isa})", "install a C++ compiler and run make setup; it works without, slower"
+    )
+
+
+def _gstreamer() -> Iterator[Finding]:
+    there = has_gstreamer()
+    remedy = f"{APT}, and make .venv with the system's Python (tools/choose-python); FFmpeg reads sources without it"
+    yield Finding(there, "GStreamer's Python bindings", remedy)
+    if not there:
+        return
+    import gi
+
+    gi.require_version("Gst", "1.0")
+    from gi.repository import Gst
+
+    Gst.init(None)
+    yield Finding(True, Gst.version_string())
+    for name, package in _ELEMENTS.items():
+        factory = Gst.ElementFactory.find(name)
+        yield Finding(factory is not None, f"element {name}", f"apt-get install gstreamer1.0-{package}")
+
+
+def _element() -> Iterator[Finding]:
+    inspect = shutil.which("gst-inspect-1.0")
+    if inspect is None:
+        yield Finding(False, "gst-inspect-1.0, for the element avisseg", "apt-get install gstreamer1.0-tools")
+        return
+    registry = registry_file()
+    environment = os.environ | {"GST_PLUGIN_PATH": str(plugin_folder()), "GST_REGISTRY": str(registry)}
+    environment["AVIS_STREAM_VENV"] = sys.prefix
+    found = subprocess.run([inspect, "avisseg"], env=environment, capture_output=True, check=False).returncode == 0
+    if not found and registry.exists():
+        # A plugin that could not be imported once is remembered as absent until the registry is gone.
+        registry.unlink()
+        found = subprocess.run([inspect, "avisseg"], env=environment, capture_output=True, check=False).returncode == 0
+        yield Finding(True, f"a stale registry was deleted: {registry}")
+    remedy = (
+        "apt-get install gstreamer1.0-python3-plugin-loader; the loader needs the Python that .venv is made of "
+        f"(this one is {sysconfig.get_python_version()})"
+    )
+    yield Finding(found, 'element avisseg, with: eval "$(avis-stream gst env)"', remedy)
+
+
+def _cameras() -> Iterator[Finding]:
+    found = cameras()
+    yield from (Finding("cannot" not in c["name"], f"camera {c['source']}: {c['name']}") for c in found)
+    if not found:
+        yield Finding(False, "a camera", camera_remedy())
+
+
+def _microphones() -> Iterator[Finding]:
+    try:
+        found = list_microphones()
+    except SourceError as error:
+        yield Finding(False, "a microphone", str(error))
+        return
+    default = [device["name"] for device in found if device["default"]]
+    remedy = "start pulseaudio or pipewire; PortAudio reaches them through libasound2-plugins"
+    yield Finding(bool(found), f"{len(found)} microphones, the default is {default[0] if default else 'none'}", remedy)
+
+
+def _extras() -> Iterator[Finding]:
+    for module, extra, what in (("starlette", "serve", "avis-stream serve"), ("pyaudio", "mic", "microphones")):
+        try:
+            importlib.import_module(module)
+            there = True
+        except ImportError:
+            there = False
+        yield Finding(there, f"{module}, for {what}", f"pip install 'avis-stream[{extra}]'")
+
+
+# --- sound against pictures -------------------------------------------------------------------------------------------
+
+
+def _skews(source: tuple[str, str] | None) -> Iterator[Finding]:
+    if source is not None:
+        yield _skew_finding(f"{source[0]} with {source[1]}", lambda: _measured(source[0], source[1], 12.0))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        clip = Path(folder) / "flashbeep.mp4"
+        write_flash_and_beep(clip, 6.0)
+        yield _skew_finding("files", lambda: _measured(str(clip), "source", None))
+        if has_gstreamer():
+            text = (
+                f"gst: filesrc location={clip} ! decodebin name=d d. ! queue ! videoconvert ! appsink name=video "
+                "d. ! queue ! audioconvert ! audioresample ! appsink name=audio"
+            )
+            yield _skew_finding("GStreamer pipelines", lambda: _measured(text, "source", 10.0))
+
+
+def _skew_finding(name: str, measure: Callable[[], float | None]) -> Finding:
+    try:
+        skew = measure()
+    except AvisStreamError as error:
+        return Finding(False, f"sound against pictures, {name}: {error}")
+    if skew is None:
+        return Finding(
+            False, f"sound against pictures, {name}: no flash with a tone was seen; show the camera the clip"
+        )
+    text = (
+        f"sound against pictures, {name}: tones {1e3 * abs(skew):.1f} ms {'after' if skew >= 0 else 'before'} flashes"
+    )
+    return Finding(abs(skew) < 0.02, text, f"set audio_offset_ms={round(-1e3 * skew)} (--audio-offset-ms)")
+
+
+def _measured(video: str, audio: str, seconds: float | None) -> float | None:
+    """Skew of a source that shows the flash-and-beep clip; None if it does not."""
+    config = SessionConfig(policy="every", max_unread=256, max_latency_ms=60_000)
+    times, brightness, beeps, begin = [], [], [], None
+    with Session(_Nothing(), video, audio, config=config) as session:
+        limit = time.monotonic() + _LONGEST_SECONDS
+        while not session.over and time.monotonic() < limit:
+            result = session.next(0.5)
+            if result is None:
+                continue
+            begin = result.pts_seconds if begin is None else begin
+            times.append(result.pts_ns)
+            brightness.append(float(result.pair.frame.image.float().mean()))
+            if result.pair.end_ns is not None:
+                beeps.append(beep_onsets(result.pair.audio.numpy(), result.pair.end_ns - NANOSECONDS))
+            if seconds is not None and result.pts_seconds - begin > seconds:
+                break
+    if not times or max(brightness) - min(brightness) < 20:
+        return None
+    onsets = np.unique(np.round(np.concatenate(beeps), 3)).astype(np.float64)
+    return skew_of(flash_onsets(np.array(times), np.array(brightness)), onsets)
+
+
+class _Nothing:
+    """In the place of a model."""
+
+    def __init__(self) -> None:
+        from avis_stream.online import OnlineConfig
+
+        self.config = OnlineConfig()
+
+    def init_state(self) -> Any:
+        return None
+
+    def step_pair(self, pair: AVPair, state: Any) -> tuple[OnlineResult, Any]:
+        return self.refresh(pair.frame.image, state, pair.frame.pts_ns), state
+
+    def refresh(self, frame: torch.Tensor, state: Any, pts_ns: int | None = None) -> OnlineResult:
+        none = torch.zeros(0)
+        return OnlineResult(
+            pts_ns=pts_ns or 0, frame_id=0, track_id=none.long(), class_id=none.long(), score=none,
+            sounding=none.bool(), mask=torch.zeros(0, 1, 1, dtype=torch.bool), box=torch.zeros(0, 4),
+        )  # fmt: skip
+
+
+def write_flash_and_beep(path: Path, seconds: float) -> None:
+    """Writes the flash-and-beep clip, for a screen that a camera looks at, or to measure readers with."""
+    scene = FlashBeep(seconds=seconds)
+    with av.open(str(path), "w") as out:
+        video = out.add_stream("libx264", rate=25, options={"preset": "veryfast", "bf": "0"})
+        video.width, video.height, video.pix_fmt = scene.width, scene.height, "yuv420p"
+        sound = out.add_stream("aac", rate=48_000, layout="mono")
+        sound.codec_context.format = "fltp"
+        sound.time_base = Fraction(1, 48_000)
+        resampler, written = av.AudioResampler("fltp", "mono", 48_000), 0
+        for item in scene.items("flashbeep"):
+            if isinstance(item, VideoFrame):
+                image = item.image.permute(1, 2, 0).contiguous().numpy()
+                picture = av.VideoFrame.from_ndarray(image, format="rgb24")
+                picture.pts = item.frame_id
+                out.mux(video.encode(picture))
+            elif isinstance(item, AudioChunk):
+                block = av.AudioFrame.from_ndarray(item.samples.numpy()[None], format="flt", layout="mono")
+                block.sample_rate = 16_000
+                for part in resampler.resample(block):
+                    # With a stamp of 0 at its beginning, players take the encoder's delay off again.
+                    part.pts, part.time_base, written = written, Fraction(1, 48_000), written + part.samples
+                    out.mux(sound.encode(part))
+        out.mux(video.encode(None))
+        out.mux(sound.encode(None))

@@ -1,0 +1,194 @@
+"""`avis-stream live`: what sounds in front of a camera, as a table, as JSON lines and as a film."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from avis_stream.commands.output import aligned
+from avis_stream.files import atomic_path
+from avis_stream.stream.session import Session
+from avis_stream.stream.stats import SessionStats
+from avis_stream.types import AVPair, Event, LiveResult, OnlineResult
+from avis_stream.writers.base import Writer, Writers
+from avis_stream.writers.jsonl import JsonlWriter
+from avis_stream.writers.recording import RecordingWriter
+
+_TABLE_SECONDS = 0.5
+_LINE_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveOptions:
+    """What a live run writes, and for how long."""
+
+    json: str | None = None
+    """JSON lines: a file, or `-` for standard output."""
+    save: Path | None = None
+    """A film with masks and sound."""
+    summary: Path | None = None
+    """All statistics at the end, as JSON."""
+    duration_seconds: float | None = None
+
+
+def run_live(
+    session: Session, classes: Sequence[str], options: LiveOptions, screen: TextIO = sys.stderr
+) -> SessionStats:
+    """Runs a session until it ends, its time is over, or Ctrl-C; what is asked for is written in each case.
+
+    Args:
+        session: Not begun.
+        classes: Class names by `class_id`.
+        options: What to write.
+        screen: For the table; only where it is a terminal does the table stay in its place.
+    Raises:
+        SourceError: A source cannot be read, now or ever.
+    """
+    view = _View(screen, classes)
+    with ExitStack() as stack:
+        writers = stack.enter_context(Writers(list(_writers(options, classes))))
+        stack.enter_context(session)
+        interrupted = stack.enter_context(_gentle_interrupt())
+        for result in _results(session, options.duration_seconds, view, interrupted):
+            writers.write(result.pair, result)
+            view.show(result, session)
+        session.stop()
+        stats = session.stats()
+    view.end(stats)
+    if options.summary is not None:
+        record = {"sources": session.source_ids, "policy": session.config.policy} | stats.as_json()
+        with atomic_path(options.summary) as path:
+            path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    return stats
+
+
+def _writers(options: LiveOptions, classes: Sequence[str]) -> Iterator[Writer]:
+    if options.json is not None:
+        yield _LiveLines(sys.stdout if options.json == "-" else options.json, classes)
+    if options.save is not None:
+        yield RecordingWriter(options.save, classes)
+
+
+class _LiveLines:
+    """JSON lines with the two fields that only live results have."""
+
+    def __init__(self, target: str | TextIO, classes: Sequence[str]) -> None:
+        self._lines = JsonlWriter(target, classes)
+        self.close, self.abort = self._lines.close, self._lines.abort
+
+    def write(self, pair: AVPair, result: OnlineResult) -> None:
+        """Writes one line."""
+        assert isinstance(result, LiveResult)
+        self._lines.write(pair, result, latency_ms=result.latency_ms, dropped=result.dropped_since_last)
+
+
+@contextmanager
+def _gentle_interrupt() -> Iterator[threading.Event]:
+    """Ctrl-C sets the event, so that what is being written gets whole; a second one interrupts."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+
+    def note(*_: object) -> None:
+        event.set()
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _results(
+    session: Session, seconds: float | None, view: _View, interrupted: threading.Event
+) -> Iterator[LiveResult]:
+    end = None if seconds is None else time.monotonic() + seconds
+    while not session.over and not interrupted.is_set() and (end is None or time.monotonic() < end):
+        result = session.next(_TABLE_SECONDS)
+        if result is not None:
+            yield result
+        else:
+            view.tell(session.take_events())
+    session.stop()
+    if (last := session.next(0)) is not None:
+        yield last
+
+
+class _View:
+    """A table that is drawn over itself on a terminal, and a line now and then elsewhere."""
+
+    def __init__(self, screen: TextIO, classes: Sequence[str]) -> None:
+        self._screen, self._classes = screen, classes
+        self._terminal = screen.isatty()
+        self._lines = 0
+        self._next = time.monotonic() + (0 if self._terminal else _LINE_SECONDS)
+
+    def tell(self, events: Sequence[Event]) -> None:
+        """Says what happened to sources."""
+        for event in events:
+            if not event.source_id:
+                continue
+            gap = "" if event.gap_seconds is None else f" after {event.gap_seconds:.1f} s"
+            detail = f": {event.detail}" if event.detail else ""
+            self._print(f"{event.source_id}: {event.kind.replace('_', ' ')}{gap}{detail}")
+
+    def show(self, result: LiveResult, session: Session) -> None:
+        """Draws the table, if it is time."""
+        self.tell(result.events)
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + (_TABLE_SECONDS if self._terminal else _LINE_SECONDS)
+        stats = session.stats()
+        if not self._terminal:
+            self._print(_line(stats))
+            return
+        self._clear()
+        text = f"{_line(stats)}\n\n{self._table(result)}\n"
+        self._screen.write(text)
+        self._screen.flush()
+        self._lines = text.count("\n")
+
+    def end(self, stats: SessionStats) -> None:
+        """Sums up."""
+        stages = ", ".join(f"{name} {s.p50:.0f}/{s.p95:.0f}/{s.p99:.0f}" for name, s in stats.stages.items() if s.count)
+        self._print(_line(stats))
+        self._print(
+            f"{stats.frames_in} frames in {stats.seconds:.1f} s: {stats.steps} steps, {stats.refreshes} refreshes, "
+            f"{stats.dropped_frames} dropped {dict(stats.dropped)}; ms p50/p95/p99: {stages}"
+        )
+
+    def _table(self, result: LiveResult) -> str:
+        rows = [["id", "class", "score", "sounding"]]
+        for n in range(len(result)):
+            label = self._classes[int(result.class_id[n])].replace("_", " ")
+            sounds = "yes" if result.sounding[n] else ""
+            rows.append([f"#{int(result.track_id[n])}", label, f"{float(result.score[n]):.2f}", sounds])
+        return aligned(rows) if len(rows) > 1 else "nothing is known yet"
+
+    def _print(self, text: str) -> None:
+        self._clear()
+        self._screen.write(text + "\n")
+        self._screen.flush()
+
+    def _clear(self) -> None:
+        if self._lines:
+            self._screen.write(f"\x1b[{self._lines}A\x1b[J")
+            self._lines = 0
+
+
+def _line(stats: SessionStats) -> str:
+    latency = f"latency p95 {stats.latency.p95:.0f} ms, " if stats.latency.count else ""
+    return (
+        f"{stats.seconds:.0f} s: in {stats.fps_in:.1f} fps, masks {stats.masks_hz:.1f} Hz, "
+        f"steps {stats.steps_hz:.1f} Hz, {latency}dropped {stats.dropped_frames}, reconnects {stats.reconnects}"
+    )

@@ -1,0 +1,1 @@
+"""Other systems' ways of calling this library."""

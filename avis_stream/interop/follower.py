@@ -1,0 +1,320 @@
+"""A model that follows a stream without slowing it: it works on the newest frame, the stream takes the newest answer.
+
+frames   |  |  |  |  |  |  |  |  |  |          never wait
+model    [---------][---------][-------        each on the newest frame when it becomes free
+answers            a         b                 frames after a carry a, with its age, until there is b
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from avis_stream.stream.ring import SoundRing, sample_of
+from avis_stream.stream.stats import StatsKeeper
+from avis_stream.stream.two_rates import EarlierPictures, Segmenter, TwoRates
+from avis_stream.types import AVPair, OnlineResult, VideoFrame
+from avis_stream.writers.draw import draw_result
+
+_MILLISECOND = 1_000_000
+_KEPT = 10
+"""Frames that are remembered, for the picture 100 ms before one and for how long each is shown."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Arrived:
+    picture: NDArray[np.uint8]
+    pts_ns: int
+    number: int
+    at_ns: int
+    """On the monotonic clock."""
+
+
+def _image(arrived: _Arrived) -> Tensor:
+    return torch.from_numpy(arrived.picture).permute(2, 0, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A result drawn for blending: `picture * keep + paint`, inside a rectangle."""
+
+    top: int
+    left: int
+    keep: NDArray[np.uint16]
+    """[h, w, 3], 256 for 1."""
+    paint: NDArray[np.uint16]
+    """[h, w, 3], 0 to 255 times 256."""
+
+    def blend(self, picture: NDArray[np.uint8]) -> None:
+        """Draws it onto uint8 [H, W, 3], in place."""
+        height, width = self.keep.shape[:2]
+        part = picture[self.top : self.top + height, self.left : self.left + width]
+        part[:] = (part * self.keep + self.paint) >> 8
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The model's newest result."""
+
+    result: OnlineResult
+    number: int
+    """Counts answers from 1."""
+    layer: Layer | None
+    """Drawn, if that is wanted and there is anything to see."""
+    rows: tuple[Row, ...] = ()
+    """The identities that sound and are seen, best first."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of the frames it belongs to."""
+        return int(self.result.mask.shape[2]), int(self.result.mask.shape[1])
+
+    @property
+    def id_map(self) -> NDArray[np.uint8]:
+        """uint8 [H, W]: 0 where nothing sounds, else the identity's id (above 255: modulo 255, plus 1)."""
+        result = self.result
+        ids = np.zeros(tuple(result.mask.shape[1:]), np.uint8)
+        for row in reversed(range(len(result))):  # best last, so on top
+            ids[result.mask[row].numpy()] = (int(result.track_id[row]) - 1) % 255 + 1
+        return ids
+
+
+class Follower:
+    """Sound and frames in at any time, the newest answer out; the model has a thread of its own.
+
+    Times are the stream's, in nanoseconds. With `sync`, the thread of the caller runs the model instead.
+    """
+
+    def __init__(
+        self, segmenter: Segmenter, classes: Sequence[str], *, num_threads: int, audio_wait_ms: int, draw: bool,
+        told: Callable[[Answer], None] = lambda answer: None, wants_previous: bool = True,
+    ) -> None:  # fmt: skip
+        """Begins nothing; see `start`.
+
+        Args:
+            segmenter: An `OnlineSegmenter`.
+            classes: Class names by `class_id`.
+            num_threads: Of the model.
+            audio_wait_ms: A frame waits so long for the end of its second of sound.
+            draw: Whether answers are to be drawn.
+            told: Called with every answer, from the model's thread.
+            wants_previous: Whether the model wants the picture 100 ms earlier.
+        """
+        self._segmenter, self._classes = segmenter, tuple(classes)
+        self._num_threads, self._wait_ms = num_threads, audio_wait_ms
+        self._draw, self._told, self._wants_previous = draw, told, wants_previous
+        self._change = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._over = False
+        self.stats = StatsKeeper()
+        self.counts: Counter[str] = Counter()
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets the stream: after a seek, or when it begins anew."""
+        with self._change:
+            self._ring = SoundRing()
+            self._has_sound = False
+            self._newest: _Arrived | None = None
+            self._recent: deque[_Arrived] = deque(maxlen=_KEPT)
+            self._rates = TwoRates(self._segmenter)
+            self._generation = getattr(self, "_generation", 0) + 1
+            self.answer: Answer | None = None
+            self._change.notify_all()
+
+    # --- what the stream does ----------------------------------------------------------------------------------------
+
+    def sound(self, samples: NDArray[np.float32], pts_ns: int) -> None:
+        """Takes a block of sound, float32 [n] at 16 kHz."""
+        with self._change:
+            self._has_sound = True
+            self._ring.push(samples, pts_ns)
+            self._change.notify_all()
+
+    def sound_over(self) -> None:
+        """No sound comes for now: nothing waits for it."""
+        with self._change:
+            self._has_sound = False
+            self._change.notify_all()
+
+    def expect_sound(self) -> None:
+        """Sound is about to come."""
+        with self._change:
+            self._has_sound = True
+
+    def frame(self, picture: NDArray[np.uint8], pts_ns: int) -> None:
+        """Takes a frame, uint8 [H, W, 3], which must stay as it is; never waits."""
+        arrived = self._arrived(picture, pts_ns)
+        if arrived is None:
+            return
+        with self._change:
+            if self._newest is not None:
+                self.counts["passed_over"] += 1
+            self._newest = arrived
+            self._change.notify_all()
+
+    def frame_sync(self, picture: NDArray[np.uint8], pts_ns: int) -> Answer | None:
+        """Takes a frame and waits for its answer; None: its time is not later than the last one's."""
+        arrived = self._arrived(picture, pts_ns)
+        if arrived is None:
+            return None
+        torch.set_num_threads(self._num_threads)
+        with self._change:
+            pair, generation = self._paired(arrived), self._generation
+        self._think(pair, generation)
+        return self.answer
+
+    def _arrived(self, picture: NDArray[np.uint8], pts_ns: int) -> _Arrived | None:
+        """Notes a frame, as cheaply as can be: this happens in the stream's own thread."""
+        number = self.counts["frames"]
+        self.counts["frames"] += 1
+        if self._recent and pts_ns <= self._recent[-1].pts_ns:
+            self.counts["out_of_order"] += 1
+            return None
+        arrived = _Arrived(picture, pts_ns, number, time.monotonic_ns())
+        self._recent.append(arrived)
+        return arrived
+
+    # --- what the model does -----------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Starts the model's thread."""
+        self._over = False
+        self._thread = threading.Thread(target=self._run, name="avis element", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends it after the step at hand."""
+        with self._change:
+            self._over = True
+            self._change.notify_all()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+        self._thread = None
+
+    def _run(self) -> None:
+        torch.set_num_threads(self._num_threads)
+        while True:
+            with self._change:
+                self._change.wait_for(lambda: self._newest is not None or self._over)
+                if self._over or self._newest is None:
+                    return
+                arrived, self._newest = self._newest, None
+                pair, generation = self._paired(arrived), self._generation
+                if self._over:
+                    return
+            self._think(pair, generation)
+
+    def _paired(self, arrived: _Arrived) -> AVPair:
+        """With its second of sound, for whose end it waits as long as it may."""
+        frame = self._frame_of(arrived)
+        end_ns = arrived.pts_ns + self._period_ns()
+        end = sample_of(end_ns)
+
+        def heard() -> bool:
+            return self._over or not self._has_sound or (self._ring.end or 0) >= end
+
+        rest = arrived.at_ns + self._wait_ms * _MILLISECOND - time.monotonic_ns()
+        if not self._change.wait_for(heard, max(0.0, rest / 1e9)):
+            self.counts["late_sound"] += 1
+        samples, share = self._ring.window(end)
+        return AVPair(frame=frame, audio=torch.from_numpy(samples), audio_valid=share, end_ns=end_ns)
+
+    def _frame_of(self, arrived: _Arrived) -> VideoFrame:
+        previous = None
+        if self._wants_previous:
+            earlier = EarlierPictures()
+            for other in list(self._recent):  # at once: the stream goes on
+                if other.pts_ns < arrived.pts_ns and other.picture.shape == arrived.picture.shape:
+                    earlier.attach(VideoFrame(image=_image(other), pts_ns=other.pts_ns, frame_id=other.number))
+            previous = earlier.attach(
+                VideoFrame(image=_image(arrived), pts_ns=arrived.pts_ns, frame_id=arrived.number)
+            ).previous
+        return VideoFrame(image=_image(arrived), pts_ns=arrived.pts_ns, frame_id=arrived.number, previous=previous)
+
+    def _period_ns(self) -> int:
+        stamps = [arrived.pts_ns for arrived in list(self._recent)]
+        distances = sorted(b - a for a, b in itertools.pairwise(stamps))
+        return distances[len(distances) // 2] if distances else 40 * _MILLISECOND
+
+    def _think(self, pair: AVPair, generation: int) -> None:
+        begin = time.monotonic_ns()
+        done = self._rates(pair)
+        if done is None:
+            return
+        result, refreshed = done
+        self.stats.time("refresh" if refreshed else "step", time.monotonic_ns() - begin)
+        layer = layer_of(result, self._classes) if self._draw else None
+        rows = tuple(Row.all_of(result, self._classes))
+        with self._change:
+            if generation != self._generation:
+                return  # of a stream that has been left meanwhile
+            self.counts["answers"] += 1
+            self.counts["refreshes" if refreshed else "steps"] += 1
+            self.answer = answer = Answer(result, self.counts["answers"], layer, rows)
+        self._told(answer)
+
+
+def layer_of(result: OnlineResult, classes: Sequence[str]) -> Layer | None:
+    """A result drawn once, for any number of frames; None if there is nothing to see.
+
+    Drawing blends, so what it does to black and to white says what it does to everything in between.
+    """
+    if not bool(result.mask.any()):
+        return None
+    height, width = result.mask.shape[1:]
+    black = draw_result(np.zeros((height, width, 3), np.uint8), result, classes).astype(np.int32)
+    white = draw_result(np.full((height, width, 3), 255, np.uint8), result, classes).astype(np.int32)
+    keep = (white - black).clip(0, 255)
+    changed = (keep.min(axis=2) < 255) | (black.max(axis=2) > 0)
+    rows, columns = np.flatnonzero(changed.any(axis=1)), np.flatnonzero(changed.any(axis=0))
+    if not len(rows):
+        return None
+    part = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    scaled = (keep[part] * 256 + 127) // 255
+    return Layer(int(rows[0]), int(columns[0]), scaled.astype(np.uint16), (black[part] * 256).astype(np.uint16))
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One sounding identity, in plain values, for metadata of any kind."""
+
+    track_id: int
+    label: str
+    score: float
+    box: tuple[int, int, int, int]
+    """x, y, width, height in pixels."""
+
+    @staticmethod
+    def all_of(result: OnlineResult, classes: Sequence[str]) -> list[Row]:
+        """The identities that sound and are seen, best first."""
+        rows = []
+        for n in range(len(result)):
+            if bool(result.sounding[n]) and bool(result.mask[n].any()):
+                x, y, width, height = (round(float(v)) for v in result.box[n])
+                label = classes[int(result.class_id[n])]
+                box = (max(0, x), max(0, y), max(1, width), max(1, height))
+                rows.append(Row(int(result.track_id[n]), label, round(float(result.score[n]), 4), box))
+        return rows
+
+
+def model_segmenter(
+    name: str, weights: str | None, device: str, score_threshold: float
+) -> tuple[Any, tuple[str, ...], bool]:
+    """A segmenter for `Follower`, the names of its classes, and whether it wants the picture 100 ms earlier."""
+    from avis_stream.online import OnlineConfig, OnlineSegmenter
+    from avis_stream.weights import load
+
+    model = load(name, weights or None, device)
+    config = OnlineConfig(show_score=score_threshold) if score_threshold >= 0 else OnlineConfig()
+    return OnlineSegmenter(model, config), tuple(model.classes), model.wants_previous

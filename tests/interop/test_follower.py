@@ -1,0 +1,117 @@
+"""The model behind the GStreamer element: newest frame, newest answer, no waiting; and what is drawn of it."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import torch
+from live_tools import StubSegmenter, wait_for
+
+from avis_stream.interop.follower import Answer, Follower, Row, layer_of
+from avis_stream.types import OnlineResult
+from avis_stream.writers.draw import draw_result
+
+MS = 1_000_000
+CLASSES = ("dog", "acoustic_guitar")
+
+
+def follower(segmenter: StubSegmenter, **options: object) -> Follower:
+    defaults = {"num_threads": 1, "audio_wait_ms": 50, "draw": False, "wants_previous": False}
+    return Follower(segmenter, CLASSES, **(defaults | options))  # type: ignore[arg-type]
+
+
+def picture(value: int = 0) -> np.ndarray:
+    return np.full((8, 12, 3), value, np.uint8)
+
+
+def result() -> OnlineResult:
+    mask = torch.zeros(2, 60, 80, dtype=torch.bool)
+    mask[0, 10:30, 10:40] = True
+    mask[1, 20:50, 30:70] = True
+    return OnlineResult(
+        pts_ns=0, frame_id=0, track_id=torch.tensor([3, 258]), class_id=torch.tensor([0, 1]),
+        score=torch.tensor([0.9, 0.5]), sounding=torch.tensor([True, True]), mask=mask,
+        box=torch.tensor([[10.0, 10, 30, 20], [30.0, 20, 40, 30]]),
+    )  # fmt: skip
+
+
+def test_frames_never_wait_and_the_newest_is_taken() -> None:
+    class Gated(StubSegmenter):
+        gate = threading.Event()
+
+        def step_pair(self, pair, state):  # type: ignore[no-untyped-def]
+            self.gate.wait(20)
+            return super().step_pair(pair, state)
+
+    segmenter = Gated(hop_seconds=0.001)
+    one = follower(segmenter)
+    one.start()
+    one.frame(picture(), 0)
+    wait_for(lambda: one._newest is None, 10, "the model")  # it holds the first frame, at the gate
+    for n in range(1, 10):
+        one.frame(picture(n), n * 40 * MS)
+    assert one.answer is None
+    segmenter.gate.set()
+    wait_for(lambda: one.counts["answers"] == 2, 10, "two answers")
+    one.stop()
+    assert [p.frame.frame_id for p in segmenter.steps] == [0, 9]
+    assert one.counts["passed_over"] == 8
+    assert one.answer is not None
+    assert one.answer.result.frame_id == 9
+
+
+def test_the_second_of_sound_is_that_of_the_frame() -> None:
+    segmenter = StubSegmenter(hop_seconds=0.001)
+    one = follower(segmenter)
+    one.sound(np.arange(32_000, dtype=np.float32) / 16_000, 0)
+    one.frame_sync(picture(), 1000 * MS)
+    heard = segmenter.steps[0].audio
+    assert segmenter.steps[0].audio_valid == 1.0
+    assert abs(float(heard[-1]) - 1.04) < 1e-3
+    one.frame_sync(picture(), 2000 * MS)  # its sound ends 40 ms after what there is: waited for, then left out
+    assert one.counts["late_sound"] == 1
+    one.sound_over()
+    one.frame_sync(picture(), 3000 * MS)
+    assert one.counts["late_sound"] == 1
+
+
+def test_after_a_reset_old_answers_are_gone_and_time_may_begin_anew() -> None:
+    one = follower(StubSegmenter())
+    assert one.frame_sync(picture(), 500 * MS) is not None
+    assert one.frame_sync(picture(), 500 * MS) is None
+    assert one.counts["out_of_order"] == 1
+    one.reset()
+    assert one.answer is None
+    assert one.frame_sync(picture(), 0) is not None
+
+
+def test_a_layer_draws_what_the_writer_draws() -> None:
+    image = np.random.default_rng(0).integers(0, 255, (60, 80, 3)).astype(np.uint8)
+    layer = layer_of(result(), CLASSES)
+    assert layer is not None
+    mine = image.copy()
+    layer.blend(mine)
+    drawn = draw_result(image, result(), CLASSES)
+    assert np.abs(mine.astype(int) - drawn.astype(int)).max() <= 2  # rounding of 8 bits, twice
+    assert (mine != image).any()
+
+
+def test_where_nothing_sounds_nothing_is_drawn() -> None:
+    empty = OnlineResult(
+        pts_ns=0, frame_id=0, track_id=torch.zeros(0).long(), class_id=torch.zeros(0).long(), score=torch.zeros(0),
+        sounding=torch.zeros(0).bool(), mask=torch.zeros(0, 4, 4).bool(), box=torch.zeros(0, 4),
+    )  # fmt: skip
+    assert layer_of(empty, CLASSES) is None
+    assert not Answer(empty, 1, None).id_map.any()
+
+
+def test_the_id_map_and_the_rows() -> None:
+    ids = Answer(result(), 1, None).id_map
+    assert ids[15, 15] == 3
+    assert ids[25, 35] == 3, "the better one is on top"
+    assert ids[45, 60] == 3, "258 is shown as 3, for lack of bits"
+    rows = Row.all_of(result(), CLASSES)
+    assert [(row.track_id, row.label, row.box) for row in rows] == [
+        (3, "dog", (10, 10, 30, 20)), (258, "acoustic_guitar", (30, 20, 40, 30)),
+    ]  # fmt: skip

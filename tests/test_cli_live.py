@@ -1,0 +1,157 @@
+"""The commands that deal with what happens now: live, devices, doctor, gst env."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from live_tools import StubSegmenter, lines_of, need_gstreamer, virtual_microphone
+from small_model import SMALL
+
+from avis_stream.cli import main
+from avis_stream.commands.live import LiveOptions, run_live
+from avis_stream.sources.synthetic import beep_onsets
+from avis_stream.stream.session import Session
+from avis_stream.types import SAMPLE_RATE, AVPair, LiveResult, VideoFrame
+from avis_stream.writers.recording import RecordingWriter
+
+MODEL = ["--model", "avism_mini", "--weights", "random", *(word for s in SMALL for word in ("--set", s))]
+CLASSES = ("dog",)
+
+
+def test_live_writes_lines_a_film_and_a_summary(tmp_path: Path) -> None:
+    options = LiveOptions(
+        json=str(tmp_path / "lines.jsonl"), save=tmp_path / "film.mp4", summary=tmp_path / "summary.json"
+    )
+    session = Session(StubSegmenter(), "synthetic://flashbeep?fps=25&seconds=4", realtime=False)
+    screen = io.StringIO()
+    stats = run_live(session, CLASSES, options, screen)
+    assert stats.frames_in == 100
+    lines = lines_of((tmp_path / "lines.jsonl").read_text())
+    assert len(lines) == 100
+    assert set(lines[0]) == {
+        "source_id", "frame_id", "segment", "pts", "wall_utc", "latency_ms", "audio_valid", "width", "height",
+        "tracks", "events", "dropped_since_last",
+    }  # fmt: skip
+    assert lines[0]["source_id"] == "synthetic://flashbeep"
+    assert json.loads((tmp_path / "summary.json").read_text())["steps"] == 4
+    assert "100 frames" in screen.getvalue()
+    with av.open(str(tmp_path / "film.mp4")) as film:
+        assert sum(1 for _ in film.decode(video=0)) == 100
+    with av.open(str(tmp_path / "film.mp4")) as film:
+        sound = np.concatenate([frame.to_ndarray()[0] for frame in film.decode(audio=0)])
+    assert beep_onsets(sound, 0) == pytest.approx([1.0, 2.0, 3.0], abs=0.02)
+    assert len(sound) / SAMPLE_RATE == pytest.approx(4.0, abs=0.1)
+
+
+def test_live_as_a_program_ends_well_on_ctrl_c(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "avis_stream", "live", "--video", "synthetic://flashbeep?size=64x48", "--json", "-",
+         "--save", str(tmp_path / "film.mp4"), *MODEL],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert process.stdout is not None
+    first = json.loads(process.stdout.readline())
+    assert first["latency_ms"] > 0
+    assert abs(first["wall_utc"] - time.time()) < 120
+    process.send_signal(signal.SIGINT)
+    _, complaints = process.communicate(timeout=60)
+    assert process.returncode == 0, complaints
+    assert "Traceback" not in complaints
+    with av.open(str(tmp_path / "film.mp4")) as film:
+        assert next(film.decode(video=0)).width == 64
+
+
+def test_wrong_use_of_live(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["live", "--video", "ftp://u:s3cr3t@host/x"]) == 2
+    assert main(["live", "--video", "missing.mp4", *MODEL]) == 1
+    said = capsys.readouterr().err
+    assert "s3cr3t" not in said
+    assert "no such file" in said
+
+
+def test_a_film_of_pictures_that_change_their_size_and_pause(tmp_path: Path) -> None:
+    """Gaps stay gaps, with silence in them; a picture of another size is fitted in."""
+    writer = RecordingWriter(tmp_path / "film.mp4", CLASSES)
+    result, _ = StubSegmenter().step_pair(pair(0, 64, 48), 0)
+    shown = [(5.0, 64, 48), (5.5, 64, 48), (9.0, 48, 64)]
+    for time_seconds, width, height in shown:
+        one = pair(round(time_seconds * 1e9), width, height)
+        made, _ = StubSegmenter().step_pair(one, 0)
+        writer.write(one, LiveResult(**fields_of(made), pair=one, latency_ms=1.0, refreshed=False))
+    writer.close()
+    with av.open(str(tmp_path / "film.mp4")) as film:
+        frames = list(film.decode(video=0))
+        assert [round(frame.time, 1) for frame in frames] == [0.0, 0.5, 4.0]
+        assert {(frame.width, frame.height) for frame in frames} == {(64, 48)}
+    with av.open(str(tmp_path / "film.mp4")) as film:
+        sound = np.concatenate([frame.to_ndarray()[0] for frame in film.decode(audio=0)])
+    assert np.abs(sound[: SAMPLE_RATE // 4]).max() > 0.2
+    assert np.abs(sound[SAMPLE_RATE : 2 * SAMPLE_RATE]).max() < 0.05
+    assert result.frame_id == 0
+
+
+def pair(pts_ns: int, width: int, height: int) -> AVPair:
+    image = torch.full((3, height, width), 100, dtype=torch.uint8)
+    tone = 0.5 * torch.sin(torch.arange(SAMPLE_RATE) * 0.3)
+    frame = VideoFrame(image=image, pts_ns=pts_ns, frame_id=0)
+    return AVPair(frame=frame, audio=tone, end_ns=pts_ns + 40_000_000)
+
+
+def fields_of(result: object) -> dict[str, object]:
+    names = ("pts_ns", "frame_id", "track_id", "class_id", "score", "sounding", "mask", "box", "events")
+    return {name: getattr(result, name) for name in names}
+
+
+def test_devices(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with virtual_microphone(tmp_path):
+        assert main(["devices"]) == 0
+    said = capsys.readouterr().out
+    assert "mic:" in said
+    assert "the default" in said
+    assert "camera" in said
+
+
+def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
+    need_gstreamer("gst-inspect-1.0")
+    assert main(["doctor"]) == 0
+    said = capsys.readouterr().out
+    assert "ok    GStreamer's Python bindings" in said
+    assert "ok    element avisseg" in said
+    skews = [line for line in said.splitlines() if line.startswith("ok    sound against pictures")]
+    assert [line.split(", ")[1].split(":")[0] for line in skews] == ["files", "GStreamer pipelines"]
+    assert all(line.split() for line in said.splitlines() if line.startswith("MISS"))
+
+
+def test_doctor_measures_a_source(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    clip = tmp_path / "clip.mp4"
+    assert main(["doctor", "--clip", str(clip)]) == 0
+    assert clip.exists()
+    assert main(["doctor", "--av-sync", "synthetic://flashbeep?seconds=4&skew_ms=-70&realtime=0"]) == 0
+    said = capsys.readouterr().out
+    assert "tones 70" in said or "tones 69" in said
+    assert "before flashes" in said
+    assert "audio_offset_ms=" in said
+
+
+def test_gst_env(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["gst", "env"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    values = dict(shlex.split(line)[1].split("=", 1) for line in lines)
+    assert set(values) == {"GST_PLUGIN_PATH", "GST_REGISTRY", "AVIS_STREAM_VENV"}
+    folder = Path(values["GST_PLUGIN_PATH"].split(os.pathsep)[0])
+    assert (folder / "python" / "gstavis.py").exists()
+    assert {path.name for path in folder.iterdir()} <= {"python", "__pycache__"}, (
+        "GStreamer looks into every file there"
+    )
