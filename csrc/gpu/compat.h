@@ -15,6 +15,8 @@
   extern __shared__ __align__(16) unsigned char memory_[]; \
   Type* name = reinterpret_cast<Type*>(memory_)
 #define AV_UNROLL _Pragma("unroll")
+#define AV_UNROLL_BY(n) AV_PRAGMA(unroll n)  // where all of it would need too many registers
+#define AV_PRAGMA(text) _Pragma(#text)
 #define AV_INFINITY __int_as_float(0x7f800000)  // NVRTC has no headers to take it from
 #define AV_BITS_AS_FLOAT(bits) __uint_as_float(bits)
 #define AV_FLOAT_AS_BITS(x) __float_as_uint(x)
@@ -24,4 +26,5 @@
 #define AV_ARGUMENT(Type) const Type
 #define AV_INFINITY std::numeric_limits<float>::infinity()
 #define AV_UNROLL
+#define AV_UNROLL_BY(n)
 #endif

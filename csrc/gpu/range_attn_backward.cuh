@@ -99,7 +99,7 @@ AV_DEVICE void differentiate(const RangeArgs& args, int batch, int key, int from
 }
 
 template <class T, int kChannels, bool kPaged>
-AV_KERNEL(kThreads)
+AV_KERNEL(kThreads, 4)
 range_dq(AV_ARGUMENT(RangeArgs) args) {
   using Grad = typename GradType<T, kPaged>::type;
   constexpr int kColumns = backward_columns(kChannels), kKeys = kAcross * kColumns, kOwn = kChannels / kAcross;
@@ -166,31 +166,33 @@ struct KeySums {
 
   AV_DEVICE void add(const float* queries, const float* grads, const float* p, const float* ds, int x, int y) {
     constexpr int kStride = 32 * kQuads + 4, kKeys = kAcross * kColumns;
-    for (int query = 0; query < kBackQueries; ++query) AV_UNROLL
-    for (int j = 0; j < kColumns; ++j) {
-      const float probability = p[query * (kKeys + 4) + y + kAcross * j];
-      const float slope = ds[query * (kKeys + 4) + y + kAcross * j];
-      dbias[j] += slope;
+    AV_UNROLL_BY(2)
+    for (int query = 0; query < kBackQueries; ++query) {
       AV_UNROLL
-      for (int i = 0; i < kQuads; ++i) {
-        const int at = query * kStride + 4 * x + 32 * i;
-        const float4 q = *reinterpret_cast<const float4*>(queries + at);
-        const float4 g = *reinterpret_cast<const float4*>(grads + at);
-        dk[j][i][0] += slope * q.x;
-        dk[j][i][1] += slope * q.y;
-        dk[j][i][2] += slope * q.z;
-        dk[j][i][3] += slope * q.w;
-        dv[j][i][0] += probability * g.x;
-        dv[j][i][1] += probability * g.y;
-        dv[j][i][2] += probability * g.z;
-        dv[j][i][3] += probability * g.w;
+      for (int j = 0; j < kColumns; ++j) {
+        const float probability = p[query * (kKeys + 4) + y + kAcross * j];
+        const float slope = ds[query * (kKeys + 4) + y + kAcross * j];
+        dbias[j] += slope;
+        AV_UNROLL
+        for (int i = 0; i < kQuads; ++i) {
+          const int at = query * kStride + 4 * x + 32 * i;
+          add_scaled(slope, *reinterpret_cast<const float4*>(queries + at), dk[j][i]);
+          add_scaled(probability, *reinterpret_cast<const float4*>(grads + at), dv[j][i]);
+        }
       }
     }
+  }
+
+  AV_DEVICE static void add_scaled(float factor, float4 x, float (&to)[4]) {
+    to[0] += factor * x.x;
+    to[1] += factor * x.y;
+    to[2] += factor * x.z;
+    to[3] += factor * x.w;
   }
 };
 
 template <class T, int kChannels, bool kPaged>
-AV_KERNEL(kThreads)
+AV_KERNEL(kThreads, 3)
 range_dkv(AV_ARGUMENT(RangeArgs) args) {
   using Grad = typename GradType<T, kPaged>::type;
   constexpr int kColumns = backward_columns(kChannels), kKeys = kAcross * kColumns, kQuads = kChannels / 32;

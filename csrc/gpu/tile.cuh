@@ -59,7 +59,7 @@ AV_DEVICE void stage(const AvTokens& x, bool wide, int batch, int head, int firs
 // scores[r][j] += rows[r] . columns[x + 16 * j], over all channels; `rows` begins with the thread's own first row.
 template <int kRows, int kColumns, int kChannels>
 AV_DEVICE void add_dots(const float* rows, const float* columns, int x, float (&scores)[kRows][kColumns]) {
-  AV_UNROLL
+  AV_UNROLL_BY(4)
   for (int c = 0; c < kChannels; c += 4) {
     float4 row[kRows];
     AV_UNROLL
@@ -78,6 +78,7 @@ AV_DEVICE void add_dots(const float* rows, const float* columns, int x, float (&
 template <int kRows, int kKeys, int kChannels>
 AV_DEVICE void add_weighted(const float* p, const float* tokens, int x, float (&out)[kRows][kChannels / kAcross]) {
   constexpr int kOwn = kChannels / kAcross;
+  AV_UNROLL_BY(2)
   for (int key = 0; key < kKeys; key += 4) {
     float4 weights[kRows];
     AV_UNROLL
