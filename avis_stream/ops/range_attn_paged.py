@@ -100,7 +100,8 @@ def kv_write_(k_cache: Tensor, v_cache: Tensor, k: Tensor, v: Tensor, slot: int 
         ShapeError: Shapes do not fit, or the tokens would not end within the cache.
     """
     check_write(k_cache, v_cache, k, v, None if isinstance(slot, Tensor) else slot)
-    place = slot if isinstance(slot, Tensor) else torch.tensor(slot, dtype=torch.int32, device=k_cache.device)
+    # `full` and not `tensor`: a fill can be captured, a copy from the host cannot.
+    place = slot if isinstance(slot, Tensor) else torch.full((), slot, dtype=torch.int32, device=k_cache.device)
     torch.ops.avis.kv_write_(k_cache, v_cache, k, v, place)
 
 
