@@ -19,7 +19,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ class Kernel:
         threads, blocks, shared = MULTIPROCESSORS[self.arch]
         per_warp = -(-self.registers * 32 // 256) * 256  # registers are given out in lots of 256
         by_registers = REGISTERS // (per_warp * (BLOCK // 32))
-        by_shared = shared // (self.shared + dynamic_shared)
+        by_shared = shared // max(self.shared + dynamic_shared, 1)
         return min(by_registers, by_shared, blocks, threads // BLOCK) * BLOCK / threads
 
 
@@ -120,9 +120,11 @@ def read_kernels(library: Path) -> list[Kernel]:
     for line in _lines(tool("cuobjdump"), "-sass", str(library)):
         if match := instruction.match(line):
             counts[match[1]] = counts.get(match[1], 0) + 1
-        elif match := re.search(r"arch = sm_(\w+)", line):
+        elif match := re.search(r"(?:arch =|code for) sm_(\w+)", line):
             arch = match[1]
         elif match := re.search(r"Function : (\S+)", line):
+            if ("", match[1]) in found:  # of a lone cubin, resources come without the architecture
+                found[arch, match[1]] = replace(found.pop(("", match[1])), arch=arch)
             counts = found[arch, match[1]].instructions
     names = short_names(sorted({name for _, name in found}))
     for kernel in found.values():

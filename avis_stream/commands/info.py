@@ -10,6 +10,7 @@ import torch
 
 from avis_stream import ops
 from avis_stream._version import __version__
+from avis_stream.gpu import unusable_reason
 from avis_stream.presets import PRESETS
 
 
@@ -21,6 +22,7 @@ def print_info(out: TextIO) -> None:
         f"threads: {torch.get_num_threads()}; CUDA: {'yes' if torch.cuda.is_available() else 'no'}",
         f"build: {_build()}",
         str(ops.info()),
+        f"avis_stream.gpu: {unusable_reason() or 'usable'}",
         "models: " + ", ".join(PRESETS),
     ]
     out.write("\n".join(lines) + "\n")

@@ -96,7 +96,7 @@ def compile_program(sources: tuple[str, ...], names: tuple[str, ...], arch: str)
         nvrtc = importlib.import_module("cupy_backends.cuda.libs.nvrtc")
         made = nvrtc.createProgram(program(sources), "avis_stream.cu", (), ())
     except (ImportError, RuntimeError, OSError) as error:
-        raise NativeUnavailableError(f"no NVRTC: {error}; {EXTRA}, and pip install nvidia-cuda-nvrtc") from error
+        raise NativeUnavailableError(f"no NVRTC: {error}; {EXTRA}") from error
     for name in names:
         nvrtc.addNameExpression(made, name)
     try:
