@@ -80,9 +80,10 @@ gate: $(VENV)/.dev
 	$(BIN)/python tools/check_sass.py build/cuda/avis_stream/ops/libavis_cuda.so $(if $(ARCHS),--archs $(ARCHS))
 
 # On a machine with a GPU: kernels against the CPU, compute-sanitizer, figures. Any torch with CUDA from 2.10 on will do,
-# in .venv if that is there, else that of $(PYTHON).
+# in .venv if that is there, else that of $(PYTHON), or where GPU_PYTHON says.
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 gpu-test:
-	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) tools/gpu_test.py
+	$(GPU_PYTHON) tools/gpu_test.py
 
 ci: lint test
 

@@ -158,7 +158,8 @@ def main() -> int:
     on_gpu = options.device != "cpu"
     if on_gpu and not torch.cuda.is_available():
         why = "this torch has no CUDA" if torch.version.cuda is None else "torch finds no GPU"
-        sys.stderr.write(f"nothing was run: {why} (torch {torch.__version__})\n")
+        remedy = "run it with one that has: make gpu-test GPU_PYTHON=..., torch with CUDA 2.10 or later"
+        sys.stderr.write(f"nothing was run: {why} (torch {torch.__version__}); {remedy}\n")
         return 3
     path = options.library or find_library()
     if path is None or not path.is_file():

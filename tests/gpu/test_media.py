@@ -1,4 +1,4 @@
-"""Pictures, sound and masks on a GPU: the kernels run on the emulator, and what is said where there is no GPU."""
+"""Pictures, sound and masks on a GPU: the kernels, run on the emulator."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import ctypes
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,8 +14,8 @@ import torch
 from avis_stream import gpu
 from avis_stream.audio.logmel import LogMel
 from avis_stream.config import InputConfig
-from avis_stream.errors import NativeUnavailableError, ShapeError
-from avis_stream.gpu import media, runtime
+from avis_stream.errors import ShapeError
+from avis_stream.gpu import media
 from avis_stream.models.preprocess import network_size, normalise_and_pad, resize_images
 
 ROOT = Path(__file__).parents[2]
@@ -140,81 +139,9 @@ def test_masks_come_back_from_their_bits(kernels: ctypes.CDLL, size: tuple[int, 
     assert np.array_equal(bits.numpy(), np.packbits(want.flatten(1).numpy(), axis=1))
 
 
-# --- without a GPU, and without cupy ----------------------------------------------------------------------------------
-
-
-def test_without_cupy_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "cupy", None)
-    assert "pip install 'avis-stream[cuda]'" in gpu.unusable_reason()
-    with pytest.raises(NativeUnavailableError, match="this needs a GPU and cupy: cupy cannot be imported"):
-        gpu.compile_kernels()
-
-
-def test_without_a_device_cupys_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_driver() -> int:
-        raise RuntimeError("cudaErrorInsufficientDriver: the driver is too old")
-
-    fake = SimpleNamespace(cuda=SimpleNamespace(runtime=SimpleNamespace(getDeviceCount=no_driver)))
-    monkeypatch.setitem(sys.modules, "cupy", fake)
-    assert gpu.unusable_reason() == "cupy finds no usable GPU: cudaErrorInsufficientDriver: the driver is too old"
-    fake.cuda.runtime.getDeviceCount = lambda: 0
-    assert gpu.unusable_reason() == "cupy finds no GPU"
-    fake.cuda.runtime.getDeviceCount = lambda: 1
-    assert gpu.unusable_reason() == ""
+# --- where there is no GPU --------------------------------------------------------------------------------------------
 
 
 def test_tensors_on_the_cpu_are_refused() -> None:
     with pytest.raises(ShapeError, match=r"logits must be on a GPU, got .* on cpu; move it there"):
         media.tensor_of(torch.zeros(1, 2, 2), "logits")
-
-
-def test_no_file_of_the_package_needs_cupy_to_be_imported() -> None:
-    assert "cupy" not in sys.modules or sys.modules["cupy"] is not None
-    assert callable(gpu.network_input)
-
-
-# --- NVRTC: the same sources compile at run time, for a GPU that nobody built for -------------------------------------
-
-TURING = "75"
-OPERATOR_NAMES = (
-    "msda_forward<float, 32, 12>",
-    "msda_backward<Float16, 0>",
-    "range_forward<BFloat16, 64, 2, true>",
-    "range_dkv<float, 32, true>",
-    "merge_pages<Float16, 4>",
-    "write_cache<unsigned short>",
-    "upload",
-)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("sources", "names"),
-    [(runtime.OPERATOR_SOURCES, OPERATOR_NAMES), (runtime.MEDIA_SOURCES, ("network_input", "log_mel", "pack_masks"))],
-    ids=["operators", "media"],
-)
-def test_nvrtc_compiles_the_kernels(sources: tuple[str, ...], names: tuple[str, ...]) -> None:
-    """To machine code; running it takes the device. The names are those that the launcher is given."""
-    try:
-        code, mangled = runtime.compile_program(sources, names, TURING)
-    except NativeUnavailableError as error:
-        if not str(error).startswith("no NVRTC"):
-            raise
-        pytest.skip(str(error))
-    assert code[:4] == b"\x7fELF"
-    assert all(mangled[name].encode() in code for name in names)
-
-
-def test_names_are_said_one_way() -> None:
-    """g++ and nvcc spell them differently."""
-    assert runtime.qualified("avis::gpu::write_cache<short unsigned int>") == "write_cache<unsigned short>"
-    assert runtime.qualified("write_cache<long long unsigned int>") == "write_cache<unsigned long long>"
-    assert (
-        runtime.qualified("range_forward<avis::gpu::BFloat16, 32, 2, true>") == "range_forward<BFloat16, 32, 2, true>"
-    )
-
-
-def test_sources_are_found_in_the_repository() -> None:
-    kernels, headers = runtime.source_folders()
-    assert all((kernels / name).is_file() for name in (*runtime.OPERATOR_SOURCES, *runtime.MEDIA_SOURCES))
-    assert (headers / "avis" / "cuda_api.h").is_file()
