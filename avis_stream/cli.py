@@ -177,6 +177,14 @@ def _parser() -> argparse.ArgumentParser:
     _add_model_options(live, default="avism_mini")
     live.set_defaults(command=_live)
 
+    serve = commands.add_parser("serve", parents=[common], help="the same on a page, for people and programs")
+    _add_source_options(serve)
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
+    serve.add_argument("--port", type=_count, default=8080)
+    serve.add_argument("--token", help="asked of every visitor (default: none on loopback, else one is made up)")
+    _add_model_options(serve, default="avism_mini")
+    serve.set_defaults(command=_serve)
+
     devices = commands.add_parser("devices", parents=[common], help="list cameras and microphones")
     devices.set_defaults(command=_devices)
 
@@ -457,6 +465,14 @@ def _session(options: argparse.Namespace) -> tuple[Session, tuple[str, ...]]:
         realtime=True if options.realtime else None, backend=options.backend,
     )  # fmt: skip
     return session, tuple(model.classes)
+
+
+def _serve(options: argparse.Namespace) -> None:
+    from avis_stream.commands.serve import serve
+    from avis_stream.serve.app import ServeConfig
+
+    config = ServeConfig(host=options.host, port=options.port, token=options.token)
+    serve(*_session(options), config)
 
 
 def _devices(options: argparse.Namespace) -> None:

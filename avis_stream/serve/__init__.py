@@ -1,0 +1,1 @@
+"""A page to watch a session on, and its results for programs."""

@@ -1,0 +1,173 @@
+"""Takes results off a session and has the newest ready for any number of viewers, none of whom it waits for."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from avis_stream.serve.message import drawn_picture_of, ids_of, packed, picture_of, viewer_record
+from avis_stream.stream.session import Session
+from avis_stream.types import Event, LiveResult
+from avis_stream.writers.jsonl import result_record
+
+_HISTORY_SECONDS = 60.0
+_EVENTS = 50
+
+
+class Slot:
+    """The newest picture for one viewer, an older one that was not taken is gone; and the texts that wait."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        """`ws`, `mjpeg` or `lines`."""
+        self._ready = asyncio.Event()
+        self._texts: deque[bytes] = deque(maxlen=_EVENTS)
+        self._message: bytes | None = None
+
+    def put(self, message: bytes) -> None:
+        """Replaces the picture, or adds a text; on the loop's thread."""
+        if message.startswith(b"{"):
+            self._texts.append(message)
+        else:
+            self._message = message
+        self._ready.set()
+
+    async def take(self, timeout: float) -> bytes | None:
+        """The next message; None: there was none in time."""
+        try:
+            await asyncio.wait_for(self._ready.wait(), timeout)
+        except asyncio.TimeoutError:
+            return None
+        if self._texts:
+            return self._texts.popleft()
+        self._ready.clear()
+        message, self._message = self._message, None
+        return message
+
+
+class LineSlot(Slot):
+    """For programs: some lines may wait; when they are too many the oldest go, which their `frame_id`s show."""
+
+    def __init__(self) -> None:
+        super().__init__("lines")
+        self._texts = deque(maxlen=256)
+
+
+class Hub:
+    """One session, many viewers."""
+
+    def __init__(self, session: Session, classes: Sequence[str]) -> None:
+        self.session, self.classes = session, tuple(classes)
+        self.error: str | None = None
+        """Why the session ended, unless it ended well."""
+        self.over = False
+        self.last_result_at: float | None = None
+        """On the monotonic clock."""
+        self._slots: set[Slot] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._stop = threading.Event()
+        self._history: deque[tuple[float, list[list[Any]]]] = deque()
+        self._events: deque[dict[str, Any]] = deque(maxlen=_EVENTS)
+
+    # --- on the loop -------------------------------------------------------------------------------------------------
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Starts the session and the thread that reads it."""
+        self._loop = loop
+        self.session.start()
+        self._thread = threading.Thread(target=self._run, name="avis hub", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends both."""
+        self._stop.set()
+        self.session.stop()
+        if self._thread is not None:
+            self._thread.join(2.0)
+
+    def join(self, slot: Slot) -> Slot:
+        """A viewer comes."""
+        self._slots.add(slot)
+        return slot
+
+    def leave(self, slot: Slot) -> None:
+        """A viewer goes."""
+        self._slots.discard(slot)
+
+    @property
+    def viewers(self) -> int:
+        """How many watch."""
+        return len(self._slots)
+
+    def hello(self) -> dict[str, Any]:
+        """What a viewer needs to know of the time before it came."""
+        return {
+            "hello": True, "sources": self.session.source_ids, "history_seconds": _HISTORY_SECONDS,
+            "history": [[pts, sounding] for pts, sounding in list(self._history)], "events": list(self._events),
+            "over": self.over, "error": self.error,
+        }  # fmt: skip
+
+    # --- on its own thread -------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while not self._stop.is_set() and not self.session.over:
+                result = self.session.next(0.5)
+                if result is None:
+                    self._tell(self.session.take_events())
+                else:
+                    self._take(result)
+        except Exception as error:  # a source that is missing for good; the page says so
+            self.error = str(error)
+        self.over = True
+        self._publish("ws", lambda: json.dumps(self.hello()).encode())
+
+    def _take(self, result: LiveResult) -> None:
+        self.last_result_at = time.monotonic()
+        self._tell(result.events)
+        sounding = [
+            [int(i), self.classes[int(c)]]
+            for i, c, s in zip(result.track_id, result.class_id, result.sounding, strict=True) if s
+        ]  # fmt: skip
+        self._history.append((round(result.pts_seconds, 3), sounding))
+        while self._history[0][0] < result.pts_seconds - _HISTORY_SECONDS:
+            self._history.popleft()
+        # Nothing is encoded that nobody looks at, and everything once for all.
+        self._publish("lines", lambda: self._line(result))
+        self._publish("ws", lambda: packed(
+            viewer_record(result, self.classes, self.session.stats()), picture_of(result), ids_of(result)
+        ))  # fmt: skip
+        self._publish("mjpeg", lambda: drawn_picture_of(result, self.classes))
+
+    def _line(self, result: LiveResult) -> bytes:
+        record = result_record(
+            result.pair, result, self.classes, latency_ms=result.latency_ms, dropped=result.dropped_since_last
+        )
+        return (json.dumps(record, separators=(",", ":"), allow_nan=False) + "\n").encode()
+
+    def _tell(self, events: Iterable[Event]) -> None:
+        told = [
+            {"at": time.time(), "kind": e.kind, "source": e.source_id, "detail": e.detail, "gap": e.gap_seconds}
+            for e in events if e.source_id
+        ]  # fmt: skip
+        self._events.extend(told)
+        if told:
+            self._publish("ws", lambda: json.dumps({"events": told}).encode())
+
+    def _publish(self, kind: str, make: Callable[[], bytes]) -> None:
+        slots = [slot for slot in list(self._slots) if slot.kind == kind]
+        if not slots or self._loop is None or self._loop.is_closed():
+            return
+        message = make()
+
+        def put() -> None:
+            for slot in slots:
+                slot.put(message)
+
+        self._loop.call_soon_threadsafe(put)

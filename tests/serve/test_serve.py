@@ -1,0 +1,332 @@
+"""The page and its addresses: by HTTP, by websocket, and in a real browser."""
+
+from __future__ import annotations
+
+import http.client
+import io
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from browser import Browser
+from live_tools import StubSegmenter, free_port, wait_for
+from PIL import Image
+from small_model import SMALL
+
+pytest.importorskip("starlette", reason="starlette is not there (pip install avis-stream[serve])")
+
+import itertools
+
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
+
+from avis_stream.serve.app import ServeConfig, run_server
+from avis_stream.serve.hub import Hub
+from avis_stream.stream.session import Session, SessionConfig
+from avis_stream.types import Event, OnlineResult
+from avis_stream.writers.colors import identity_color
+
+CLASSES = ("dog", "acoustic_guitar")
+SCENE = "synthetic://flashbeep?size=320x180&fps=10"
+
+
+class TwoOfThem(StubSegmenter):
+    """A dog at the left that always sounds, a guitar at the right that does so every other second."""
+
+    def _result(self, image: torch.Tensor, pts_ns: int, frame_id: int, events: tuple[Event, ...]) -> OnlineResult:
+        height, width = image.shape[1:]
+        mask = torch.zeros(2, height, width, dtype=torch.bool)
+        mask[0, height // 4 : height // 2, width // 8 : width // 3] = True
+        mask[1, height // 3 : -height // 4, width // 2 : -width // 8] = True
+        sounding = torch.tensor([True, pts_ns // 10**9 % 2 == 0])
+        mask &= sounding[:, None, None]
+        box = torch.tensor(
+            [[width / 8, height / 4, width / 5, height / 4], [width / 2, height / 3, width / 3, height / 3]]
+        )
+        return OnlineResult(
+            pts_ns=pts_ns, frame_id=frame_id, track_id=torch.tensor([1, 2]), class_id=torch.tensor([0, 1]),
+            score=torch.tensor([0.92, 0.61]), sounding=sounding, mask=mask, box=box * sounding[:, None], events=events,
+        )  # fmt: skip
+
+
+class Running:
+    """A server on a free port."""
+
+    def __init__(
+        self, video: str = SCENE, *, segmenter: Any = None, audio: str | None = "source", **options: Any
+    ) -> None:
+        self.config = ServeConfig(port=free_port(), **options).with_token()
+        session = Session(segmenter or TwoOfThem(), video, audio, config=SessionConfig(max_latency_ms=60_000))
+        self.hub = Hub(session, CLASSES)
+        self.server = run_server(self.hub, self.config)
+        self.thread = threading.Thread(target=self.server.run, daemon=True)
+
+    def __enter__(self) -> Running:
+        self.thread.start()
+        wait_for(lambda: self.server.started, 30, "the server")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server.should_exit = True
+        self.thread.join(20)
+        assert not self.thread.is_alive()
+
+    def get(self, path: str, **headers: str) -> tuple[int, dict[str, str], bytes]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.config.port, timeout=20)
+        connection.request("GET", path, headers={name.replace("_", "-"): value for name, value in headers.items()})
+        answer = connection.getresponse()
+        found = answer.status, dict(answer.getheaders()), answer.read()
+        connection.close()
+        return found
+
+    def socket(self, path: str = "/ws", **options: Any) -> Any:
+        return connect(f"ws://127.0.0.1:{self.config.port}{path}", max_size=None, **options)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_behind() -> Iterator[None]:
+    yield
+    wait_for(
+        lambda: not [t.name for t in threading.enumerate() if t.name.startswith("avis ")], 5, "the end of every thread"
+    )
+
+
+def next_picture(socket: Any) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
+    while True:
+        message = socket.recv(30)
+        socket.send("ok")
+        if isinstance(message, bytes):
+            sizes = struct.unpack(">III", message[:12])
+            ends = np.cumsum([12, *sizes])
+            text, picture, ids = (message[a:b] for a, b in itertools.pairwise(ends))
+            return json.loads(text), np.array(Image.open(io.BytesIO(picture))), np.array(Image.open(io.BytesIO(ids)))
+
+
+def test_a_viewer_gets_what_the_model_got() -> None:
+    with Running() as running, running.socket() as socket:
+        hello = json.loads(socket.recv(30))
+        socket.send("ok")
+        assert hello["sources"] == ["synthetic://flashbeep"]
+        record, picture, ids = next_picture(socket)
+        assert picture.shape == (180, 320, 3)
+        assert ids.shape == (180, 320)
+        assert ids[60, 60] == 1
+        assert [t["label"] for t in record["tracks"]] == ["dog", "acoustic_guitar"]
+        assert record["tracks"][0]["color"] == list(identity_color(1))
+        assert "segmentation" not in record["tracks"][0]
+        assert 0 <= record["level"] <= 1
+        numbers = [next_picture(socket)[0]["frame_id"] for _ in range(5)]
+    assert numbers == sorted(set(numbers))
+
+
+def test_a_slow_viewer_slows_nobody() -> None:
+    with Running() as running, running.socket() as slow, running.socket() as quick:
+        assert slow.recv(30)
+        slow.send("ok")
+        while isinstance(slow.recv(30), str):
+            slow.send("ok")  # the next picture is never acknowledged
+        quick.recv(30)
+        quick.send("ok")
+        numbers = [next_picture(quick)[0]["frame_id"] for _ in range(20)]
+        assert numbers[-1] - numbers[0] >= 19
+        slow.send("ok")
+        record, _, _ = next_picture(slow)
+        assert record["frame_id"] >= numbers[-1] - 2, "what was old is skipped"
+        assert running.hub.session.stats().unread == 0
+
+
+def test_results_for_programs() -> None:
+    with Running() as running:
+        connection = http.client.HTTPConnection("127.0.0.1", running.config.port, timeout=20)
+        connection.request("GET", "/results")
+        answer = connection.getresponse()
+        assert answer.getheader("content-type") == "application/x-ndjson"
+        lines = [json.loads(answer.readline()) for _ in range(5)]
+        connection.close()
+    assert [line["frame_id"] for line in lines] == list(range(lines[0]["frame_id"], lines[0]["frame_id"] + 5))
+    assert lines[0]["tracks"][0]["segmentation"]["size"] == [180, 320]
+
+
+def test_pictures_for_viewers_that_cannot_blend() -> None:
+    with Running() as running:
+        connection = http.client.HTTPConnection("127.0.0.1", running.config.port, timeout=20)
+        connection.request("GET", "/mjpeg")
+        answer = connection.getresponse()
+        start = answer.read(4000)
+        connection.close()
+    assert start.startswith(b"--frame\r\nContent-Type: image/jpeg\r\n\r\n\xff\xd8")
+
+
+def test_figures_and_health() -> None:
+    with Running() as running:
+        wait_for(lambda: running.get("/healthz")[0] == 200, 30, "health")
+        status, headers, text = running.get("/metrics")
+        assert status == 200
+        assert headers["content-type"].startswith("text/plain; version=0.0.4")
+        assert b'avis_stream_results_total{source="synthetic://flashbeep",kind="step"}' in text
+        assert json.loads(running.get("/stats")[2])["frames_in"] > 0
+        assert running.get("/nothing")[0] == 404
+
+
+def test_a_source_that_is_away_is_unhealthy() -> None:
+    with Running(f"rtsp://u:s3cr3t@127.0.0.1:{free_port()}/cam") as running, running.socket() as socket:
+        said = ""
+        while "unreachable" not in said:
+            said += str(socket.recv(60))
+            socket.send("ok")
+        assert running.get("/healthz")[0] == 503
+        assert "s3cr3t" not in said
+        assert b"s3cr3t" not in running.get("/metrics")[2]
+
+
+def test_pages_of_others_are_kept_out() -> None:
+    with Running() as running:
+        assert running.get("/", Host="evil.example")[0] == 403
+        assert running.get("/results", Origin="http://evil.example")[0] == 403
+        assert running.get("/", Host=f"localhost:{running.config.port}")[0] == 200
+        with pytest.raises(Exception, match=r"403|4403|reject"), running.socket(origin="http://evil.example"):
+            pass
+        policy = running.get("/")[1]["content-security-policy"]
+        assert "default-src 'self'" in policy
+
+
+def test_elsewhere_a_token_is_asked_for() -> None:
+    made_up = ServeConfig(host="0.0.0.0").with_token()
+    assert made_up.token is not None
+    assert len(made_up.token) >= 20
+    assert made_up.token in made_up.url
+    assert ServeConfig().with_token().token is None
+    with Running(token="open sesame") as running:
+        for path in ("/", "/metrics", "/results", "/stats", "/mjpeg"):
+            assert running.get(path)[0] == 401
+            assert running.get(path + "?token=wrong")[0] == 401
+        assert running.get("/metrics", Authorization="Bearer open sesame")[0] == 200
+        status, headers, _ = running.get("/?token=open%20sesame")
+        assert status == 200
+        assert "HttpOnly" in headers["set-cookie"]
+        assert running.get("/metrics", Cookie='avis_token="open sesame"')[0] == 200
+        with pytest.raises(Exception, match=r"401|4401|reject"), running.socket():
+            pass
+
+
+def test_crowds_and_floods_are_bounded() -> None:
+    with Running(max_viewers=2) as running, running.socket() as one, running.socket() as two:
+        assert one.recv(30)
+        assert two.recv(30)
+        assert running.get("/results")[0] == 503
+        with pytest.raises(Exception, match=r"4503|too many|reject"):  # noqa: SIM117
+            with running.socket() as three:
+                three.recv(30)
+    with Running(requests_per_second=5) as running:
+        statuses = [running.get("/stats")[0] for _ in range(40)]
+        assert 429 in statuses
+        assert statuses[0] == 200
+    with Running() as running, running.socket() as socket:
+        assert socket.recv(30)
+        socket.send("x" * 100_000)  # nobody needs to say so much
+        with pytest.raises(ConnectionClosed):
+            read_on(socket)
+
+
+def read_on(socket: Any) -> None:
+    while True:
+        socket.recv(30)
+
+
+def test_without_viewers_nothing_is_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    monkeypatch.setattr("avis_stream.serve.hub.picture_of", lambda result: made.append(result) or b"")
+    with Running() as running:
+        wait_for(lambda: running.hub.session.stats().stages["deliver"].count > 5, 30, "results")
+    assert not made
+
+
+def test_a_page_in_a_browser(tmp_path: Path) -> None:
+    """The picture has masks; a click takes one away; the list and the timeline say who sounds."""
+    with Running() as running:
+        browser = Browser(tmp_path)
+        try:
+            browser.open(running.config.url)
+            browser.until("document.querySelectorAll('#tracks li').length === 2", "two identities")
+            browser.until("document.querySelector('#state').textContent === 'live'", "live pictures")
+            names = browser.run("[...document.querySelectorAll('#tracks .name')].map(e => e.textContent)")
+            assert names == ["#1 dog", "#2 acoustic guitar"]
+            assert browser.run("document.querySelector('[data-id=\"1\"] .status').textContent") == "sounding"
+            assert browser.run("document.querySelector('[data-id=\"1\"] .score').textContent") == "0.92"
+            # By turns, as the stub has it.
+            browser.until("document.querySelector('[data-id=\"2\"]').className === 'sounding'", "the guitar")
+            browser.until("document.querySelector('[data-id=\"2\"] .status').textContent === 'silent'", "its silence")
+            tinted = "(() => { const d = document.querySelector('#picture').getContext('2d')" \
+                ".getImageData(80, 70, 1, 1).data; return [d[0], d[1], d[2]]; })()"  # fmt: skip
+            color = np.array(identity_color(1))
+            browser.until(f"(() => {{ const [r, g, b] = {tinted}; return r - b > 40; }})()", "an orange tint")
+            assert color[0] - color[2] > 40
+            browser.click('[data-id="1"] input')
+            assert browser.run("document.querySelector('[data-id=\"1\"] input').checked") is False
+            browser.until(f"(() => {{ const [r, g, b] = {tinted}; return Math.abs(r - b) < 12; }})()", "no tint")
+            browser.click('[data-id="1"] input')
+            browser.until(f"(() => {{ const [r, g, b] = {tinted}; return r - b > 40; }})()", "the tint again")
+            strip = "(() => { const c = document.querySelector('#timeline'), d = c.getContext('2d')" \
+                ".getImageData(0, 0, c.width, 20).data; let n = 0; for (let i = 0; i < d.length; i += 4)" \
+                " n += d[i] > 200 && d[i + 2] < 80; return n; })()"  # fmt: skip
+            assert browser.until(strip, "orange in the timeline") > 0
+            figures = browser.run("document.querySelector('#figures').textContent")
+            assert "latency" in figures
+            assert browser.run("document.querySelector('#events').textContent") == "no news"
+            label = "(() => { const c = document.querySelector('#labels'), d = c.getContext('2d')" \
+                ".getImageData(0, 0, c.width, c.height).data; let n = 0; for (let i = 3; i < d.length; i += 4)" \
+                " n += d[i] > 0; return n; })()"  # fmt: skip
+            assert browser.until(label, "a label") > 500
+            shot = Path(os.environ.get("AVIS_STREAM_SCREENSHOT", tmp_path / "page.png"))
+            time.sleep(float(os.environ.get("AVIS_STREAM_SCREENSHOT_AFTER", "0")))
+            browser.screenshot(shot)
+            assert Image.open(shot).size[0] == 1280
+        finally:
+            browser.close()
+
+
+def test_serve_as_a_program(tmp_path: Path) -> None:
+    port = free_port()
+    settings = [word for setting in SMALL for word in ("--set", setting)]
+    command = [sys.executable, "-m", "avis_stream", "serve", "--video", SCENE, "--weights", "random", *settings]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        refused = subprocess.run(
+            [*command, "--port", str(taken.getsockname()[1])], capture_output=True, text=True, env=environment,
+            timeout=120, check=False,
+        )  # fmt: skip
+    assert refused.returncode == 1
+    assert "must be free" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    process = subprocess.Popen([*command, "--port", str(port)], stderr=subprocess.PIPE, text=True, env=environment)
+
+    def healthy() -> bool:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+        try:
+            connection.request("GET", "/healthz")
+            return connection.getresponse().status == 200
+        except OSError:
+            return False
+        finally:
+            connection.close()
+
+    wait_for(healthy, 90, "a healthy server")
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert f"http://127.0.0.1:{port}/" in said
+    assert "Traceback" not in said
