@@ -248,12 +248,15 @@ def lines_of(text: str) -> list[dict[str, Any]]:
 
 
 class StubSegmenter:
-    """Stands in for a model where a test is about everything around it: whole picture, one identity, any duration."""
+    """Stands in for a model where a test is about all around it: whole picture, one identity, any duration."""
 
-    def __init__(self, *, step_seconds: float = 0.0, refresh_seconds: float = 0.0, hop_seconds: float = 1.0) -> None:
+    def __init__(
+        self, *, step_seconds: float = 0.0, refresh_seconds: float = 0.0, hop_seconds: float = 1.0, keep: bool = True
+    ) -> None:
         self.config = OnlineConfig(hop_seconds=hop_seconds)
         self.step_seconds, self.refresh_seconds = step_seconds, refresh_seconds
         self.steps: list[AVPair] = []
+        self.keep = keep
         self.fail_after: int | None = None
 
     def init_state(self) -> Any:
@@ -261,7 +264,8 @@ class StubSegmenter:
 
     def step_pair(self, pair: AVPair, state: Any) -> tuple[OnlineResult, Any]:
         time.sleep(self.step_seconds)
-        self.steps.append(pair)
+        if self.keep:
+            self.steps.append(pair)
         if self.fail_after is not None and len(self.steps) > self.fail_after:
             raise RuntimeError("the model failed")
         events = (Event(kind="born", track_id=1),) if state == 0 else ()

@@ -11,6 +11,10 @@ from avis_stream.types import AVPair
 Policy = Literal["auto", "latest", "every"]
 POLICIES: tuple[Policy, ...] = ("auto", "latest", "every")
 _MILLISECOND = 1_000_000
+_SHARE = 0.05
+"""Of the last take in the running mean of arrivals."""
+_OVERLOAD = 1.3
+"""Arrivals per take from which on a model does not keep up."""
 
 
 class PairQueue:
@@ -18,9 +22,11 @@ class PairQueue:
 
     | policy | live | recording |
     | --- | --- | --- |
-    | `auto` | in order, but never older than `max_latency_ms` when taken | every pair, `offer` refuses while full |
+    | `auto` | in order, the newest if the model falls behind, never older than `max_latency_ms` | every pair (1) |
     | `latest` | one place, the newest wins | as live |
-    | `every` | every pair; latency grows without bound if the model is slower | as `auto` |
+    | `every` | every pair (1); latency grows without bound if the model is slower | as `auto` |
+
+    (1) `offer` refuses while the queue is full.
     """
 
     def __init__(self, policy: Policy = "auto", *, live: bool, max_latency_ms: int = 500, capacity: int = 32) -> None:
@@ -32,6 +38,10 @@ class PairQueue:
         self._bound_ns = max_latency_ms * _MILLISECOND if policy == "auto" and live else None
         self._capacity = 1 if policy == "latest" else capacity
         self._pairs: deque[AVPair] = deque()
+        self._arrived = 0
+        """Since the last `take`."""
+        self._arrivals_per_take = 1.0
+        """Running mean; a model that keeps up takes one for each that arrives, even if a step now and then is long."""
         self.dropped: Counter[str] = Counter()
         """Pairs that were never taken, by cause: `stale`, `queue_full`."""
 
@@ -46,13 +56,22 @@ class PairQueue:
             self._pairs.popleft()
             self.dropped["queue_full"] += 1
         self._pairs.append(pair)
+        self._arrived += 1
         return True
 
     def take(self, now_ns: int) -> AVPair | None:
         """The next pair for the model; None: there is none.
 
-        A live `auto` queue skips pairs that are too old, but for the newest: late is better than never.
+        A live `auto` queue skips pairs that are too old, but for the newest: late is better than never. With a model
+        that cannot keep up it skips all but the newest: in order they would all be as old as is just allowed.
         """
+        if self._pairs:
+            self._arrivals_per_take += _SHARE * (self._arrived - self._arrivals_per_take)
+            self._arrived = 0
+        if self._bound_ns is not None and self._arrivals_per_take > _OVERLOAD:
+            self.dropped["stale"] += len(self._pairs) - 1
+            while len(self._pairs) > 1:
+                self._pairs.popleft()
         while len(self._pairs) > 1 and self._stale(self._pairs[0], now_ns):
             self._pairs.popleft()
             self.dropped["stale"] += 1

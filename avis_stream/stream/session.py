@@ -418,7 +418,8 @@ class _Ingest:
         pictures = [s for s in sources if s.gives_pictures]
         require(len(pictures) == 1, "sources", [s.source_id for s in sources], "exactly one with pictures")
         has_audio = any(s.gives_sound for s in sources)
-        waiting = {} if live else {"max_pending": 10_000}
+        # Live, the time that a frame may wait bounds their number: 16 are what 60 fps bring in 260 ms.
+        waiting = {"max_pending": 16 if live else 10_000}
         self.aligner = AVAligner(
             AlignerConfig(
                 audio_wait_ms=config.audio_wait_ms if live else _WAIT_FOR_EVER_MS,

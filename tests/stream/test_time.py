@@ -264,6 +264,24 @@ def test_a_slow_model_never_gets_a_frame_older_than_the_bound() -> None:
     assert queue.dropped["stale"] > 1000
 
 
+def test_a_model_that_cannot_keep_up_gets_the_newest() -> None:
+    """In order, every frame would be as old as is just allowed."""
+    ages, _ = serve(PairQueue("auto", live=True, max_latency_ms=500), step_ms=100, seconds=60)
+    assert np.mean(ages[40:]) < 60
+    assert max(ages[40:]) <= 80
+
+
+def test_a_long_step_now_and_then_loses_nothing() -> None:
+    queue, busy_until, taken = PairQueue("auto", live=True, max_latency_ms=500), 0, 0
+    for number in range(60 * 25):
+        now = number * PERIOD
+        while busy_until <= now and queue.take(now) is not None:
+            busy_until = max(busy_until, now - PERIOD) + (200 if taken % 25 == 0 else 25) * MS
+            taken += 1
+        queue.offer(pair(number))
+    assert not queue.dropped
+
+
 def test_latest_is_always_the_newest() -> None:
     queue = PairQueue("latest", live=True)
     ages, _ = serve(queue, step_ms=300, seconds=30)

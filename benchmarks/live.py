@@ -1,0 +1,104 @@
+"""A live model on this machine: how often masks come, how old they are, and how long after a sound the first one comes.
+
+python benchmarks/live.py [--weights random] [--seconds 60] [--video SOURCE] [--audio SOURCE]
+
+Without --video the bundled demo clip is played at its own pace, again and again, and its truth says when a sound began:
+what is measured then is the time from that instant until a mask with an overlap of 0.3 with the true one was there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pycocotools import mask as coco
+
+import avis_stream as avs
+from avis_stream.data import rle
+from avis_stream.data.annotations import read_annotations
+from avis_stream.sources.open import native_rate
+from avis_stream.stream.session import Session, SessionConfig
+
+DEMO = Path(avs.__file__).parent / "assets" / "demo"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="avism_mini")
+    parser.add_argument("--weights")
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--video")
+    parser.add_argument("--audio", default="source")
+    parser.add_argument("--threads", type=int)
+    options = parser.parse_args()
+    model = avs.load(options.model, options.weights)
+    config = SessionConfig(num_threads=options.threads)
+    onsets: list[float] = []
+    seconds, reports = 0.0, []
+    while seconds < options.seconds:
+        video = options.video or str(DEMO / "demo.mp4")
+        live = None if options.video else True
+        with Session(model, video, options.audio, config=config, realtime=live) as session:
+            found = []
+            while not session.over and seconds < options.seconds:
+                result = session.next(0.5)
+                if result is not None:
+                    found.append(result)
+                if session.stats().seconds + seconds >= options.seconds:
+                    break
+            stats = session.stats()
+        seconds += stats.seconds
+        reports.append(stats)
+        if options.video is None:
+            onsets += delays(found)
+    last = max(reports, key=lambda stats: stats.seconds)
+    results = sum(s.steps + s.refreshes for s in reports)
+    record: dict[str, Any] = {
+        "model": options.model, "weights": options.weights or "bundled", "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 1), "torch": torch.__version__, "seconds": round(seconds, 1),
+        "masks_hz": round(results / seconds, 2), "steps_hz": round(sum(s.steps for s in reports) / seconds, 2),
+        "latency_ms": repr(last.latency), "stages": {name: repr(s) for name, s in last.stages.items()},
+        "dropped": dict(last.dropped), "frames_in": sum(s.frames_in for s in reports),
+    }  # fmt: skip
+    if options.video is None:
+        record["onsets_found"] = len(onsets)
+        record["onset_to_mask_p95_s"] = round(float(np.percentile(onsets, 95)), 2) if onsets else None
+    print(json.dumps(record, indent=1))
+
+
+def delays(results: list[Any]) -> list[float]:
+    """Seconds from the beginning of each sound to the first mask of what makes it."""
+    truth = read_annotations(DEMO / "truth.json")
+    rate = float(native_rate(DEMO / "demo.mp4"))
+    begin = results[0].pts_seconds - results[0].frame_id / rate if results else 0.0
+    found = []
+    for track in truth.tracks[truth.videos[0].id]:
+        for k, segmentation in enumerate(track.segmentations):
+            if segmentation is None or k == 0 or track.segmentations[k - 1] is not None:
+                continue
+            mask = rle.as_rle(segmentation, truth.videos[0].height, truth.videos[0].width)
+            for result in results:
+                at = result.pts_seconds - begin
+                if at >= k and overlaps(result, mask):
+                    found.append(at + (result.latency_ms or 0) / 1e3 - k)
+                    break
+    return found
+
+
+def overlaps(result: Any, mask: Any) -> bool:
+    """Whether a mask of the result overlaps with another by 0.3."""
+    for n in range(len(result)):
+        if bool(result.sounding[n]) and bool(result.mask[n].any()):
+            own = rle.encode(result.mask[n])
+            if list(own["size"]) == list(mask["size"]) and coco.iou([own], [mask], [0])[0, 0] >= 0.3:
+                return True
+    return False
+
+
+if __name__ == "__main__":
+    main()
