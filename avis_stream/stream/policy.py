@@ -68,11 +68,8 @@ class PairQueue:
         if self._pairs:
             self._arrivals_per_take += _SHARE * (self._arrived - self._arrivals_per_take)
             self._arrived = 0
-        if self._bound_ns is not None and self._arrivals_per_take > _OVERLOAD:
-            self.dropped["stale"] += len(self._pairs) - 1
-            while len(self._pairs) > 1:
-                self._pairs.popleft()
-        while len(self._pairs) > 1 and self._stale(self._pairs[0], now_ns):
+        behind = self._bound_ns is not None and self._arrivals_per_take > _OVERLOAD
+        while len(self._pairs) > 1 and (behind or self._stale(self._pairs[0], now_ns)):
             self._pairs.popleft()
             self.dropped["stale"] += 1
         return self._pairs.popleft() if self._pairs else None

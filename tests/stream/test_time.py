@@ -271,6 +271,18 @@ def test_a_model_that_cannot_keep_up_gets_the_newest() -> None:
     assert max(ages[40:]) <= 80
 
 
+def test_looking_into_an_empty_queue_counts_nothing() -> None:
+    queue, taken = PairQueue("auto", live=True, max_latency_ms=500), 0
+    for number in range(400):
+        queue.offer(pair(number))
+        if number % 4 == 3:
+            taken += queue.take(number * PERIOD) is not None
+            if number > 200:  # it is behind by now, so one look empties it
+                assert queue.take(number * PERIOD) is None
+    assert len(queue) == 0
+    assert taken + queue.dropped["stale"] == 400
+
+
 def test_a_long_step_now_and_then_loses_nothing() -> None:
     queue, busy_until, taken = PairQueue("auto", live=True, max_latency_ms=500), 0, 0
     for number in range(60 * 25):
