@@ -214,7 +214,7 @@ class VirtualMicrophone:
             out.setframerate(rate)
             out.writeframes((sound.reshape(-1) * 32767).astype("<i2").tobytes())
         return subprocess.Popen(
-            ["paplay", "--device=avis_out", "--latency-msec=20", str(path)], env=os.environ | self.environment
+            ["paplay", "--device=avis_out", "--latency-msec=500", str(path)], env=os.environ | self.environment
         )
 
 

@@ -30,6 +30,7 @@ _RTSP = {"rtsp_transport": "tcp", "fflags": "nobuffer", "flags": "low_delay"}
 _PROBE = {"probesize": "500000", "analyzeduration": "500000"}
 # "synced" keeps sound and pictures together: rtspsrc's default is 40 ms off for as long as one looks.
 _RTSPSRC = {"latency": 100, "protocols": "tcp", "buffer-mode": "synced", "tcp-timeout": 3_000_000}
+_UDPSRC = {"buffer-size": 2_000_000}
 
 
 def open_sources(
@@ -85,7 +86,7 @@ def video_request(where: Address, backend: Backend) -> dict[str, Any]:
     if where.kind == "camera":
         return _camera_request(where.text, backend)
     if backend == "gstreamer":
-        return {"reader": "gstreamer", "url": where.text, "properties": _RTSPSRC}
+        return {"reader": "gstreamer", "url": where.text, "properties": _RTSPSRC | _UDPSRC}
     rtsp = where.text.startswith("rtsp")
     return {"reader": "ffmpeg", "url": where.text, "options": (_RTSP | _PROBE) if rtsp else _PROBE}
 

@@ -419,7 +419,7 @@ class _Ingest:
         require(len(pictures) == 1, "sources", [s.source_id for s in sources], "exactly one with pictures")
         has_audio = any(s.gives_sound for s in sources)
         # Live, the time that a frame may wait bounds their number: 16 are what 60 fps bring in 260 ms.
-        waiting = {"max_pending": 16 if live else 10_000}
+        waiting = {"max_pending": 16 if live and config.policy != "every" else 10_000}
         self.aligner = AVAligner(
             AlignerConfig(
                 audio_wait_ms=config.audio_wait_ms if live else _WAIT_FOR_EVER_MS,
