@@ -149,6 +149,9 @@ class TrackerConfig:
     """Frames in an attention window; 0: every frame sees every other."""
     audio_fusion: bool = True
     """Off: object tokens go to the decoder as they are, and the fusion has no parameters."""
+    masks: Literal["video", "frame"] = "video"
+    """Which mask an object has in a frame: its video query's, one embedding for all frames, as officially; or that of
+    the frame query likeliest to be it, so that the tracker only says who is who (ADR 0009)."""
     shift_in_training: bool = False
     """Whether the object encoder shifts its odd layers' windows in training too; officially it does not (quirk Q3)."""
 

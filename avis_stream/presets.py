@@ -72,7 +72,14 @@ def avism_mini() -> AVISMConfig:
             queries=24, layers=3, ffn_channels=384, query_source="peaks", sounding_head=True, motion_cue=True
         ),
         postprocess=PostprocessConfig(one_class=True, duplicate_iou=0.6),
-        tracker=TrackerConfig(queries=24, ffn_channels=384, encoder_layers=4, decoder_layers=3, shift_in_training=True),
+        tracker=TrackerConfig(
+            queries=24,
+            ffn_channels=384,
+            encoder_layers=4,
+            decoder_layers=3,
+            masks="frame",
+            shift_in_training=True,
+        ),
     )
 
 

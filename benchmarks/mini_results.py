@@ -331,13 +331,17 @@ def chance(seen: Seen, g: int, t: int) -> float:
 
 
 def sweep(model: AVISM, split: DataSplit, seen: list[Seen]) -> None:
+    """FSLA for each pair of thresholds, and all scores of the best."""
     videos = [s.video for s in seen]
-    for wanted in (0.3, 0.4, 0.5, 0.6):
-        for presence in (0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55):
+    rows = {}
+    for wanted in (0.3, 0.4, 0.5, 0.6, 0.7, 0.8):
+        for presence in (0.2, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6):
             config = replace(model.config.postprocess, score_threshold=wanted, presence_threshold=presence)
-            row = score(split, videos, [e for s in seen for e in gated(s, config)])
-            print(f"score {wanted} presence {presence}: " + ", ".join(f"{k} {row[v]}" for k, v in COLUMNS.items()))
-    sys.stdout.flush()
+            rows[wanted, presence] = score(split, videos, [e for s in seen for e in gated(s, config)])
+        line = (f"{p:g}: {row['FA']}" for (w, p), row in rows.items() if w == wanted)
+        print(f"score {wanted:g}, presence " + ", ".join(line), flush=True)
+    best = max(rows, key=lambda key: rows[key]["FA"])
+    print(f"best at {best}: " + ", ".join(f"{name} {rows[best][key]}" for name, key in COLUMNS.items()), flush=True)
 
 
 if __name__ == "__main__":

@@ -27,10 +27,13 @@ SMALL = [
     "tracker.decoder_layers=2",
     "tracker.token_window=3",
     "postprocess.score_threshold=0.0",
+    "postprocess.one_class=false",
+    "postprocess.duplicate_iou=none",
     "postprocess.presence_threshold=0.0",
 ]
 WITHOUT_HEAD = [
-    "localizer.motion_cue=false", "localizer.sounding_head=false", "localizer.query_source=learned"
+    "localizer.motion_cue=false", "localizer.sounding_head=false", "localizer.query_source=learned",
+    "tracker.masks=video",
 ]  # fmt: skip
 EVERYTHING = {"candidate_score": 0.0, "birth_score": 0.0, "show_score": 0.0, "presence_gate": False}
 """Thresholds under which the answers of random weights count."""

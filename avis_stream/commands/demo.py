@@ -17,11 +17,11 @@ _MODEL = "avism_mini"
 _CLIP = Path(__file__).parents[1] / "assets" / "demo" / "demo.mp4"
 
 
-def run_demo(folder: Path) -> ClipResult:
-    """Segments the demo clip and writes all results into `folder`, an existing, empty one."""
+def run_demo(folder: Path, *, video: bool = True) -> ClipResult:
+    """Segments the demo clip and writes all results into `folder`, an existing, empty one; the overlay if `video`."""
     trained = bundled_weights(_MODEL) is not None
     if not trained:
         logger.warning("%s has not been trained yet: the demo runs on random weights and will find nothing", _MODEL)
     model = load(_MODEL, weights=None if trained else "random")
     clip = open_clip(_CLIP, previous=model.wants_previous)
-    return run_offline(model, clip, folder, RunOptions(truth=_CLIP.with_name("truth.json")))
+    return run_offline(model, clip, folder, RunOptions(video=video, truth=_CLIP.with_name("truth.json")))

@@ -37,7 +37,8 @@ def drawn_again(model: AVISM, film: Clip, result: ClipResult, fps: float) -> Ite
         mask, box = torch.zeros(count, *sizes.output, dtype=torch.bool), torch.zeros(count, 4)
         if sounding.any():
             features = eye.features_of(pair.frame.image, sizes)
-            mask[sounding], box[sounding] = draw(result.mask_embed[sounding], features, sizes)
+            embed = result.mask_embed if result.mask_embed.dim() == 2 else result.mask_embed[:, k]
+            mask[sounding], box[sounding] = draw(embed[sounding], features, sizes)
         yield (
             pair,
             OnlineResult(

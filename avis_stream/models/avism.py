@@ -44,6 +44,9 @@ class FrameTokens:
     """[T, Cm, h, w] at stride 4 of the padded input."""
     sounding: Tensor | None = None
     """[T, N], each query's chance of sounding; None without a sounding head."""
+    mask_embed: Tensor | None = None
+    """[T, N, Cm], of each query's own mask; with `TrackerConfig.masks="frame"` alone, and then `clip_mask_features`
+    are those of the frame decoder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +60,7 @@ class RawOutputs:
     pred_logits: Tensor
     """[M, K + 1]; the last class is "no object"."""
     pred_mask_embed: Tensor
-    """[M, Cm]."""
+    """[M, Cm]; with `TrackerConfig.masks="frame"` [M, T, Cm]."""
     presence: Tensor | None = None
     """[M, T], chance of sounding in each frame; None without a sounding head."""
 
@@ -69,9 +72,11 @@ class Tracks:
     logits: Tensor
     """[M, K + 1]; the last class is "no object"."""
     mask_embed: Tensor
-    """[M, Cm]."""
+    """[M, Cm]; with `TrackerConfig.masks="frame"` [M, T, Cm]."""
     presence: Tensor | None
     """[M, T], chance of sounding in each frame; None without a sounding head."""
+    there: Tensor | None = None
+    """Bool [M, T], frames in which some frame query is the object; None: the mask alone tells."""
 
 
 def build_backbone(config: BackboneConfig) -> ResNet | Swin | MobileNet:
@@ -80,6 +85,9 @@ def build_backbone(config: BackboneConfig) -> ResNet | Swin | MobileNet:
         return ResNet(config)
     return Swin(config) if isinstance(config, SwinConfig) else MobileNet()
 
+
+SAME_OBJECT = 0.3
+"""Least chance of being an object that a frame query must have to draw it."""
 
 _ENCODERS: dict[str, type[VGGish] | type[YAMNet] | type[Deaf]] = {"vggish": VGGish, "yamnet": YAMNet, "deaf": Deaf}
 
@@ -156,7 +164,17 @@ class AVISM(nn.Module):
         motion = motion_between(images, previous) if self.wants_previous and previous is not None else None
         answer = self.localizer(features, audio_features, motion).heads[-1]
         sounding = None if answer.sounding is None else answer.sounding.sigmoid()
+        if self.config.tracker.masks == "frame":
+            return FrameTokens(answer.queries, answer.logits, features.mask_features, sounding, answer.mask_embed)
         return FrameTokens(answer.queries, answer.logits, self.clip_mask_features(features.stride4), sounding)
+
+    def drawing_features(self, images: Tensor) -> Tensor:
+        """Mask features [T, Cm, h, w] of pictures alone, float32 [T, 3, Hp, Wp]: what masks are drawn on."""
+        features = self.pixel_decoder(self.backbone(images))
+        if self.config.tracker.masks == "frame":
+            return features.mask_features
+        drawn: Tensor = self.clip_mask_features(features.stride4)
+        return drawn
 
     @torch.no_grad()
     def raw_outputs(self, images: Tensor, audio_features: Tensor) -> RawOutputs:
@@ -181,24 +199,42 @@ class AVISM(nn.Module):
         frame_queries = torch.cat([p.frame_queries for p in parts])
         clip_mask_features = torch.cat([p.clip_mask_features for p in parts])
         sounding = [p.sounding for p in parts if p.sounding is not None]
-        tracks = self.track(frame_queries, audio_features, torch.cat(sounding) if sounding else None)
+        embeds = [p.mask_embed for p in parts if p.mask_embed is not None]
+        tracks = self.track(
+            frame_queries,
+            audio_features,
+            torch.cat(sounding) if sounding else None,
+            torch.cat(embeds) if embeds else None,
+        )
         return RawOutputs(frame_queries, clip_mask_features, tracks.logits, tracks.mask_embed, tracks.presence)
 
     @torch.no_grad()
-    def track(self, frame_queries: Tensor, audio_features: Tensor, sounding: Tensor | None = None) -> Tracks:
+    def track(
+        self,
+        frame_queries: Tensor,
+        audio_features: Tensor,
+        sounding: Tensor | None = None,
+        frame_mask_embed: Tensor | None = None,
+    ) -> Tracks:
         """Follows the objects of a clip.
 
         Args:
             frame_queries: [T, N, C].
             audio_features: [T, A].
             sounding: [T, N], chance of each frame query to sound.
+            frame_mask_embed: [T, N, Cm], of the frame queries' own masks: objects are drawn by them; None: by the
+                video queries.
         """
         predictions, tokens = self.tracker(frame_queries[None], audio_features.to(self.device))
         answer = predictions[-1]
         presence = None
         if sounding is not None:
             presence = self.tracker.presence(answer.similarity, tokens, sounding[None])[0]
-        return Tracks(answer.logits[0], answer.mask_embed[0], presence)
+        if frame_mask_embed is None:
+            return Tracks(answer.logits[0], answer.mask_embed[0], presence)
+        number, same = (found[0] for found in self.tracker.likeliest(answer.similarity, tokens))  # [M, T] each
+        own = frame_mask_embed[torch.arange(len(frame_queries), device=number.device), number]  # [M, T, Cm]
+        return Tracks(answer.logits[0], own, presence, there=same > SAME_OBJECT)
 
     @torch.no_grad()
     def hear(self, seconds: Tensor, valid_samples: Tensor | None = None) -> Tensor:

@@ -33,7 +33,7 @@ class ClipResult:
     presence: Tensor | None = None
     """float32 [I, T], chance of sounding in each frame; None for models without a sounding head."""
     mask_embed: Tensor | None = None
-    """float32 [I, Cm]: their products with the mask features of any picture of the clip are its mask logits."""
+    """float32 [I, Cm] or [I, T, Cm]: products with mask features of a picture (of frame t) are its mask logits."""
 
     def __len__(self) -> int:
         return len(self.score)

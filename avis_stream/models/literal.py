@@ -117,10 +117,14 @@ def find_instances_literally(
     sizes: MaskSizes,
     config: PostprocessConfig,
     presence: Tensor | None = None,
+    there: Tensor | None = None,
 ) -> Instances:
     """Draws the masks of all `top_k` pairs on all frames, keeps them as bool, and looks at scores last (quirk Q17)."""
-    if presence is not None:
-        raise ConfigError("the literal form is AVISM's own, which has no sounding head; build the model without it")
+    if presence is not None or there is not None:
+        raise ConfigError(
+            "the literal form is AVISM's own, which has no sounding head and draws video queries; build the model "
+            'without localizer.sounding_head and with tracker.masks="video"'
+        )
     scores = logits.softmax(-1)[:, :-1]
     best, index = scores.flatten().topk(min(config.top_k, scores.numel()))
     class_id, query_id = index % scores.shape[1], index // scores.shape[1]

@@ -70,12 +70,17 @@ def segment_clip(
     if localized.input_size is None:
         raise MediaError("a clip must have at least one frame, got none")
     with timer("track"):
-        tracks = model.track(localized.take_queries(), torch.stack(localized.audio), localized.chance_of_sounding())
+        tracks = model.track(
+            localized.take_queries(),
+            torch.stack(localized.audio),
+            localized.chance_of_sounding(),
+            localized.frame_mask_embed(),
+        )
     height, width = network_size(*localized.input_size, model.config.input)
     sizes = MaskSizes(localized.padded_size, (height, width), out_size or localized.input_size)
     with timer("masks"):
         found = model.find_instances(
-            tracks.logits, tracks.mask_embed, store, sizes, model.config.postprocess, tracks.presence
+            tracks.logits, tracks.mask_embed, store, sizes, model.config.postprocess, tracks.presence, tracks.there
         )
     return ClipResult(
         score=found.score.cpu(),
@@ -100,6 +105,7 @@ class _Localized:
         self.frame_queries: list[Tensor] = []
         self.audio: list[Tensor] = []
         self.sounding: list[Tensor] = []
+        self.mask_embed: list[Tensor] = []
 
     def run(self, frames: Iterator[ClipFrame]) -> Iterator[FrameTokens]:
         """Yields the tokens of a few frames at a time."""
@@ -113,6 +119,8 @@ class _Localized:
             self.frame_queries.append(tokens.frame_queries)
             if tokens.sounding is not None:
                 self.sounding.append(tokens.sounding)
+            if tokens.mask_embed is not None:
+                self.mask_embed.append(tokens.mask_embed)
             self.audio.extend(audio)
             yield tokens
 
@@ -125,6 +133,10 @@ class _Localized:
     def chance_of_sounding(self) -> Tensor | None:
         """[T, N] of all frames; None without a sounding head."""
         return torch.cat(self.sounding) if self.sounding else None
+
+    def frame_mask_embed(self) -> Tensor | None:
+        """[T, N, Cm] of all frames, where objects are drawn by their frame queries; else None."""
+        return torch.cat(self.mask_embed) if self.mask_embed else None
 
     def _previous(self, batch: list[ClipFrame]) -> Tensor | None:
         """Earlier pictures, if the model wants them and any is there; a frame without one is its own: nothing moved."""

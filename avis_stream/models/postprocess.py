@@ -91,20 +91,24 @@ def find_instances(
     sizes: MaskSizes,
     config: PostprocessConfig,
     presence: Tensor | None = None,
+    there: Tensor | None = None,
 ) -> Instances:
     """Decides what a clip holds.
 
     Args:
         logits: [M, K + 1].
-        mask_embed: [M, Cm].
+        mask_embed: [M, Cm], or [M, T, Cm] with one for each frame.
         features: (first frame, [t, Cm, h, w]) in order, as a `MaskStore` yields them.
         sizes: Through which the masks go.
         config: Thresholds.
         presence: [M, T], chance of sounding in each frame, for models with a sounding head: masks are drawn only where
             it passes, and an instance that never passes is none.
+        there: Bool [M, T], frames in which there is anything to draw; None: in all.
     """
     candidates = select_candidates(logits, config)
     sounds = None if presence is None else presence > config.presence_threshold
+    if there is not None:
+        sounds = there if sounds is None else sounds & there
     if sounds is not None:
         candidates = candidates.of(sounds.any(dim=1)[candidates.query_id])
     queries, slot = candidates.query_id.unique(return_inverse=True)
@@ -162,7 +166,7 @@ def draw_masks(
     """Draws the masks of J queries on all frames, in one pass over the mask features.
 
     Args:
-        mask_embed: [J, Cm].
+        mask_embed: [J, Cm], or [J, T, Cm] with one for each frame.
         features: (first frame, [t, Cm, h, w]) in order, as a `MaskStore` yields them.
         sizes: Through which the masks go.
         shown: bool [J, T], frames in which a mask is drawn and judged, empty in all others; None: in all.
@@ -177,7 +181,8 @@ def draw_masks(
         for at, part in zip(
             range(first, first + len(stored), _FRAMES_AT_ONCE), stored.split(_FRAMES_AT_ONCE), strict=True
         ):
-            logits = mask_logits(mask_embed, part.to(mask_embed.device), sizes)
+            embed = mask_embed if mask_embed.dim() == 2 else mask_embed[:, at : at + len(part)]
+            logits = mask_logits(embed, part.to(mask_embed.device), sizes)
             if shown is not None:  # no mask at all: far below every threshold, and still finite for the resizing
                 hidden = ~shown[:, at : at + len(part)].T
                 logits = logits.masked_fill(hidden[..., None, None], _HIDDEN_LOGIT)
@@ -189,8 +194,9 @@ def draw_masks(
 
 
 def mask_logits(mask_embed: Tensor, features: Tensor, sizes: MaskSizes) -> Tensor:
-    """Mask logits [t, J, H, W] at network size, of embeddings [J, Cm] on features [t, Cm, h, w]."""
-    logits = torch.einsum("jc,tchw->tjhw", mask_embed, features)
+    """Mask logits [t, J, H, W] at network size, of embeddings [J, Cm] or [J, t, Cm] on features [t, Cm, h, w]."""
+    letters = "jc" if mask_embed.dim() == 2 else "jtc"
+    logits = torch.einsum(f"{letters},tchw->tjhw", mask_embed, features)
     height, width = sizes.network
     return resize_logits(logits, sizes.padded)[..., :height, :width]
 

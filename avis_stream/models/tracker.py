@@ -166,3 +166,16 @@ class Tracker(nn.Module):
         same = torch.einsum("bmc,btnc->bmtn", similarity, self.similarity_of_frames(tokens)).sigmoid()
         chance: Tensor = (same * sounding[:, None]).amax(dim=-1)
         return chance
+
+    def likeliest(self, similarity: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Which frame query of each frame is likeliest each video query's object.
+
+        Args:
+            similarity: [B, M, C], of `ClipPrediction`.
+            tokens: [B, T, N, C], as the forward pass gave them.
+        Returns:
+            Its number, int64 [B, M, T], and the chance that it is, [B, M, T].
+        """
+        same = torch.einsum("bmc,btnc->bmtn", similarity, self.similarity_of_frames(tokens)).sigmoid()
+        chance, number = same.max(dim=-1)
+        return number, chance

@@ -31,6 +31,8 @@ class Seen:
     sizes: MaskSizes
     silent: bool
     """The second of sound holds next to nothing."""
+    mask_embed: Tensor | None = None
+    """[N, Cm], of each frame query's own mask, where objects are drawn by these."""
 
 
 class Eye:
@@ -59,9 +61,7 @@ class Eye:
 
     def features_of(self, frame: Tensor, sizes: MaskSizes) -> Tensor:
         """Mask features [Cm, h, w] of a picture, uint8 [3, H, W], alone."""
-        pixels = self.model.pixel_decoder(self.model.backbone(self._prepared([frame], sizes)))
-        features: Tensor = self.model.clip_mask_features(pixels.stride4)[0]
-        return features
+        return self.model.drawing_features(self._prepared([frame], sizes))[0]
 
     def look_at(self, given: Sequence[FrameInput]) -> list[Seen]:
         """Hears and localizes frames; those of one size go together."""
@@ -96,7 +96,8 @@ class Eye:
         thing = 1 - tokens.logits[place].softmax(-1)[:, -1]
         chance = thing if tokens.sounding is None else tokens.sounding[place]
         arrival = Arrival(tokens.frame_queries[place][None], sound[None], thing.max()[None])
-        return Seen(arrival, chance, tokens.clip_mask_features[place], sizes, self._is_silent(given))
+        embed = None if tokens.mask_embed is None else tokens.mask_embed[place]
+        return Seen(arrival, chance, tokens.clip_mask_features[place], sizes, self._is_silent(given), embed)
 
     def _is_silent(self, given: FrameInput) -> bool:
         power = given.seconds.double().square().mean()

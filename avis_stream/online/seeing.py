@@ -19,7 +19,7 @@ class TrackerAnswer:
     pred_logits: Tensor
     """[M, K + 1]; the last class is "no object"."""
     pred_mask_embed: Tensor
-    """[M, Cm]."""
+    """[M, Cm]; with `TrackerConfig.masks="frame"` those of the frame's own queries."""
     similarity: Tensor
     """[M, C]: sigmoid of a dot product with another is the chance of being the same object."""
     presence: Tensor | None
@@ -30,6 +30,8 @@ class TrackerAnswer:
     """[N, C], their embeddings, to compare with `similarity`."""
     clip_mask_features: Tensor
     """[Cm, h, w] of the frame."""
+    there: Tensor | None = None
+    """Bool [M], whether some frame query is the object; None: its mask alone tells."""
 
     @property
     def pred_masks(self) -> Tensor:
@@ -68,6 +70,8 @@ def observe(answer: TrackerAnswer, sizes: MaskSizes, config: OnlineConfig, gates
     area = hard.sum(dim=(1, 2))
     certain = (logits.sigmoid() * hard).sum(dim=(1, 2))
     visible = area >= max(1.0, config.min_area * logits.shape[1] * logits.shape[2])
+    if answer.there is not None:
+        visible &= answer.there[query]
     grid = resize_logits(logits[None], MASK_GRID)[0] > 0
     order = (probability[query].amax(-1) * certain / (area + 1e-6)).argsort(descending=True, stable=True)
     order = order[visible[order]]

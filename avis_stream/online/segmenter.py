@@ -14,7 +14,7 @@ from torch import Tensor
 
 from avis_stream.checks import check_shape, require
 from avis_stream.errors import ShapeError, StateConsumedError
-from avis_stream.models.avism import AVISM
+from avis_stream.models.avism import AVISM, SAME_OBJECT
 from avis_stream.models.tracker import ClipPrediction
 from avis_stream.online.config import OnlineConfig
 from avis_stream.online.door import (
@@ -88,13 +88,19 @@ class OnlineSegmenter:
         waits = config.alignment == "official" or config.refine_delay > 0
         wanted = "(height, width): this configuration keeps frames back"
         require(not waits or frame_size is not None, "frame_size", frame_size, wanted)
+        own_masks = model.config.tracker.masks == "frame"
         if waits and frame_size is not None:
             body.frame_size = frame_size
             if config.alignment == "official":
                 body.held = held_frame(frame_size)
             if config.refine_delay:
                 features = like.new_zeros(model.config.mask_channels, *self._eye.feature_size(frame_size))
-                body.delay = delay_line(config.refine_delay, features, like.new_zeros(geometry.slots))
+                body.delay = delay_line(
+                    config.refine_delay,
+                    features,
+                    like.new_zeros(geometry.slots),
+                    like.new_zeros(geometry.slots, model.config.mask_channels) if own_masks else None,
+                )
         return OnlineState(body)
 
     # --- steps -------------------------------------------------------------------------------------------------------
@@ -229,7 +235,7 @@ class OnlineSegmenter:
         plan, answer = self._drive(body, together([one.arrival for one in seen]))
         body.steps += len(given) - 1
         self._note_time(body, given[-1])
-        said = self._answer_of(0, answer, body.memory, plan, seen[-1].features, seen[-1].chance)
+        said = self._answer_of(0, answer, body.memory, plan, seen[-1].features, seen[-1].chance, seen[-1].mask_embed)
         told = self._told(body, given[-1])
         return self._identify(body, given[-1], seen[-1], said, told), OnlineState(body)
 
@@ -241,6 +247,7 @@ class OnlineSegmenter:
         audio_feature: Tensor,
         state: OnlineState,
         sounding: Tensor | None = None,
+        mask_embed: Tensor | None = None,
     ) -> tuple[TrackerAnswer, OnlineState]:
         """The tracker alone, on what a localizer made of a frame; no gate touches it, and no identity.
 
@@ -250,11 +257,14 @@ class OnlineSegmenter:
             audio_feature: [A].
             state: Consumed.
             sounding: [N], chance of each frame query to sound; None: `presence` will be None.
+            mask_embed: [N, Cm], of the frame queries' own masks, with `TrackerConfig.masks="frame"`.
 
         Raises:
             ShapeError: An argument differs; the state stays as it was.
         """
-        return self.push_features(frame_queries[None], clip_mask_features, audio_feature[None], state, sounding)
+        return self.push_features(
+            frame_queries[None], clip_mask_features, audio_feature[None], state, sounding, mask_embed
+        )
 
     @torch.no_grad()
     def push_features(
@@ -264,6 +274,7 @@ class OnlineSegmenter:
         audio_features: Tensor,
         state: OnlineState,
         sounding: Tensor | None = None,
+        mask_embed: Tensor | None = None,
     ) -> tuple[TrackerAnswer, OnlineState]:
         """`step_features` on n frames at once, with the answer after the last: the same as n steps, to rounding.
 
@@ -273,6 +284,7 @@ class OnlineSegmenter:
             audio_features: [n, A].
             state: Consumed.
             sounding: [N] of the last frame.
+            mask_embed: [N, Cm] of the last frame.
         """
         config, slots = self.model.config, self.tracking.geometry.slots
         check_shape(frame_queries, "frame_queries", "n N C", N=slots, C=config.channels)
@@ -280,6 +292,8 @@ class OnlineSegmenter:
         check_shape(clip_mask_features, "clip_mask_features", "Cm h w", Cm=config.mask_channels)
         if sounding is not None:
             check_shape(sounding, "sounding", "N", N=slots)
+        if mask_embed is not None:
+            check_shape(mask_embed, "mask_embed", "N Cm", N=slots, Cm=config.mask_channels)
         (body,) = self._bodies([state])
         require(len(frame_queries) >= 1, "frame_queries", len(frame_queries), "at least one frame")
         body = state.take()
@@ -287,7 +301,7 @@ class OnlineSegmenter:
         for _ in range(len(frame_queries)):
             body.last_pts_ns = checked_time(body, self.config, None)
         body.steps += len(frame_queries)
-        said = self._answer_of(0, answer, body.memory, plan, clip_mask_features, sounding)
+        said = self._answer_of(0, answer, body.memory, plan, clip_mask_features, sounding, mask_embed)
         return said, OnlineState(body)
 
     @torch.no_grad()
@@ -368,7 +382,7 @@ class OnlineSegmenter:
         answer = self.tracking.answer(memories, plans)
         results = []
         for n, (body, own, what, plan) in enumerate(zip(bodies, inputs, seen, plans, strict=True)):
-            said = self._answer_of(n, answer, body.memory, plan, what.features, what.chance)
+            said = self._answer_of(n, answer, body.memory, plan, what.features, what.chance, what.mask_embed)
             results.append(self._identify(body, own, what, said, self._told(body, own)))
         return results
 
@@ -403,7 +417,7 @@ class OnlineSegmenter:
 
     def _answer_of(
         self, n: int, answer: ClipPrediction, memory: TrackerMemory, plan: PushPlan, features: Tensor,
-        chance: Tensor | None,
+        chance: Tensor | None, frame_mask_embed: Tensor | None,
     ) -> TrackerAnswer:  # fmt: skip
         """Stream n's part of what the tracker said."""
         tracker, similarity = self.model.tracker, answer.similarity[n]
@@ -411,13 +425,18 @@ class OnlineSegmenter:
         presence = None
         if chance is not None:
             presence = tracker.presence(similarity[None], tokens[None, None], chance[None, None])[0, :, 0]
+        mask_embed, there = answer.mask_embed[n], None
+        if frame_mask_embed is not None:
+            number, same = tracker.likeliest(similarity[None], tokens[None, None])
+            mask_embed, there = frame_mask_embed[number[0, :, 0]], same[0, :, 0] > SAME_OBJECT
         return TrackerAnswer(
             pred_logits=answer.logits[n],
-            pred_mask_embed=answer.mask_embed[n],
+            pred_mask_embed=mask_embed,
             similarity=similarity,
             presence=presence,
             # The memory goes on being written; what was said stays.
             tokens=tokens.clone(),
             frame_similarity=tracker.similarity_of_frames(tokens),
             clip_mask_features=features,
+            there=there,
         )

@@ -49,7 +49,9 @@ class Presenter:
     ) -> OnlineResult:
         """Every live identity, those that sound drawn on mask features [Cm, h, w]."""
         rows = table.live
-        return _result(table, rows, table.status[rows] == SOUNDING, features, sizes, pts_ns, frame_id, events)
+        shown = table.status[rows] == SOUNDING
+        embed = table.mask_embed[rows]
+        return _result(table, rows, shown, embed, features, sizes, pts_ns, frame_id, events)
 
     def late(self, body: StreamBody, frame: int, sizes: MaskSizes, events: tuple[Event, ...]) -> OnlineResult:
         """A frame kept back, drawn by what is known now: its refined tokens decide who sounded in it.
@@ -74,20 +76,25 @@ class Presenter:
         shown &= not gates.silent
         if gates.presence is not None:
             shown &= (presence[0, :, 0] > gates.presence).cpu()
-        return _result(table, rows, shown, delay.features[place], sizes, pts_ns, frame_id, events)
+        embed = table.mask_embed[rows]
+        if delay.mask_embed is not None:
+            number, _ = self.model.tracker.likeliest(looks[None], tokens[None, None])
+            embed = delay.mask_embed[place][number[0, :, 0]]
+        return _result(table, rows, shown, embed, delay.features[place], sizes, pts_ns, frame_id, events)
 
 
 def _result(
     table: IdentityTable,
     rows: Tensor,
     shown: Tensor,
+    embed: Tensor,
     features: Tensor,
     sizes: MaskSizes,
     pts_ns: int,
     frame_id: int,
     events: tuple[Event, ...],
 ) -> OnlineResult:
-    masks, boxes = draw(table.mask_embed[rows[shown]], features, sizes)
+    masks, boxes = draw(embed[shown.to(embed.device)], features, sizes)
     mask = torch.zeros(len(rows), *sizes.output, dtype=torch.bool)
     box = torch.zeros(len(rows), 4)
     mask[shown], box[shown] = masks, boxes

@@ -55,6 +55,8 @@ class DelayLine:
     """int64 [D + 1], on the CPU."""
     filled: int = 0
     """Frames taken in so far."""
+    mask_embed: Tensor | None = None
+    """[D + 1, N, Cm], of the frame queries' own masks, where objects are drawn by these."""
 
 
 @dataclass(slots=True)

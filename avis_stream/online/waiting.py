@@ -34,8 +34,8 @@ def released(held: HeldFrame, audio: Tensor) -> FrameInput:
     return FrameInput(held.image.clone(), seconds, valid, previous, held.pts_ns, held.frame_id, held.segment)
 
 
-def delay_line(delay: int, features: Tensor, chance: Tensor) -> DelayLine:
-    """Room for `delay` frames and the newest, with mask features like [Cm, h, w] and chances like [N]."""
+def delay_line(delay: int, features: Tensor, chance: Tensor, mask_embed: Tensor | None = None) -> DelayLine:
+    """Room for `delay` frames and the newest: mask features like [Cm, h, w], chances like [N], embeddings [N, Cm]."""
     places = delay + 1
     return DelayLine(
         features=features.expand(places, -1, -1, -1).clone(),
@@ -43,6 +43,7 @@ def delay_line(delay: int, features: Tensor, chance: Tensor) -> DelayLine:
         silent=torch.zeros(places, dtype=torch.bool),
         pts_ns=torch.zeros(places, dtype=torch.int64),
         frame_id=torch.zeros(places, dtype=torch.int64),
+        mask_embed=None if mask_embed is None else mask_embed.expand(places, -1, -1).clone(),
     )
 
 
@@ -50,5 +51,7 @@ def put(delay: DelayLine, given: FrameInput, seen: Seen) -> None:
     """Keeps what it takes to draw a frame later, in the place of the oldest."""
     place = delay.filled % len(delay.pts_ns)
     delay.features[place], delay.chance[place], delay.silent[place] = seen.features, seen.chance, seen.silent
+    if delay.mask_embed is not None and seen.mask_embed is not None:
+        delay.mask_embed[place] = seen.mask_embed
     delay.pts_ns[place], delay.frame_id[place] = given.pts_ns, given.frame_id
     delay.filled += 1

@@ -132,6 +132,7 @@ def save_weights(
     }
     with atomic_path(path) as temporary:
         safetensors.torch.save_file(tensors, temporary, metadata={_CONFIG_KEY: config.to_json()})
+        temporary.chmod(0o644)  # it makes files that only their owner may read
 
 
 def _first_line(error: BaseException) -> str:

@@ -180,6 +180,32 @@ def test_masks_are_drawn_only_where_the_object_sounds() -> None:
             assert track[t] == same[t] if presence[query, t] > 0.5 else not rle.decode(track[t]).any()
 
 
+def test_an_object_may_be_drawn_by_its_frame_queries() -> None:
+    """Two frames, three frame queries: the tracker says that its first query is number 2, then number 0."""
+    model = model_of(small())
+    tracker, channels = model.tracker, model.config.channels
+    tokens = torch.randn(1, 2, 3, channels, generator=torch.Generator().manual_seed(3))
+    looks = tracker.similarity_of_frames(tokens)[0]
+    similarity = torch.stack([looks[0, 2] + looks[1, 0], -looks.sum((0, 1))])[None]
+    number, same = tracker.likeliest(similarity, tokens)
+    chances = torch.einsum("mc,tnc->mtn", similarity[0], looks).sigmoid()
+    assert torch.equal(number[0], chances.argmax(-1))
+    torch.testing.assert_close(same[0], chances.amax(-1))
+
+    features = torch.randn(2, 8, 6, 10)
+    embed = torch.randn(1, 2, 8)
+    sizes, config = MaskSizes((24, 40), (22, 40), (33, 60)), PostprocessConfig(score_threshold=0.0)
+    logits = torch.tensor([[5.0, 0.0]])
+    whole = find_instances(logits, embed, [(0, features)], sizes, config)
+    for t in range(2):
+        alone = find_instances(logits, embed[:, t], [(0, features[t : t + 1])], sizes, config)
+        assert whole.rles[0][t] == alone.rles[0][0]
+    there = torch.tensor([[True, False]])
+    found = find_instances(logits, embed, [(0, features)], sizes, config, there=there)
+    assert found.rles[0][0] == whole.rles[0][0]
+    assert not rle.area(found.rles[0][1])
+
+
 def test_of_two_instances_in_one_place_the_better_stays() -> None:
     """Three queries: the second draws what the first draws, the third something else; the second is the surer."""
     torch.manual_seed(0)

@@ -67,14 +67,20 @@ def test_tracker_equals_offline_on_every_prefix(head: bool) -> None:
     tokens, features = localized(online, film, RING)
     for t in range(RING):
         sounding = None if tokens.sounding is None else tokens.sounding[t]
+        own = None if tokens.mask_embed is None else tokens.mask_embed[t]
         out, state = online.step_features(
-            tokens.frame_queries[t], tokens.clip_mask_features[t], features[t], state, sounding
+            tokens.frame_queries[t], tokens.clip_mask_features[t], features[t], state, sounding, own
         )
         chances = None if tokens.sounding is None else tokens.sounding[: t + 1]
-        expected = online.model.track(tokens.frame_queries[: t + 1], features[: t + 1], chances)
+        embeds = None if tokens.mask_embed is None else tokens.mask_embed[: t + 1]
+        expected = online.model.track(tokens.frame_queries[: t + 1], features[: t + 1], chances, embeds)
         torch.testing.assert_close(out.pred_logits, expected.logits, **TOLERANCE)
-        torch.testing.assert_close(out.pred_mask_embed, expected.mask_embed, **TOLERANCE)
-        masks = torch.einsum("mc,chw->mhw", expected.mask_embed, tokens.clip_mask_features[t])
+        wanted = expected.mask_embed if embeds is None else expected.mask_embed[:, t]
+        torch.testing.assert_close(out.pred_mask_embed, wanted, **TOLERANCE)
+        if head:
+            assert expected.there is not None
+            assert torch.equal(out.there, expected.there[:, t])
+        masks = torch.einsum("mc,chw->mhw", wanted, tokens.clip_mask_features[t])
         torch.testing.assert_close(out.pred_masks, masks, atol=2e-4, rtol=2e-4)
         if head:
             assert expected.presence is not None
