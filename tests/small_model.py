@@ -40,9 +40,10 @@ EVERYTHING = {"candidate_score": 0.0, "birth_score": 0.0, "show_score": 0.0, "pr
 
 
 @functools.cache
-def small_model(*, head: bool = True, seed: int = 0) -> AVISM:
+def small_model(*, head: bool = True, seed: int = 0, masks: str = "frame") -> AVISM:
     torch.manual_seed(seed)
-    return avs.load("avism_mini", "random", settings=SMALL if head else SMALL + WITHOUT_HEAD)
+    settings = [*SMALL, f"tracker.masks={masks}"]
+    return avs.load("avism_mini", "random", settings=settings if head else settings + WITHOUT_HEAD)
 
 
 def open_config(**settings: object) -> OnlineConfig:

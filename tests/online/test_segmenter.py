@@ -13,6 +13,8 @@ from torch import Tensor
 from avis_stream.errors import AvisStreamError, CheckpointError, ClockError, ConfigError, ShapeError, StateConsumedError
 from avis_stream.models.preprocess import network_size, normalise_and_pad, resize_images
 from avis_stream.online import OnlineConfig, OnlineSegmenter, OnlineState
+from avis_stream.online.looking import Eye
+from avis_stream.online.seeing import draw
 from avis_stream.types import NANOSECONDS, AVPair, OnlineResult, VideoFrame
 
 TOLERANCE = {"atol": 2e-5, "rtol": 2e-5}
@@ -225,8 +227,9 @@ def test_refined_masks_are_drawn_by_later_queries() -> None:
     """With a delay of two steps, frame t - 2 comes with the masks of step t's queries."""
     film, delay = scene(30), 2
     settings = {"presence_threshold": -1.0}
-    live = OnlineSegmenter(small_model(), open_config(**settings))
-    late = OnlineSegmenter(small_model(), open_config(refine_delay=delay, **settings))
+    model = small_model(masks="video")
+    live = OnlineSegmenter(model, open_config(**settings))
+    late = OnlineSegmenter(model, open_config(refine_delay=delay, **settings))
     live_state, late_state, compared = live.init_state(), late.init_state((48, 80)), 0
     for t in range(30):
         _, live_state = play(live, film, live_state, range(t, t + 1))
@@ -242,6 +245,24 @@ def test_refined_masks_are_drawn_by_later_queries() -> None:
             assert result.pts_ns == (t - delay) * NANOSECONDS
     assert compared >= 20
     assert [result.frame_id for result in late.finish(late_state)] == [28, 29]
+
+
+def test_refined_masks_of_frame_queries_are_those_of_their_own_frame() -> None:
+    """Where frame queries draw, later tokens decide which of them; the mask stays one that its frame has."""
+    film, delay = scene(12), 2
+    online = OnlineSegmenter(small_model(), open_config(refine_delay=delay, presence_threshold=-1.0))
+    tokens, _ = localized(online, film, len(film))
+    sizes = Eye(online.model, None).sizes((48, 80))
+    state, compared = online.init_state((48, 80)), 0
+    for t in range(len(film)):
+        (result,), state = play(online, film, state, range(t, t + 1))
+        if result.frame_id >= 0:
+            k = result.frame_id
+            own, _ = draw(tokens.mask_embed[k], tokens.clip_mask_features[k], sizes)
+            for mask in result.mask[result.sounding]:
+                assert any(alike(mask, one) for one in own)
+                compared += 1
+    assert compared >= 8
 
 
 @pytest.mark.parametrize("settings", [{}, {"alignment": "official"}, {"refine_delay": 3}, {"sinks": "first"}], ids=str)
