@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 from avis_stream.commands.run import RunOptions, run_offline
 from avis_stream.models.clip import ClipResult
 from avis_stream.sources.file import open_clip
-from avis_stream.weights.bundled import bundled_weights
 from avis_stream.weights.load import load
-
-logger = logging.getLogger(__name__)
 
 _MODEL = "avism_mini"
 _CLIP = Path(__file__).parents[1] / "assets" / "demo" / "demo.mp4"
@@ -19,9 +15,6 @@ _CLIP = Path(__file__).parents[1] / "assets" / "demo" / "demo.mp4"
 
 def run_demo(folder: Path, *, video: bool = True) -> ClipResult:
     """Segments the demo clip and writes all results into `folder`, an existing, empty one; the overlay if `video`."""
-    trained = bundled_weights(_MODEL) is not None
-    if not trained:
-        logger.warning("%s has not been trained yet: the demo runs on random weights and will find nothing", _MODEL)
-    model = load(_MODEL, weights=None if trained else "random")
+    model = load(_MODEL)
     clip = open_clip(_CLIP, previous=model.wants_previous)
     return run_offline(model, clip, folder, RunOptions(video=video, truth=_CLIP.with_name("truth.json")))
