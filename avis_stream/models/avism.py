@@ -171,9 +171,8 @@ class AVISM(nn.Module):
     def drawing_features(self, images: Tensor) -> Tensor:
         """Mask features [T, Cm, h, w] of pictures alone, float32 [T, 3, Hp, Wp]: what masks are drawn on."""
         features = self.pixel_decoder(self.backbone(images))
-        if self.config.tracker.masks == "frame":
-            return features.mask_features
-        drawn: Tensor = self.clip_mask_features(features.stride4)
+        own = self.config.tracker.masks == "frame"
+        drawn: Tensor = features.mask_features if own else self.clip_mask_features(features.stride4)
         return drawn
 
     @torch.no_grad()
