@@ -44,11 +44,14 @@ def expected() -> dict[str, Tensor]:
 def test_every_kernel_agrees_with_the_cpu(library: CudaLibrary, expected: dict[str, Tensor]) -> None:
     assert_agree(results(library), expected)
     library.raw.emu_launched.restype = ctypes.c_char_p
-    ran = set(library.raw.emu_launched().decode().split("\n")) - {""}
+    launched = set(library.raw.emu_launched().decode().split("\n")) - {""}
     # Nothing else takes one struct by value. If a kernel did not run, add a case that takes it.
     symbols = subprocess.run(["nm", "-C", library.path], capture_output=True, text=True, check=True).stdout
     structs = "(?:avis::gpu::)?(?:RangeArgs|PagedArgs|Chunk|AvMsda|AvCacheWrite)"
     compiled = set(re.findall(rf"avis::gpu::(\w+(?:<.*>)?)\({structs}\)\n", symbols))
+    # Other libraries on the emulator share its list of launches: theirs are kernels of other names.
+    names = {kernel.split("<")[0] for kernel in compiled}
+    ran = {kernel for kernel in launched if kernel.split("<")[0] in names}
     assert len(compiled) == len(ran) > 100, (sorted(compiled), sorted(ran))
 
 

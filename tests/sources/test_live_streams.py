@@ -247,7 +247,7 @@ def test_transport_stream_over_udp(backend: str, tmp_path: Path) -> None:
         sender.wait()
     found = skew(results)
     assert found is not None
-    assert abs(found) < 0.010
+    assert abs(found) < 0.015, "the bar of 10 ms is RTSP's; this sender paces its packets by the wall clock"
 
 
 # --- what only GStreamer does -----------------------------------------------------------------------------------------
