@@ -1,79 +1,45 @@
 """`Session`: sources, alignment, policy and model, each on its thread; results come out in order, in bounded time.
 
-sources' threads --post--> inbox --ingest thread--> PairQueue --model thread--> results --> whoever iterates
-(processes)                (bounded)  aligns                    steps, refreshes   (bounded)
+sources' threads --post--> inbox --ingest thread--> PairQueue --model thread--> ResultQueue --> whoever iterates
+(processes)                (bounded)  Ingest                    TwoRates         (bounded)
+
+Threads and waits are here; what is computed is in pure parts: `ingest`, `policy`, `two_rates`, `result_queue`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import queue
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
 from types import TracebackType
 from typing import Any, Literal
 
 import torch
 
-from avis_stream.checks import require
 from avis_stream.errors import AvisStreamError, SourceError
 from avis_stream.models.avism import AVISM
 from avis_stream.online import OnlineConfig, OnlineSegmenter
-from avis_stream.sources.items import Finished, Item, Lost, SessionClock, SoundOver, Source, end_of
+from avis_stream.sources.items import Finished, Item, SessionClock, SoundOver, Source
 from avis_stream.sources.live import LiveSource, without_passwords
 from avis_stream.sources.open import Audio, Backend, Video, open_sources
 from avis_stream.sources.supervisor import SupervisorConfig
-from avis_stream.stream.align import AlignerConfig, AVAligner
-from avis_stream.stream.drift import DriftWatch
-from avis_stream.stream.policy import POLICIES, PairQueue, Policy
+from avis_stream.stream.ingest import Ingest
+from avis_stream.stream.policy import Policy
+from avis_stream.stream.result_queue import ResultQueue
+from avis_stream.stream.session_config import SessionConfig
 from avis_stream.stream.stats import SessionStats, StatsKeeper
-from avis_stream.stream.two_rates import EarlierPictures, FramePeriod, RatesConfig, Segmenter, TwoRates
-from avis_stream.types import NANOSECONDS, AudioChunk, AVPair, Event, LiveResult, OnlineResult, VideoFrame
+from avis_stream.stream.two_rates import RatesConfig, Segmenter, TwoRates
+from avis_stream.types import NANOSECONDS, AVPair, Event, LiveResult, OnlineResult, VideoFrame
 
 logger = logging.getLogger(__name__)
 
 _TICK_SECONDS = 0.05
 _STOP_SECONDS = 2.0
 _INBOX = 64
-_WAIT_FOR_EVER_MS = 10**9
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SessionConfig:
-    """How a session runs."""
-
-    policy: Policy = "auto"
-    max_latency_ms: int = 500
-    """With `auto`: no frame that is older goes to the model while there is a newer one."""
-    audio_wait_ms: int = 200
-    """A live frame waits so long for the end of its second of sound."""
-    audio_offset_ms: int = 0
-    """Added to the time of sound; `avis-stream doctor --av-sync` measures what your devices need."""
-    num_threads: int | None = None
-    """Of the model; None: half of the cores. More is slower where others work too."""
-    max_unread: int = 8
-    """Results that may wait for the reader; of live sources the oldest go, others wait."""
-    refresh: bool = True
-    """Masks on every frame; False: results only once a hop."""
-    keep_seconds: float = 10.0
-    on_gap: Literal["keep", "reset"] = "keep"
-    """After an interruption of more than `keep_seconds`: each identity must be recognised, or all begins anew."""
-
-    def __post_init__(self) -> None:
-        require(self.policy in POLICIES, "policy", self.policy, "one of " + ", ".join(POLICIES))
-        require(self.max_latency_ms > 0, "max_latency_ms", self.max_latency_ms, "> 0")
-        require(self.max_unread > 0, "max_unread", self.max_unread, "> 0")
-        require(self.num_threads is None or self.num_threads > 0, "num_threads", self.num_threads, "> 0 or None")
-
-    @property
-    def threads(self) -> int:
-        """Threads that the model uses."""
-        return self.num_threads or max(1, (os.cpu_count() or 1) // 2)
 
 
 class Session:
@@ -118,18 +84,15 @@ class Session:
             supervision=supervision,
         )  # fmt: skip
         self.live = any(source.live for source in self._sources)
-        self._ingest = _Ingest(self._sources, self.config, live=self.live, wants_previous=wants_previous)
+        self._ingest = Ingest(self._sources, self.config, live=self.live, wants_previous=wants_previous)
         self._rates = TwoRates(self._segmenter, RatesConfig(
             refresh=self.config.refresh, keep_seconds=self.config.keep_seconds, on_gap=self.config.on_gap
         ))  # fmt: skip
         self._stats = StatsKeeper()
-        self._results: deque[tuple[LiveResult, int]] = deque()
+        self._results = ResultQueue(self.config.max_unread)
         self._change = threading.Condition()
-        """Guards and announces: the pair queue, results, events, counters, `_state`."""
-        self._events: list[Event] = []
+        """Guards and announces: the pair queue, results and their events, counters, `_state`."""
         self._dropped: Counter[str] = Counter()
-        self._told: Counter[str] = Counter()
-        self._unread = 0
         self._model_busy = 0
         self._state: Literal["new", "running", "draining", "over"] = "new"
         self._error: BaseException | None = None
@@ -192,7 +155,7 @@ class Session:
             steps_hz=stats.rate("steps", now),
             masks_hz=round(stats.rate("steps", now) + stats.rate("refreshes", now), 2),
             dropped=dict(dropped),
-            unread=self._unread,
+            unread=self._results.unread,
             late_sound=self._ingest.aligner.late,
             reconnects=sum(s.reconnects for s in self._sources if isinstance(s, LiveSource)),
             waiting=waiting,
@@ -208,8 +171,7 @@ class Session:
     def take_events(self) -> tuple[Event, ...]:
         """Events of sources that no result has told yet; a source that is away has no results."""
         with self._change:
-            events, self._events = tuple(self._events), []
-        return events
+            return self._results.take_events()
 
     def next(self, timeout: float | None = None) -> LiveResult | None:
         """The next result; None: the session is over, or there was none within `timeout` seconds.
@@ -219,13 +181,14 @@ class Session:
         """
         with self._change:
             self._change.wait_for(lambda: self._results or self._state == "over", timeout)
-            if not self._results:
+            taken = self._results.take()
+            if taken is None:
                 if self._state == "over" and self._error is not None:
                     error, self._error = self._error, None
                     raise error
                 return None
-            result, ready_ns = self._results.popleft()
             self._change.notify_all()
+        result, ready_ns = taken
         self._stats.time("deliver", self._clock.now() - ready_ns)
         return result
 
@@ -312,8 +275,7 @@ class Session:
         gap = "" if event.gap_seconds is None else f" after {event.gap_seconds:.1f} s"
         logger.info("%s: %s%s%s", event.source_id, event.kind, gap, f" ({event.detail})" if event.detail else "")
         with self._change:
-            self._events.append(event)
-            del self._events[:-256]
+            self._results.announce(event)
             self._change.notify_all()
 
     def _finish(self, source: Source, item: Finished) -> None:
@@ -380,135 +342,17 @@ class Session:
         if self.live:
             latency = (now - pair.frame.pts_ns) / 1e6
             self._stats.time("latency", now - pair.frame.pts_ns)
-        known = {f.name: getattr(result, f.name) for f in fields(OnlineResult)}
         with self._change:
             self._model_busy = 0
-            while not self.live and len(self._results) >= self.config.max_unread and self._state != "over":
+            while not self.live and self._results.is_full and self._state != "over":
                 self._change.wait(0.5)
-            known["events"], self._events = (*self._events, *result.events), []
-            dropped = self._all_dropped()
-            since = {cause: n for cause, n in (dropped - self._told).items() if n}
-            self._told = dropped
-            if len(self._results) >= self.config.max_unread:  # what the oldest would have told is told later
-                lost, _ = self._results.popleft()
-                self._unread += 1
-                self._hand_down(lost)
-            made = LiveResult(**known, pair=pair, latency_ms=latency, refreshed=refreshed, dropped_since_last=since)
-            self._results.append((made, now))
+            self._results.put(
+                result, pair, refreshed=refreshed, latency_ms=latency, dropped=self._all_dropped(), ready_ns=now
+            )
             self._change.notify_all()
-
-    def _hand_down(self, lost: LiveResult) -> None:
-        """A result that nobody took leaves its events and its losses to the next one."""
-        if not self._results:
-            self._events = [*lost.events, *self._events]
-            return
-        heir, ready = self._results[0]
-        dropped = Counter(lost.dropped_since_last) + Counter(heir.dropped_since_last) + Counter(unread=1)
-        heir = replace(heir, events=(*lost.events, *heir.events), dropped_since_last=dict(dropped))
-        self._results[0] = (heir, ready)
 
     def _all_dropped(self) -> Counter[str]:
         return self._dropped + self._ingest.dropped
-
-
-class _Ingest:
-    """From items to pairs in the queue: all that is pure between the sources and the model."""
-
-    def __init__(self, sources: Sequence[Source], config: SessionConfig, *, live: bool, wants_previous: bool) -> None:
-        pictures = [s for s in sources if s.gives_pictures]
-        require(len(pictures) == 1, "sources", [s.source_id for s in sources], "exactly one with pictures")
-        has_audio = any(s.gives_sound for s in sources)
-        # Live, the time that a frame may wait bounds their number: 16 are what 60 fps bring in 260 ms.
-        waiting = {"max_pending": 16 if live and config.policy != "every" else 10_000}
-        self.aligner = AVAligner(
-            AlignerConfig(
-                audio_wait_ms=config.audio_wait_ms if live else _WAIT_FOR_EVER_MS,
-                audio_offset_ms=config.audio_offset_ms, **waiting,
-            ),
-            has_audio=has_audio,
-        )  # fmt: skip
-        self.queue = PairQueue(config.policy, live=live, max_latency_ms=config.max_latency_ms)
-        self.drift = DriftWatch()
-        self.lost = 0
-        self._watches_drift = live and any(s.gives_sound and s.gives_pictures for s in sources)
-        self._correction_ns = 0
-        self._lost: Counter[str] = Counter()
-        self._arrived: deque[tuple[int, int]] = deque(maxlen=64)
-        self._queued: deque[tuple[int, int]] = deque(maxlen=64)
-        """(Stamp, session time) of the last frames that came in, and that were queued."""
-        self._period = FramePeriod()
-        self._earlier = EarlierPictures() if wants_previous else None
-
-    @property
-    def dropped(self) -> Counter[str]:
-        """Frames that never got to the model, by cause."""
-        return self._lost + self.aligner.dropped + self.queue.dropped
-
-    @property
-    def waiting(self) -> int:
-        """Frames on their way to the model."""
-        return self.aligner.pending + len(self.queue)
-
-    def take(self, item: Item, now_ns: int) -> tuple[list[AVPair], tuple[Event, ...]]:
-        """Takes anything but events and ends; returns the pairs that are ready, and what is to be told."""
-        if isinstance(item, AVPair):
-            self._arrived.append((item.frame.pts_ns, now_ns))
-            return [replace(item, frame=self._with_earlier(item.frame))], ()
-        if isinstance(item, VideoFrame):
-            self._arrived.append((item.pts_ns, now_ns))
-            events = self._watch("video", item.pts_ns, now_ns)
-            frame = self._with_earlier(item)
-            return self.aligner.push_video(frame, duration_ns=self._period.of(item), now_ns=now_ns), events
-        if isinstance(item, AudioChunk):
-            chunk = replace(item, pts_ns=item.pts_ns + self._correction_ns)
-            events = self._watch("audio", end_of(chunk), now_ns)
-            self.aligner.push_audio(chunk)
-            return [], events
-        if isinstance(item, Lost):
-            self._lost[item.cause] += item.count
-            self.lost += item.count
-        elif isinstance(item, SoundOver):
-            self.aligner.end_audio()
-        return [], ()
-
-    def ready(self, now_ns: int) -> list[AVPair]:
-        """Pairs that have waited long enough."""
-        return self.aligner.ready(now_ns)
-
-    def rest(self) -> list[AVPair]:
-        """What waits when no more comes."""
-        self.aligner.end_audio()
-        return self.aligner.ready(0)
-
-    def deadline_ns(self) -> int | None:
-        """When the oldest waiting frame goes at the latest."""
-        return self.aligner.deadline_ns()
-
-    def arrived_ns(self, pair: AVPair) -> int:
-        """When the pair's frame came in."""
-        return _noted(self._arrived, pair)
-
-    def note_queued(self, pair: AVPair, now_ns: int) -> None:
-        """Notes when the pair was queued."""
-        self._queued.append((pair.frame.pts_ns, now_ns))
-
-    def queued_ns(self, pair: AVPair) -> int:
-        """When the pair was queued."""
-        return _noted(self._queued, pair)
-
-    def _with_earlier(self, frame: VideoFrame) -> VideoFrame:
-        return frame if self._earlier is None else self._earlier.attach(frame)
-
-    def _watch(self, kind: Literal["video", "audio"], pts_ns: int, now_ns: int) -> tuple[Event, ...]:
-        if not self._watches_drift:
-            return ()
-        change = self.drift.observe(kind, pts_ns, now_ns)
-        self._correction_ns += change
-        return (Event(kind="drift", detail=f"sound moved by {change / 1e6:.1f} ms"),) if change else ()
-
-
-def _noted(moments: deque[tuple[int, int]], pair: AVPair) -> int:
-    return next((at for pts, at in reversed(moments) if pts == pair.frame.pts_ns), 0)
 
 
 def live(

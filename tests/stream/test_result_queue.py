@@ -1,0 +1,69 @@
+"""Results that wait: in order, bounded, and nothing that one was to tell is lost with it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from avis_stream.stream.result_queue import ResultQueue
+from avis_stream.types import AVPair, Event, OnlineResult, VideoFrame
+
+
+def result(number: int, *kinds: str) -> OnlineResult:
+    none = torch.zeros(0, dtype=torch.int64)
+    return OnlineResult(
+        pts_ns=number, frame_id=number, track_id=none, class_id=none, score=torch.zeros(0), sounding=none.bool(),
+        mask=torch.zeros(0, 4, 6, dtype=torch.bool), box=torch.zeros(0, 4),
+        events=tuple(Event(kind=kind, track_id=1) for kind in kinds),  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def put(results: ResultQueue, number: int, *kinds: str, **dropped: int) -> None:
+    frame = VideoFrame(image=torch.zeros(3, 4, 6, dtype=torch.uint8), pts_ns=number, frame_id=number)
+    results.put(
+        result(number, *kinds), AVPair(frame=frame, audio=torch.zeros(16_000)),
+        refreshed=False, latency_ms=None, dropped=dropped, ready_ns=10 * number,
+    )  # fmt: skip
+
+
+def test_results_come_out_in_order_with_what_happened_before_them() -> None:
+    results = ResultQueue(4)
+    results.announce(Event(kind="lost", source_id="cam"))
+    put(results, 1, "born", stale=2)
+    put(results, 2, stale=2)
+    put(results, 3, stale=5, queue_full=1)
+    assert len(results) == 3
+    taken = [results.take() for _ in range(3)]
+    found = [entry for entry in taken if entry is not None]
+    assert [(one.frame_id, ready) for one, ready in found] == [(1, 10), (2, 20), (3, 30)]
+    assert [[event.kind for event in one.events] for one, _ in found] == [["lost", "born"], [], []]
+    assert [one.dropped_since_last for one, _ in found] == [{"stale": 2}, {}, {"stale": 3, "queue_full": 1}]
+    assert results.take() is None
+
+
+@pytest.mark.parametrize("capacity", [1, 2, 5])
+def test_a_dropped_result_leaves_everything_to_the_next(capacity: int) -> None:
+    results = ResultQueue(capacity)
+    for number in range(1, 9):
+        assert results.is_full == (number > capacity)
+        put(results, number, f"event{number}", stale=number)
+    assert len(results) == capacity
+    assert results.unread == 8 - capacity
+    taken = results.take()
+    assert taken is not None
+    first = taken[0]
+    assert first.frame_id == 9 - capacity
+    assert [event.kind for event in first.events] == [f"event{number}" for number in range(1, first.frame_id + 1)]
+    assert first.dropped_since_last == {"stale": first.frame_id, "unread": 8 - capacity}
+
+
+def test_events_can_be_taken_without_a_result() -> None:
+    results = ResultQueue(2)
+    for number in range(300):
+        results.announce(Event(kind="lost", source_id=str(number)))
+    events = results.take_events()
+    assert [event.source_id for event in events] == [str(number) for number in range(44, 300)]
+    put(results, 1)
+    taken = results.take()
+    assert taken is not None
+    assert taken[0].events == ()
