@@ -1,4 +1,4 @@
-"""Runs `worker.py` and hands on what it says, from a thread; can be ended at any moment."""
+"""Runs `worker/` and hands on what it says, from a thread; can be ended at any moment."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from avis_stream.errors import SourceError
-from avis_stream.sources import worker
+from avis_stream.sources.worker import wire
 
+_PROGRAM = str(Path(wire.__file__).parent)
 _PIPE_BYTES = 1 << 20
 _END_SECONDS = 1.0
 
@@ -26,7 +27,7 @@ class Message:
     """What a worker said."""
 
     kind: bytes
-    """One of the kinds in `worker.py`."""
+    """One of the kinds in `worker/wire.py`."""
     payload: bytearray
     stamp_ns: int | None
     """On the source's own clock."""
@@ -49,14 +50,14 @@ class Child:
         """Starts both.
 
         Args:
-            request: What `worker.py` is to read; it may hold passwords.
+            request: What `worker/` is to read; it may hold passwords.
             deliver: Called from the thread with every message; the last one is always of kind ENDED or FATAL.
             name: Of the thread, for people.
         """
         # The worker's own words about a crash; a pipe would need a reader.
         self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 (closed by the thread)
         self._process = subprocess.Popen(
-            [sys.executable, str(Path(worker.__file__))],
+            [sys.executable, _PROGRAM],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._complaints,
         )  # fmt: skip
         assert self._process.stdin is not None
@@ -79,13 +80,13 @@ class Child:
         pipe, last = self._process.stdout, b""
         _enlarge(pipe)
         try:
-            while (head := pipe.read(worker.HEADER.size)) and len(head) == worker.HEADER.size:
-                kind, size, stamp, arrival, a, b, lost = worker.HEADER.unpack(head)
+            while (head := pipe.read(wire.HEADER.size)) and len(head) == wire.HEADER.size:
+                kind, size, stamp, arrival, a, b, lost = wire.HEADER.unpack(head)
                 payload = bytearray(size)
                 if not _fill(pipe, payload):
                     break
                 last = kind
-                stamp_ns = None if stamp == worker.NO_STAMP else stamp
+                stamp_ns = None if stamp == wire.NO_STAMP else stamp
                 self._deliver(Message(kind, payload, stamp_ns, arrival, (a, b), lost))
         finally:
             pipe.close()
@@ -95,9 +96,9 @@ class Child:
             if self._process.stdin is not None:
                 with contextlib.suppress(OSError):
                     self._process.stdin.close()
-            if last not in (worker.ENDED, worker.FATAL):
+            if last not in (wire.ENDED, wire.FATAL):
                 why = f"the reader process ended (status {status}){self._last_complaint()}"
-                self._deliver(Message(worker.ENDED, bytearray(why.encode()), None, 0, (0, 0), 0))
+                self._deliver(Message(wire.ENDED, bytearray(why.encode()), None, 0, (0, 0), 0))
             self._complaints.close()
 
     def _last_complaint(self) -> str:
@@ -135,7 +136,7 @@ def list_microphones(timeout_seconds: float = 10.0) -> list[dict[str, Any]]:
     """
     try:
         done = subprocess.run(
-            [sys.executable, str(Path(worker.__file__))],
+            [sys.executable, _PROGRAM],
             input=b'{"reader": "list-microphones"}\n', capture_output=True, timeout=timeout_seconds, check=False,
             env=os.environ | {"PYTHONWARNINGS": "ignore"},
         )  # fmt: skip

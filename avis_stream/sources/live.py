@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from avis_stream.errors import SourceError
-from avis_stream.sources import worker
 from avis_stream.sources.address import redacted
 from avis_stream.sources.child import Child, Message
 from avis_stream.sources.items import Finished, Item, Lost, Post, SessionClock, SoundOver
 from avis_stream.sources.stream_clock import MicrophoneClock, StreamClock
 from avis_stream.sources.supervisor import Supervisor, SupervisorConfig
+from avis_stream.sources.worker import wire
 from avis_stream.types import NANOSECONDS, SAMPLE_RATE, AudioChunk, Event, VideoFrame
 
 _QUIET_NS = 1 * NANOSECONDS
@@ -115,16 +115,16 @@ class LiveSource:
         number, message = cast("tuple[int, Message]", what)
         if number != self._number or self._connection is None:
             return
-        if message.kind in (worker.ENDED, worker.FATAL):
+        if message.kind in (wire.ENDED, wire.FATAL):
             why = redacted(message.text)
             self.stop()
-            if message.kind == worker.FATAL:
+            if message.kind == wire.FATAL:
                 yield Finished(SourceError(f"{self.source_id} cannot be read: {why}"))
             elif why == "finished":
                 yield Finished()
             else:
                 yield from self._gone(why, now_ns)
-        elif message.kind == worker.OPENED:
+        elif message.kind == wire.OPENED:
             self._connection.opened(json.loads(message.text))
             self._sound_ns = now_ns
             if self.gives_sound and self._connection.about.get("audio") is False:
@@ -144,7 +144,7 @@ class LiveSource:
         lost = self._connection.newly_lost(message)
         if lost:
             yield Lost(lost, "reader")
-        is_picture = message.kind == worker.VIDEO
+        is_picture = message.kind == wire.VIDEO
         if is_picture or not self.gives_pictures:
             events = self._supervisor.media(now_ns)
             yield from events

@@ -59,7 +59,7 @@ def worker_processes() -> set[int]:
             command = status.with_name("cmdline").read_bytes()
         except OSError:
             continue
-        if int(fields[1]) == os.getpid() and b"sources/worker.py" in command:
+        if int(fields[1]) == os.getpid() and b"sources/worker\0" in command:
             found.add(int(status.parent.name))
     return found
 

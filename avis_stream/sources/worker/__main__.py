@@ -1,0 +1,12 @@
+"""`python avis_stream/sources/worker`: see `process.py`."""
+
+import importlib
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    # The folder above, for just this import: its modules must not stand in for those that a library looks for.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    process = importlib.import_module("worker.process")
+    del sys.path[0]
+    sys.exit(process.main())

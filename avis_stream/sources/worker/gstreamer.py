@@ -1,0 +1,198 @@
+"""Addresses and pipelines that GStreamer reads."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from .wire import AUDIO, NO_STAMP, OPENED, SAMPLE_RATE, VIDEO, Ended, Hopeless, Outlet
+
+_MAX_WAITING = 30
+"""Decoded pictures that may wait here for the reader."""
+_PICTURES = "video/x-raw,format=RGB"
+_SOUND = f"audio/x-raw,format=F32LE,rate={SAMPLE_RATE},channels=1,layout=interleaved"
+
+
+def read_gstreamer(wanted: dict[str, Any], out: Outlet) -> None:
+    """An address (`url`) or the text of a pipeline with appsinks named video and audio (`pipeline`)."""
+    try:
+        import gi
+
+        gi.require_version("Gst", "1.0")
+        gi.require_version("GstApp", "1.0")
+        from gi.repository import Gst, GstApp  # noqa: F401 (GstApp gives appsinks their methods)
+    except (ImportError, ValueError) as error:
+        raise Hopeless(
+            f"GStreamer's Python bindings cannot be loaded ({error}); apt-get install python3-gst-1.0 "
+            'gir1.2-gst-plugins-base-1.0 and use the system\'s Python, or choose backend="ffmpeg"'
+        ) from error
+    Gst.init(None)
+    _GStreamerReader(Gst, wanted, out).run()
+
+
+class _GStreamerReader:
+    def __init__(self, gst: Any, wanted: dict[str, Any], out: Outlet) -> None:
+        self.gst, self.wanted, self.out = gst, wanted, out
+        self.settled = not wanted.get("url")
+        """No further pads will come."""
+        self.pipeline = self._of_address(wanted["url"]) if wanted.get("url") else self._of_text(wanted["pipeline"])
+        # One clock for everything, and the same one that Python's monotonic clock shows.
+        clock = gst.SystemClock.obtain()
+        self.pipeline.use_clock(clock)
+        self.offset = time.monotonic_ns() - clock.get_time()
+
+    def _of_text(self, text: str) -> Any:
+        try:
+            pipeline = self.gst.parse_launch(text)
+        except Exception as error:  # GLib.Error; a wrong text stays wrong
+            raise Hopeless(f"not a pipeline: {_gerror(error)}") from error
+        if not isinstance(pipeline, self.gst.Bin):
+            raise Hopeless("a pipeline needs an appsink named video at its end")
+        found = 0
+        for name, caps in (("video", _PICTURES), ("audio", _SOUND)):
+            appsink = pipeline.get_by_name(name)
+            if appsink is not None:
+                found += name == "video"
+                self._prepare(appsink, name, caps)
+        if not found:
+            raise Hopeless("no appsink named video in the pipeline; end it with: videoconvert ! appsink name=video")
+        return pipeline
+
+    def _of_address(self, url: str) -> Any:
+        gst = self.gst
+        pipeline = gst.Pipeline.new(None)
+        source = gst.ElementFactory.make("uridecodebin", None)
+        if source is None:
+            raise Hopeless("GStreamer's element uridecodebin is missing; apt-get install gstreamer1.0-plugins-base")
+        source.set_property("uri", url)
+        source.connect("source-setup", self._set_up)
+        source.connect("deep-element-added", lambda _a, _b, element: _without_delay(element))
+        source.connect("pad-added", self._link)
+        source.connect("no-more-pads", self._no_more)
+        pipeline.add(source)
+        return pipeline
+
+    def _set_up(self, _bin: Any, source: Any) -> None:
+        # Settings of rtspsrc: "synced" keeps sound and pictures together (its default is 40 ms off for as long as one
+        # looks), TCP loses nothing on the way.
+        for name, value in self.wanted.get("properties", {}).items():
+            if source.find_property(name) is not None:
+                self.gst.util_set_object_arg(source, name, str(value))
+
+    def _link(self, _source: Any, pad: Any) -> None:
+        caps = (pad.get_current_caps() or pad.query_caps(None)).to_string()
+        kind = "video" if caps.startswith("video/") else "audio" if caps.startswith("audio/") else None
+        if kind is None or not self.wanted[kind] or self.pipeline.get_by_name(kind) is not None:
+            return
+        converters = "videoconvert" if kind == "video" else "audioconvert ! audioresample"
+        branch = self.gst.parse_bin_from_description(f"queue ! {converters} ! appsink name={kind}", True)
+        self._prepare(branch.get_by_name(kind), kind, _PICTURES if kind == "video" else _SOUND)
+        self.pipeline.add(branch)
+        branch.sync_state_with_parent()
+        pad.link(branch.get_static_pad("sink"))
+
+    def _no_more(self, _source: Any) -> None:
+        self.settled = True
+
+    def _prepare(self, appsink: Any, name: str, caps: str) -> None:
+        # Nothing is dropped here: the reader takes everything at once and drops by rule, or it wants every frame.
+        for key, value in (("sync", False), ("drop", False), ("max-buffers", _MAX_WAITING if name == "video" else 400)):
+            appsink.set_property(key, value)
+        appsink.set_property("caps", self.gst.Caps.from_string(caps))
+
+    def run(self) -> None:
+        gst = self.gst
+        self.pipeline.set_state(gst.State.PLAYING)
+        bus = self.pipeline.get_bus()
+        told = False
+        begin = last = time.monotonic()
+        while True:
+            got = self._drain()
+            now = time.monotonic()
+            if got and not told:
+                told = True
+                about = {"audio": self.pipeline.get_by_name("audio") is not None} if self.settled else {}
+                self.out.send(OPENED, json.dumps(about).encode())
+            last = now if got else last
+            message = bus.pop_filtered(gst.MessageType.ERROR | gst.MessageType.EOS)
+            if message is not None:
+                if message.type == gst.MessageType.ERROR:
+                    error, detail = message.parse_error()
+                    raise Ended(_gerror(error) + _hint(detail))
+                if not self._drain():
+                    finite = self.pipeline.query_duration(gst.Format.TIME)
+                    raise Ended("finished" if finite[0] and finite[1] > 0 and not self._is_rtsp() else "end of stream")
+            waited = now - last if told else now - begin
+            limit = self.wanted["stall_seconds" if told else "open_seconds"]
+            if waited > limit:
+                raise Ended(f"nothing came for {limit:g} s")
+
+    def _is_rtsp(self) -> bool:
+        return str(self.wanted.get("url", "")).startswith("rtsp")
+
+    def _drain(self) -> bool:
+        """Sends what is there; waits for a picture for a little while."""
+        video, audio = self.pipeline.get_by_name("video"), self.pipeline.get_by_name("audio")
+        got = False
+        while audio is not None and (sample := audio.try_pull_sample(0)) is not None:
+            self._send_sound(sample)
+            got = got or not self.wanted["video"]
+        wait = 10 * self.gst.MSECOND
+        if video is None:
+            time.sleep(0.01)
+            return got
+        while (sample := video.try_pull_sample(wait)) is not None:
+            self._send_picture(sample)
+            got, wait = True, 0
+        return got
+
+    def _time_of(self, sample: Any) -> int:
+        running = sample.get_segment().to_running_time(self.gst.Format.TIME, sample.get_buffer().pts)
+        if running == self.gst.CLOCK_TIME_NONE:
+            return NO_STAMP
+        return int(self.pipeline.get_base_time() + running + self.offset)
+
+    def _send_picture(self, sample: Any) -> None:
+        shape = sample.get_caps().get_structure(0)
+        width, height = shape.get_value("width"), shape.get_value("height")
+        buffer = sample.get_buffer()
+        with _mapped(self.gst, buffer) as data:
+            stride = len(data) // height
+            rows = data if stride == 3 * width else b"".join(
+                bytes(data[y * stride : y * stride + 3 * width]) for y in range(height)
+            )  # fmt: skip
+            self.out.send(VIDEO, rows, self._time_of(sample), width, height)
+
+    def _send_sound(self, sample: Any) -> None:
+        with _mapped(self.gst, sample.get_buffer()) as data:
+            self.out.send(AUDIO, data, self._time_of(sample), SAMPLE_RATE)
+
+
+@contextlib.contextmanager
+def _mapped(gst: Any, buffer: Any) -> Iterator[Any]:
+    good, info = buffer.map(gst.MapFlags.READ)
+    if not good:
+        raise Ended("a buffer could not be read")
+    try:
+        yield info.data
+    finally:
+        buffer.unmap(info)
+
+
+def _without_delay(element: Any) -> None:
+    """FFmpeg's decoders hold back a frame for each thread that they use."""
+    if element.find_property("max-threads") is not None and element.find_property("lowres") is not None:
+        element.set_property("max-threads", 1)
+
+
+def _gerror(error: Any) -> str:
+    return str(getattr(error, "message", error))
+
+
+def _hint(detail: str | None) -> str:
+    if detail and "not-negotiated" in detail:
+        return "; put videoconvert before the appsink named video, audioconvert ! audioresample before audio"
+    return ""

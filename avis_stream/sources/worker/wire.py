@@ -1,0 +1,54 @@
+"""What goes over the pipe: every message is a HEADER and so many bytes; the last one says why there are no more."""
+
+from __future__ import annotations
+
+import os
+import struct
+import threading
+import time
+from typing import Any
+
+HEADER = struct.Struct("<4sIqqIII")
+"""Kind, bytes that follow, stamp, arrival on the monotonic clock (both ns), two sizes, frames lost so far."""
+
+OPENED, VIDEO, AUDIO, ENDED, FATAL = b"OPEN", b"VIDE", b"AUDI", b"ENDE", b"FATL"
+"""Opened: JSON about the source. Video: RGB, sizes are width and height. Audio: float32 mono, sizes are rate and a flag
+for lost samples. Ended: why, worth another try. Fatal: why, and that no other try will help."""
+
+NO_STAMP = -(1 << 62)
+SAMPLE_RATE = 16_000
+
+
+class Ended(Exception):
+    """The source is gone; another try may find it."""
+
+
+class Hopeless(Exception):
+    """Something is missing that will not appear by itself."""
+
+
+class Outlet:
+    """Writes messages; stdout itself is given to stderr, lest a library prints into them."""
+
+    def __init__(self) -> None:
+        self._file = os.fdopen(os.dup(1), "wb", buffering=0)
+        os.dup2(2, 1)
+        self._lock = threading.Lock()
+        self.lost = 0
+
+    def send(self, kind: bytes, payload: Any = b"", stamp: int = NO_STAMP, a: int = 0, b: int = 0) -> None:
+        """Writes one message; waits while nobody reads."""
+        view = memoryview(payload).cast("B")
+        head = HEADER.pack(kind, len(view), stamp, time.monotonic_ns(), a, b, self.lost)
+        with self._lock:
+            self._write(memoryview(head))
+            self._write(view)
+
+    def _write(self, view: memoryview) -> None:
+        while view:
+            view = view[self._file.write(view) :]
+
+
+def words_of(error: BaseException) -> str:
+    """What the system says about a failure, without numbers."""
+    return str(getattr(error, "strerror", None) or error)
