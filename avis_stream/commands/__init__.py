@@ -1,1 +1,1 @@
-"""What the commands do; `cli.py` only reads their arguments."""
+"""What the commands do; `cli/` only reads their arguments."""

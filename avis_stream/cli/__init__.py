@@ -1,0 +1,52 @@
+"""`avis-stream`, the command: reads arguments, calls `commands/`, turns errors into one sentence and an exit status.
+
+Exit status: 0 done, 2 wrong use, 1 any other error. Results go to files or stdout, everything else to stderr.
+Each file here has some commands: their arguments, and below what they call. That is imported when it is called, so that
+`--help` and wrong use answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+
+from avis_stream._version import __version__
+from avis_stream.cli import datasets, machine, recordings, streams, weights
+from avis_stream.cli.options import Commands
+from avis_stream.errors import AvisStreamError, ConfigError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit status."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    try:
+        options.command(options)
+    except ConfigError as error:
+        return _fail(error, options.debug, status=2)
+    except (AvisStreamError, OSError) as error:
+        return _fail(error, options.debug, status=1)
+    except KeyboardInterrupt:
+        sys.stderr.write("avis-stream: interrupted; nothing was written\n")
+        return 1
+    return 0
+
+
+def _fail(error: Exception, debug: bool, status: int) -> int:
+    if debug:
+        raise error
+    sys.stderr.write(f"avis-stream: {error}\n")
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="avis-stream", description="Which objects are making sound, where, and who.")
+    parser.add_argument("--version", action="version", version=__version__)
+    parser.set_defaults(debug=False)
+    commands = Commands(parser)
+    for group in (recordings, streams, datasets, weights, machine):
+        group.add_commands(commands)
+    return parser

@@ -1,0 +1,78 @@
+"""`bench`, `devices`, `doctor`, `gst` and `info`: what is here, what is missing, how fast it is."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from avis_stream.cli.options import Commands, add_data_options
+
+
+def add_commands(commands: Commands) -> None:
+    """Adds them to the program."""
+    bench = commands.add("bench", _bench, "measure this machine and this code, from a clone")
+    bench.add_argument("--out", type=Path, default=Path("out/bench"), metavar="DIR", help="for the JSON")
+    bench.add_argument("--docs", type=Path, metavar="FILE", help="Markdown file for the table (default: stdout alone)")
+    bench.add_argument("-k", dest="select", metavar="EXPRESSION", help="only benchmarks with such names")
+    bench.add_argument("--rounds", type=int, default=0, metavar="N", help="at most N each, to see that they run")
+
+    commands.add("devices", _devices, "list cameras and microphones")
+
+    doctor = commands.add("doctor", _doctor, "what is missing here, or wrong with a data set")
+    doctor.add_argument("--data", type=Path, metavar="DIR", help="check a data set instead")
+    doctor.add_argument(
+        "--av-sync", metavar="VIDEO", help="measure a source that looks at the flash-and-beep clip (--clip)"
+    )
+    doctor.add_argument("--audio", default="source", metavar="SOURCE", help="with --av-sync: source, mic, mic:NAME")
+    doctor.add_argument("--clip", type=Path, metavar="FILE", help="only write the flash-and-beep clip (MP4)")
+
+    gst = commands.add("gst", _gst, "what GStreamer needs to find the element avisseg")
+    gst.add_argument("what", choices=["env"], help='use: eval "$(avis-stream gst env)"')
+
+    info = commands.add("info", _info, "what is installed, or what is in a data set")
+    add_data_options(info, required=False)
+
+
+def _bench(options: argparse.Namespace) -> None:
+    from avis_stream.commands.bench import run_bench
+
+    sys.stdout.write(run_bench(options.out, options.docs, select=options.select, rounds=options.rounds))
+
+
+def _devices(options: argparse.Namespace) -> None:
+    from avis_stream.commands.devices import print_devices
+
+    print_devices(sys.stdout)
+
+
+def _doctor(options: argparse.Namespace) -> None:
+    if options.data is not None:
+        from avis_stream.commands.data import check_data
+
+        check_data(options.data, sys.stdout)
+        return
+    from avis_stream.commands.doctor import examine, write_flash_and_beep
+
+    if options.clip is not None:
+        write_flash_and_beep(options.clip, 60.0)
+        sys.stderr.write(f"{options.clip}: show it to the camera, near the microphone\n")
+        return
+    examine(sys.stdout, skew_of_source=None if options.av_sync is None else (options.av_sync, options.audio))
+
+
+def _gst(options: argparse.Namespace) -> None:
+    from avis_stream.commands.gst import print_environment
+
+    sys.stdout.write(print_environment() + "\n")
+
+
+def _info(options: argparse.Namespace) -> None:
+    if options.data is None:
+        from avis_stream.commands.info import print_info
+
+        print_info(sys.stdout)
+    else:
+        from avis_stream.commands.data import describe_data
+
+        describe_data(options.data, sys.stdout, json_file=options.json, plot_file=options.plot)

@@ -1,0 +1,75 @@
+"""`live` and `serve`: what a camera and a microphone get, for files, programs and people."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from avis_stream.cli.options import Commands, add_model_options, add_source_options, count
+
+if TYPE_CHECKING:
+    from avis_stream.stream.session import Session
+
+
+def add_commands(commands: Commands) -> None:
+    """Adds them to the program."""
+    live = commands.add("live", _live, "segment what a camera and a microphone get")
+    add_source_options(live)
+    live.add_argument("--json", metavar="FILE", help='JSON lines; "-" for standard output')
+    live.add_argument("--save", type=Path, metavar="FILE", help="a film (MP4) with masks and sound")
+    live.add_argument("--summary", type=Path, metavar="FILE", help="all statistics at the end, as JSON")
+    live.add_argument("--duration", type=float, metavar="S", help="stop after so many seconds")
+    add_model_options(live, default="avism_mini")
+
+    serve = commands.add("serve", _serve, "the same on a page, for people and programs")
+    add_source_options(serve)
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
+    serve.add_argument("--port", type=count, default=8080)
+    serve.add_argument("--token", help="asked of every visitor (default: none on loopback, else one is made up)")
+    add_model_options(serve, default="avism_mini")
+
+
+def _live(options: argparse.Namespace) -> None:
+    from avis_stream.commands.live import LiveOptions, run_live
+
+    session, classes = _session(options)
+    wanted = LiveOptions(
+        json=options.json, save=options.save, summary=options.summary, duration_seconds=options.duration
+    )
+    run_live(session, classes, wanted)
+
+
+def _serve(options: argparse.Namespace) -> None:
+    from avis_stream.commands.serve import serve
+    from avis_stream.serve.app import ServeConfig
+
+    config = ServeConfig(host=options.host, port=options.port, token=options.token)
+    serve(*_session(options), config)
+
+
+def _session(options: argparse.Namespace) -> tuple[Session, tuple[str, ...]]:
+    """A session as asked for, and the model's class names."""
+    from avis_stream.sources.address import video_address
+    from avis_stream.stream.session import Session, SessionConfig
+    from avis_stream.weights import load
+
+    # Addresses are checked before a model is loaded.
+    camera = video_address(options.video).kind == "camera"
+    audio = options.audio or ("mic" if camera else "source")
+    config = SessionConfig(
+        policy=options.policy, max_latency_ms=options.max_latency_ms, audio_offset_ms=options.audio_offset_ms,
+        num_threads=options.threads,
+    )  # fmt: skip
+    model = load(
+        options.model,
+        options.weights,
+        options.device,
+        audio_weights=options.audio_weights,
+        settings=options.settings,
+    )
+    session = Session(
+        model, options.video, None if audio == "none" else audio, config=config, fps=options.fps,
+        realtime=True if options.realtime else None, backend=options.backend,
+    )  # fmt: skip
+    return session, tuple(model.classes)

@@ -1,0 +1,86 @@
+"""`train`, `convert` and `export`: how weights come about, and where they go."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from avis_stream.cli.options import Commands, count, height_width
+from avis_stream.presets import PRESETS
+
+
+def add_commands(commands: Commands) -> None:
+    """Adds them to the program."""
+    train = commands.add("train", _train, "train a model")
+    train.add_argument("--data", required=True, metavar="DIR", help='folder with train.json, "synth" or "synth:ASSETS"')
+    train.add_argument("--model", choices=list(PRESETS), default="avism_mini")
+    train.add_argument("--init", type=Path, metavar="FILE", help="weights to begin with; what fits is taken")
+    train.add_argument("--resume", type=Path, metavar="DIR", help="go on with the run in this folder")
+    train.add_argument("--out", type=Path, default=Path("out/train"), help="for checkpoints, log and weights")
+    train.add_argument("--val", type=Path, metavar="DIR", help="folder with val.json (default: that of --data)")
+    train.add_argument("--set", action="extend", nargs="+", default=[], metavar="FIELD=VALUE", dest="settings")
+
+    convert = commands.add("convert", _convert, "official checkpoint, or ours, to .safetensors")
+    convert.add_argument("source", type=Path, metavar="OFFICIAL.pth", help="or a .safetensors whose settings change")
+    convert.add_argument("target", type=Path, metavar="OUT.safetensors")
+    convert.add_argument("--audio-weights", type=Path, metavar="FILE", help="VGGish weights to put in as well")
+    convert.add_argument("--half", action="store_true", help="store as float16")
+    convert.add_argument("--set", action="extend", nargs="+", default=[], metavar="FIELD=VALUE", dest="settings")
+
+    export = commands.add("export", _export, "a model as programs that need no Python code of ours")
+    export.add_argument("model", choices=list(PRESETS), metavar="MODEL", help=", ".join(PRESETS))
+    export.add_argument("-o", "--out", type=Path, required=True, metavar="DIR")
+    export.add_argument("--weights", metavar="FILE", help='an official .pth or a .safetensors; "random" for a dry run')
+    export.add_argument("--audio-weights", metavar="FILE", help="VGGish weights, for official checkpoints")
+    export.add_argument("--size", type=height_width, metavar="HxW", help="padded picture (default: of a 16:9 video)")
+    export.add_argument("--no-compile", action="store_true", help="torch.export only, without AOTInductor")
+    export.add_argument("--phases", type=count, metavar="N", help="of the tracker's window (default: all)")
+    export.add_argument("--set", action="extend", nargs="+", default=[], metavar="FIELD=VALUE", dest="settings")
+    export.add_argument("--force", action="store_true", help="replace what is there")
+
+
+def _train(options: argparse.Namespace) -> None:
+    from avis_stream.commands.train import run_training
+
+    written = run_training(
+        options.data,
+        options.model,
+        options.out,
+        init=options.init,
+        resume=options.resume,
+        settings=options.settings,
+        validation=options.val,
+    )
+    sys.stderr.write(f"trained: {written}\n")
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from avis_stream.commands.convert import convert
+
+    line = convert(options.source, options.target, options.audio_weights, half=options.half, settings=options.settings)
+    sys.stdout.write(line + "\n")
+
+
+def _export(options: argparse.Namespace) -> None:
+    from avis_stream.commands.export import export_model
+    from avis_stream.commands.output import output_folder
+    from avis_stream.models.preprocess import network_size
+    from avis_stream.weights import load
+
+    model = load(options.model, options.weights, audio_weights=options.audio_weights, settings=options.settings)
+    size = options.size
+    if size is None:
+        divisor = model.config.input.size_divisor
+        height, width = network_size(720, 1280, model.config.input)
+        size = -(-height // divisor) * divisor, -(-width // divisor) * divisor
+    with output_folder(options.out, force=options.force) as folder:
+        export_model(
+            model,
+            folder,
+            size,
+            lambda line: sys.stderr.write(line + "\n"),
+            compiled=not options.no_compile,
+            phases=options.phases,
+        )
+    sys.stderr.write(f"exported {options.model} for {size[0]}x{size[1]}: {options.out}\n")
