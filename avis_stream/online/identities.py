@@ -185,7 +185,7 @@ class IdentityTable:
 
     def row_of(self, track_id: int) -> int | None:
         """The row of a public id; None if there is no such identity any more."""
-        rows = ((self.public_id == track_id) & (self.status != FREE)).nonzero()
+        rows = ((self.public_id == track_id) & (self.public_id > 0)).nonzero()  # 0: free or tentative, nobody's id
         return int(rows[0]) if len(rows) else None
 
     def free(self, row: int) -> None:

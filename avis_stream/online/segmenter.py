@@ -214,12 +214,19 @@ class OnlineSegmenter:
 
         Raises:
             ConfigError: The configuration keeps frames back: there is nothing to catch up with.
+            ShapeError: As `step`, or there are not as many sounds, times or earlier pictures as frames; the state
+                stays as it was.
         """
         waits = self.config.alignment == "official" or self.config.refine_delay > 0
         wanted = 'alignment="live" and refine_delay=0 for catch_up'
         require(not waits, "OnlineConfig", f"alignment={self.config.alignment!r}", wanted)
         check_shape(frames, "frames", "n 3 H W", dtype=torch.uint8)
         require(len(frames) >= 1, "frames", len(frames), "at least one")
+        check_shape(audio, "audio", "n S", dtype=torch.float32, n=len(frames), hint="a second for each frame")
+        if previous is not None:
+            check_shape(previous, "previous", "n 3 H W", dtype=torch.uint8, n=len(frames))
+        if pts_ns is not None and len(pts_ns) != len(frames):
+            raise ShapeError(f"pts_ns must hold {len(frames)} times, one for each frame, got {len(pts_ns)}")
         (body,) = self._bodies([state])
         last, given = (body.last_pts_ns, body.steps), []
         try:  # the times of the frames are checked one after the other

@@ -13,6 +13,7 @@ from torch import Tensor
 from avis_stream.errors import AvisStreamError, CheckpointError, ClockError, ConfigError, ShapeError, StateConsumedError
 from avis_stream.models.preprocess import network_size, normalise_and_pad, resize_images
 from avis_stream.online import OnlineConfig, OnlineSegmenter, OnlineState
+from avis_stream.online.identities import TENTATIVE
 from avis_stream.online.looking import Eye
 from avis_stream.online.seeing import draw
 from avis_stream.types import NANOSECONDS, AVPair, OnlineResult, VideoFrame
@@ -396,16 +397,14 @@ def test_a_short_second_is_heard_as_offline() -> None:
 def test_pinned_and_forgotten() -> None:
     online, film = OnlineSegmenter(small_model(), open_config(max_anchors=1)), scene()
     results, state = play(online, film, online.init_state(), range(3))
-    first, second = (
-        results[-1].track_id.tolist()[:2] if len(results[-1]) > 1 else (results[-1].track_id.tolist()[0], 99)
-    )
+    assert len(results[-1]) >= 2, "the rest means something with two identities only"
+    first, second = results[-1].track_id.tolist()[:2]
     pinned = state.pin(first)
     with pytest.raises(StateConsumedError):
         state.pin(first)
     assert torch.isfinite(pinned.body.memory.key_bias).all()
-    if second != 99:
-        with pytest.raises(ConfigError, match="max_anchors"):
-            pinned.pin(second)
+    with pytest.raises(ConfigError, match="max_anchors"):
+        pinned.pin(second)
     (a,), _ = play(online, film, pinned.clone(), range(3, 4))
     forgotten = pinned.forget(first)
     assert torch.isinf(forgotten.body.memory.key_bias).any()
@@ -415,6 +414,18 @@ def test_pinned_and_forgotten() -> None:
     assert ("dead", first) in [(event.kind, event.track_id) for event in b.events]
     with pytest.raises(ConfigError, match="track_id"):
         forgotten.forget(first)
+
+
+def test_what_has_no_id_yet_is_neither_pinned_nor_forgotten() -> None:
+    """Tentative identities bear the number 0, which is nobody's."""
+    online = OnlineSegmenter(small_model(), open_config(birth_hits=2))
+    results, state = play(online, scene(), online.init_state(), range(1))
+    assert (state.body.table.status == TENTATIVE).any()
+    assert not len(results[-1])
+    for change in (state.pin, state.forget):
+        with pytest.raises(ConfigError, match="track_id"):
+            change(0)
+    assert (state.body.table.status == TENTATIVE).any()
 
 
 def refused(
@@ -489,6 +500,28 @@ def test_a_refused_stream_consumes_no_other() -> None:
     assert [state.steps for state in states] == [0, 0]
     with pytest.raises(ShapeError, match="as many"):
         online.step_many(list(film.frames[:2]), list(film.audio[:1]), states)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"audio": slice(0, 2)}, "audio must be"),
+        ({"audio": slice(0, 4)}, "audio must be"),
+        ({"previous": slice(0, 2)}, "previous must be"),
+        ({"pts_ns": slice(0, 2)}, "pts_ns must hold 3"),
+    ],
+    ids=str,
+)
+def test_catching_up_takes_as_much_of_everything(change: dict[str, slice], words: str) -> None:
+    online, film = OnlineSegmenter(small_model(), open_config()), scene()
+    state = online.init_state()
+    given = {"audio": film.audio[:3], "pts_ns": [0, NANOSECONDS, 2 * NANOSECONDS], "previous": film.previous[:3]}
+    whole = {"audio": film.audio, "pts_ns": given["pts_ns"], "previous": film.previous}
+    given |= {name: whole[name][part] for name, part in change.items()}
+    with pytest.raises(ShapeError, match=words):
+        online.catch_up(film.frames[:3], given["audio"], state, given["pts_ns"], given["previous"])
+    assert state.steps == 0
+    assert online.catch_up(film.frames[:3], film.audio[:3], state, whole["pts_ns"], film.previous[:3])[1].steps == 3
 
 
 @pytest.mark.parametrize("settings", [{"alignment": "official"}, {"refine_delay": 2}], ids=str)
