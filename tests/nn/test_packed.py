@@ -94,6 +94,29 @@ def test_the_ordinary_way_is_taken_where_it_must_be() -> None:
     assert x.grad is not None
 
 
+@pytest.mark.parametrize("layer", [Linear(16, 16), Conv2d(16, 16, 3)], ids=repr)
+@pytest.mark.parametrize("how", ["trained", "loaded"])
+@torch.no_grad()
+def test_changed_weights_are_the_ones_that_answer(layer: Conv2d | Linear, how: str) -> None:
+    packs()
+    model = torch.nn.Sequential(filled(layer)).eval()
+    x = torch.randn(2, 16) if isinstance(layer, Linear) else torch.randn(1, 16, 5, 5)
+    pack_layers(model)
+    assert layer._packed.weight is not None
+    before = model(x)
+    if how == "trained":
+        model.train()
+        layer.weight.mul_(2.0)
+        model.eval()
+    else:
+        model.load_state_dict({name: 2 * values for name, values in model.state_dict().items()})
+    fresh = copy.deepcopy(model)  # copies begin without a packed weight
+    torch.testing.assert_close(model(x), fresh(x))
+    assert not torch.allclose(model(x), before)
+    pack_layers(model)
+    torch.testing.assert_close(model(x), fresh(x), atol=2e-4, rtol=1e-4)
+
+
 @torch.no_grad()
 def test_copies_begin_without() -> None:
     layer = filled(Linear(16, 24))
