@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from scipy.io import wavfile
 from torch import Tensor
 
@@ -25,6 +24,7 @@ from avis_stream.audio.resample import mono_seconds
 from avis_stream.data import rle
 from avis_stream.data.annotations import Annotations, Track, Video, read_annotations
 from avis_stream.data.aviseg import VideoFolder, numbered_images
+from avis_stream.data.images import read_image
 from avis_stream.errors import DataError
 
 
@@ -163,22 +163,6 @@ class DataSplit:
                 f"{video.width}x{video.height}; correct whichever is wrong"
             )
         return picture
-
-
-def read_image(path: Path) -> Tensor:
-    """A picture as uint8 [3, H, W] RGB.
-
-    Raises:
-        DataError: The file is missing, broken or no picture.
-    """
-    try:
-        with Image.open(path) as picture:
-            array = np.array(picture.convert("RGB"))
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such image; put it there or take it out of the annotations") from None
-    except (OSError, ValueError, SyntaxError) as error:
-        raise DataError(f"{path} cannot be read as an image ({error}); copy it again") from error
-    return torch.from_numpy(array).permute(2, 0, 1).contiguous()
 
 
 def masks_of(track: Track, video: Video, frames: Sequence[int], *, visible: bool = False) -> Tensor:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from pycocotools import mask as coco
 
 from avis_stream.config import AVISEG_CLASSES
@@ -16,6 +15,7 @@ from avis_stream.data import rle
 from avis_stream.data.annotations import Track, Video, parse_annotations, read_json
 from avis_stream.data.aviseg import numbered_images
 from avis_stream.data.dataset import DataSplit, annotation_file, splits
+from avis_stream.data.images import read_image
 from avis_stream.data.problems import Problem, structure_problems
 from avis_stream.errors import DataError
 
@@ -124,16 +124,16 @@ def _image_problems(split: DataSplit, video: Video, where: str) -> Iterator[Prob
     if len(files.images) < video.length:
         yield Problem(folder, "", f"has {len(files.images)} images, the annotations say {video.length}")
     for image in (*files.images, *(path for path in files.previous if path is not None)):
-        try:
-            with Image.open(image) as picture:
-                if picture.size != (video.width, video.height):
-                    size = f"{picture.size[0]}x{picture.size[1]}"
-                    yield Problem(image, "", f"is {size}, {where} says {video.width}x{video.height}")
-                picture.load()
-        except FileNotFoundError:
+        if not image.is_file():
             yield Problem(image, "", f"is missing; {where}.file_names lists it")
-        except (OSError, ValueError, SyntaxError) as error:
-            yield Problem(image, "", f"cannot be read as an image ({error})")
+            continue
+        try:
+            _, height, width = read_image(image).shape
+        except DataError as error:
+            yield Problem(image, "", f"cannot be read as an image ({error.__cause__})")
+            continue
+        if (width, height) != (video.width, video.height):
+            yield Problem(image, "", f"is {width}x{height}, {where} says {video.width}x{video.height}")
     extra = len(numbered_images(folder)) - len(files.images)
     if extra > 0:
         yield Problem(folder, "", f"has {extra} images that {where}.file_names does not list")

@@ -18,7 +18,7 @@ from avis_stream.data.aviseg import video_folder
 from avis_stream.errors import MediaError
 from avis_stream.sources.clip import Clip
 from avis_stream.sources.container import first_frame, opened, time_of
-from avis_stream.sources.folder import FolderPictures, read_image
+from avis_stream.sources.folder import FolderPictures, read_picture
 from avis_stream.sources.orientation import orientation_of
 from avis_stream.sources.pictures import MediaPictures
 from avis_stream.sources.sound import SoundTrack
@@ -56,7 +56,7 @@ def _folder_clip(path: Path, track: SoundTrack | None, fps: Fraction, previous: 
     folder = video_folder(path)
     if not folder.images:
         raise MediaError(f"{path}: a folder without numbered images; name them like 0001.jpg, 0002.jpg")
-    _, height, width = read_image(folder.images[0]).shape
+    _, height, width = read_picture(folder.images[0]).shape
     if track is None and folder.wav is not None:
         track = sound_track(folder.wav)
     if track is None:

@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-import numpy as np
-import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
-from avis_stream.errors import MediaError
+from avis_stream.data.images import read_image
+from avis_stream.errors import DataError, MediaError
 from avis_stream.sources.container import BrokenMedia
 from avis_stream.sources.pictures import PREVIOUS_SECONDS, Picture
 
@@ -60,25 +58,20 @@ class FolderPictures:
         return self.images[index - int(steps)]
 
     def _read(self, path: Path) -> Tensor:
-        image = read_image(path)
+        image = read_picture(path)
         if tuple(image.shape[1:]) != (self.height, self.width):
             size = f"{image.shape[2]}x{image.shape[1]}"
             raise MediaError(f"{path} is {size} but the folder began with {self.width}x{self.height}; use one size")
         return image
 
 
-def read_image(path: Path) -> Tensor:
-    """Reads a picture as uint8 [3, H, W] RGB, turned upright by its EXIF note.
+def read_picture(path: Path) -> Tensor:
+    """A picture as uint8 [3, H, W] RGB.
 
     Raises:
         MediaError: It is missing or no picture.
     """
     try:
-        with Image.open(path) as file:
-            upright = ImageOps.exif_transpose(file)
-            if upright.mode.startswith("I"):  # 16 bits: Pillow's own conversion would clip instead of scale
-                upright = Image.fromarray((np.asarray(upright).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
-            array = np.array(upright.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise MediaError(f"{path} is not a picture that can be read ({error}); replace or remove it") from error
-    return torch.from_numpy(array).permute(2, 0, 1).contiguous()
+        return read_image(path)
+    except DataError as error:
+        raise MediaError(str(error)) from error

@@ -15,12 +15,13 @@ from data_sets import HEIGHT, LENGTH, SQUARE, SQUARE_RLE, WIDTH, truth, write_se
 from PIL import Image
 
 from avis_stream.config import AVISEG_CLASSES
-from avis_stream.data.annotations import read_annotations
-from avis_stream.data.dataset import masks_of, open_split, splits
+from avis_stream.data.annotations import Annotations, Video, read_annotations
+from avis_stream.data.dataset import DataSplit, masks_of, open_split, splits
 from avis_stream.data.scenarios import SCENARIOS, scenario_of_class, scenario_of_video
 from avis_stream.data.statistics import split_statistics
 from avis_stream.data.validate import data_set_problems
 from avis_stream.errors import DataError
+from avis_stream.sources.folder import read_picture
 
 
 @pytest.fixture
@@ -45,6 +46,21 @@ def test_everything_in_a_split(root: Path) -> None:
     assert features is not None
     assert features.shape == (LENGTH, 128)
     assert split.features(hall) is None
+
+
+def test_pictures_are_read_as_a_folder_of_them_is(tmp_path: Path) -> None:
+    """Upright by the note of a phone, 16 bits scaled and not clipped, in training as in `run`."""
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.fromarray(np.full((7, 9, 3), 117, np.uint8)).save(tmp_path / "1.jpg", exif=turned, quality=95)
+    Image.fromarray(np.full((9, 7), 30_000, np.uint16)).save(tmp_path / "2.png")
+    video = Video(id=1, name="v", length=2, height=9, width=7, file_names=("1.jpg", "2.png"))
+    root = tmp_path / "set"
+    shutil.copytree(tmp_path, root / "test" / "JPEGImages", ignore=shutil.ignore_patterns("set"))
+    split = DataSplit(root, "test", Annotations(root / "test.json", (video,), {}, {}))
+    for t in range(2):
+        assert split.image(video, t).float().mean() == pytest.approx(117, abs=2)
+        assert torch.equal(split.image(video, t), read_picture(tmp_path / video.file_names[t]))
 
 
 def test_masks_in_every_form(root: Path) -> None:
