@@ -127,8 +127,7 @@ class Follower:
             self._has_sound = False
             self._newest: _Arrived | None = None
             self._recent: deque[_Arrived] = deque(maxlen=_KEPT)
-            self._rates = TwoRates(self._segmenter)
-            self._generation = getattr(self, "_generation", 0) + 1
+            self._rates = TwoRates(self._segmenter)  # which one it is tells this stream from those before
             self.answer: Answer | None = None
             self._change.notify_all()
 
@@ -170,8 +169,8 @@ class Follower:
             return None
         torch.set_num_threads(self._num_threads)
         with self._change:
-            pair, generation = self._paired(arrived), self._generation
-        self._think(pair, generation)
+            rates, pair = self._rates, self._paired(arrived)
+        self._think(pair, rates)
         return self.answer
 
     def _arrived(self, picture: NDArray[np.uint8], pts_ns: int) -> _Arrived | None:
@@ -210,10 +209,10 @@ class Follower:
                 if self._over or self._newest is None:
                     return
                 arrived, self._newest = self._newest, None
-                pair, generation = self._paired(arrived), self._generation
+                rates, pair = self._rates, self._paired(arrived)  # a seek may come while it waits for sound
                 if self._over:
                     return
-            self._think(pair, generation)
+            self._think(pair, rates)
 
     def _paired(self, arrived: _Arrived) -> AVPair:
         """With its second of sound, for whose end it waits as long as it may."""
@@ -247,9 +246,12 @@ class Follower:
         distances = sorted(b - a for a, b in itertools.pairwise(stamps))
         return distances[len(distances) // 2] if distances else 40 * _MILLISECOND
 
-    def _think(self, pair: AVPair, generation: int) -> None:
+    def _think(self, pair: AVPair, rates: TwoRates) -> None:
+        """Runs the model on a pair, for the stream that it was taken from: after a seek that one leads nowhere."""
+        if rates is not self._rates:
+            return
         begin = time.monotonic_ns()
-        done = self._rates(pair)
+        done = rates(pair)
         if done is None:
             return
         result, refreshed = done
@@ -257,7 +259,7 @@ class Follower:
         layer = layer_of(result, self._classes) if self._draw else None
         rows = tuple(Row.all_of(result, self._classes))
         with self._change:
-            if generation != self._generation:
+            if rates is not self._rates:
                 return  # of a stream that has been left meanwhile
             self.counts["answers"] += 1
             self.counts["refreshes" if refreshed else "steps"] += 1

@@ -86,6 +86,35 @@ def test_after_a_reset_old_answers_are_gone_and_time_may_begin_anew() -> None:
     assert one.frame_sync(picture(), 0) is not None
 
 
+def test_a_frame_that_waited_for_sound_does_not_enter_the_stream_after_a_seek() -> None:
+    segmenter = StubSegmenter()
+    one = follower(segmenter, audio_wait_ms=60_000)
+    one.expect_sound()
+    one.start()
+    one.frame(picture(), 500_000 * MS)
+    wait_for(lambda: one._newest is None, 10, "the model")  # it waits for the frame's sound
+    one.reset()
+    one.frame(picture(), 0)
+    wait_for(lambda: one.counts["answers"] == 1, 10, "an answer")
+    one.stop()
+    assert [pair.frame.pts_ns for pair in segmenter.steps] == [0]
+    assert one.answer is not None
+    assert one.answer.result.pts_ns == 0
+
+
+def test_a_pair_taken_just_before_a_seek_leaves_the_new_stream_untouched() -> None:
+    class Seeking(Follower):
+        def _think(self, pair, rates):  # type: ignore[no-untyped-def]
+            self.reset()
+            super()._think(pair, rates)
+
+    segmenter = StubSegmenter()
+    one = Seeking(segmenter, CLASSES, num_threads=1, audio_wait_ms=0, draw=False, wants_previous=False)
+    assert one.frame_sync(picture(), 500 * MS) is None
+    assert one._rates.state == 0, "as init_state made it"
+    assert not segmenter.steps
+
+
 def test_a_layer_draws_what_the_writer_draws() -> None:
     image = np.random.default_rng(0).integers(0, 255, (60, 80, 3)).astype(np.uint8)
     layer = layer_of(result(), CLASSES)
