@@ -30,7 +30,7 @@ def run_online(
 ) -> StreamSummary:
     """Segments a recording frame by frame, as if it were live, and writes all results into `folder`.
 
-    Every frame is written as soon as its result is there, so results that come late (`refine_delay`) are refused.
+    Every frame is written with its own result, so settings whose results come late are refused.
 
     Args:
         model: Prepared for inference.
@@ -41,10 +41,13 @@ def run_online(
     Returns:
         What there was; `clip.broken` says where the recording broke off, if it did.
     Raises:
+        ConfigError: `alignment="official"` or `refine_delay`.
         MediaError: The recording has no frame.
     """
     timer = StageTimer()
-    online = OnlineSegmenter(model, config or OnlineConfig(hop_seconds=1 / clip.fps))
+    config = config or OnlineConfig(hop_seconds=1 / clip.fps)
+    config.require_at_once("a recording as a stream")
+    online = OnlineSegmenter(model, config)
     state = online.init_state()
     frames, size = 0, state.nbytes
     summary = SummaryWriter(folder / "summary.json", model.classes, fps=clip.fps)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from avis_stream.checks import require
+from avis_stream.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,9 +91,9 @@ class OnlineConfig:
     # How long it may wait.
     alignment: Literal["live", "official"] = "live"
     """`live`: the sound that comes with a frame is the frame's. `official`: the sound that comes with the next one is;
-    results come a step later."""
+    results come a step later, so it is for `OnlineSegmenter` alone, not for sessions and recordings."""
     refine_delay: int = 0
-    """Steps to wait, so that masks are drawn by later, better informed queries."""
+    """Steps to wait, so that masks are drawn by later, better informed queries; for `OnlineSegmenter` alone as well."""
 
     def __post_init__(self) -> None:
         choices = {
@@ -112,6 +113,26 @@ class OnlineConfig:
         for name in ("half_life_s", "ring_seconds", "dormant_s"):
             value = getattr(self, name)
             require(value is None or value > 0, f"OnlineConfig.{name}", value, "> 0 s, or None")
+
+    @property
+    def keeps_frames_back(self) -> bool:
+        """Whether results are those of earlier frames, so that a stream's state needs to know their size."""
+        return self.alignment == "official" or self.refine_delay > 0
+
+    def require_at_once(self, who: str) -> None:
+        """Refuses settings whose results come late, for those who show each result on the frame at hand.
+
+        Args:
+            who: Refuses them, e.g. `a session`.
+        Raises:
+            ConfigError: `keeps_frames_back`.
+        """
+        if self.keeps_frames_back:
+            raise ConfigError(
+                f'{who} shows each result on its own frame and so needs alignment="live" and refine_delay=0, got '
+                f"alignment={self.alignment!r} and refine_delay={self.refine_delay}; for results of earlier frames "
+                "call OnlineSegmenter.step with init_state((height, width)), then finish"
+            )
 
     @staticmethod
     def parity() -> OnlineConfig:

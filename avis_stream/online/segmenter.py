@@ -85,7 +85,7 @@ class OnlineSegmenter:
         memory = TrackerMemory.empty(model.config, geometry, config.kv_cache, like)
         table = IdentityTable.empty(config, len(model.classes), model.config.channels, model.config.mask_channels)
         body = StreamBody(self._model_id, self._layout, memory, table)
-        waits = config.alignment == "official" or config.refine_delay > 0
+        waits = config.keeps_frames_back
         wanted = "(height, width): this configuration keeps frames back"
         require(not waits or frame_size is not None, "frame_size", frame_size, wanted)
         own_masks = model.config.tracker.masks == "frame"
@@ -217,9 +217,7 @@ class OnlineSegmenter:
             ShapeError: As `step`, or there are not as many sounds, times or earlier pictures as frames; the state
                 stays as it was.
         """
-        waits = self.config.alignment == "official" or self.config.refine_delay > 0
-        wanted = 'alignment="live" and refine_delay=0 for catch_up'
-        require(not waits, "OnlineConfig", f"alignment={self.config.alignment!r}", wanted)
+        self.config.require_at_once("catch_up")
         check_shape(frames, "frames", "n 3 H W", dtype=torch.uint8)
         require(len(frames) >= 1, "frames", len(frames), "at least one")
         check_shape(audio, "audio", "n S", dtype=torch.float32, n=len(frames), hint="a second for each frame")

@@ -51,9 +51,16 @@ class RatesConfig:
 
 
 class TwoRates:
-    """One stream through a segmenter. Pure but for its state: time is the frames' own."""
+    """One stream through a segmenter. Pure but for its state: time is the frames' own.
+
+    Each result is that of the frame just given, so the segmenter must not keep frames back.
+
+    Raises:
+        ConfigError: It does: `alignment="official"` or `refine_delay`.
+    """
 
     def __init__(self, segmenter: Segmenter, config: RatesConfig | None = None) -> None:
+        segmenter.config.require_at_once("a live stream")
         self._segmenter = segmenter
         self._config = config or RatesConfig()
         self._state = segmenter.init_state()

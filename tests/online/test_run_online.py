@@ -14,6 +14,7 @@ from avis_stream.cli import main
 from avis_stream.commands.run import RunOptions
 from avis_stream.commands.run_online import run_online
 from avis_stream.data.rle import as_rle
+from avis_stream.errors import ConfigError
 from avis_stream.sources.file import open_clip
 
 FILES = ["overlay.mp4", "predictions.json", "results.jsonl", "summary.json", "timeline.png"]
@@ -51,6 +52,11 @@ def test_files_of_a_stream(clip: Path, tmp_path: Path) -> None:
     assert summary["frames"] == 4
     assert summary["state_bytes"] > 0
     assert summary["stages"]["step"] > 0
+
+
+def test_results_that_come_late_are_refused(clip: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="refine_delay=2"):
+        run_online(small_model(), open_clip(clip), tmp_path, RunOptions(), open_config(refine_delay=2))
 
 
 def test_command(clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from live_tools import StubSegmenter
 from small_model import open_config, scene, small_model
 
 from avis_stream.errors import ConfigError
-from avis_stream.online import OnlineSegmenter
+from avis_stream.online import OnlineConfig, OnlineSegmenter
 from avis_stream.stream.two_rates import EarlierPictures, FramePeriod, RatesConfig, TwoRates
 from avis_stream.types import SAMPLE_RATE, AVPair, VideoFrame
 
@@ -37,6 +38,15 @@ def test_one_step_a_second_and_masks_in_between() -> None:
         "refreshed ones are numbered too"
     )
     assert [p.frame.frame_id for p in segmenter.steps] == steps
+
+
+@pytest.mark.parametrize("late", [{"alignment": "official"}, {"refine_delay": 2}], ids=str)
+def test_results_that_come_late_are_refused_in_so_many_words(late: dict[str, Any]) -> None:
+    segmenter = StubSegmenter()
+    segmenter.config = OnlineConfig(**late)
+    with pytest.raises(ConfigError, match=r"alignment=.* and refine_delay=.*OnlineSegmenter\.step") as refused:
+        TwoRates(segmenter)
+    assert "frame_size" not in str(refused.value), "nobody can give it here"
 
 
 def test_frames_that_jitter_do_not_put_steps_off() -> None:
