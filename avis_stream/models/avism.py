@@ -27,7 +27,7 @@ from avis_stream.models.preprocess import normalise_and_pad
 from avis_stream.models.resnet import ResNet
 from avis_stream.models.sounding import motion_between
 from avis_stream.models.swin import Swin
-from avis_stream.models.tracker import Tracker
+from avis_stream.models.tracker import Tracker, likeliest, presence_of, same_object
 from avis_stream.nn.layers import fold_frozen_norms
 from avis_stream.nn.packed import Conv2d, pack_layers
 
@@ -226,14 +226,15 @@ class AVISM(nn.Module):
         """
         predictions, tokens = self.tracker(frame_queries[None], audio_features.to(self.device))
         answer = predictions[-1]
-        presence = None
-        if sounding is not None:
-            presence = self.tracker.presence(answer.similarity, tokens, sounding[None])[0]
+        if sounding is None and frame_mask_embed is None:
+            return Tracks(answer.logits[0], answer.mask_embed[0], None)
+        same = same_object(answer.similarity, self.tracker.similarity_of_frames(tokens))  # [1, M, T, N]
+        sounds = None if sounding is None else presence_of(same, sounding[None])[0]
         if frame_mask_embed is None:
-            return Tracks(answer.logits[0], answer.mask_embed[0], presence)
-        number, same = (found[0] for found in self.tracker.likeliest(answer.similarity, tokens))  # [M, T] each
+            return Tracks(answer.logits[0], answer.mask_embed[0], sounds)
+        number, chance = (found[0] for found in likeliest(same))  # [M, T] each
         own = frame_mask_embed[torch.arange(len(frame_queries), device=number.device), number]  # [M, T, Cm]
-        return Tracks(answer.logits[0], own, presence, there=same > SAME_OBJECT)
+        return Tracks(answer.logits[0], own, sounds, there=chance > SAME_OBJECT)
 
     @torch.no_grad()
     def hear(self, seconds: Tensor, valid_samples: Tensor | None = None) -> Tensor:

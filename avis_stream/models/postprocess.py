@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from avis_stream.config import PostprocessConfig
@@ -117,7 +118,8 @@ def find_instances(
     order = score.argsort(descending=True, stable=True)
     order = order[score[order] > config.score_threshold]
     if config.duplicate_iou is not None:
-        order = order[_best_of_their_place([tracks[j] for j in slot[order].tolist()], config.duplicate_iou)]
+        iou = _overlaps([tracks[j] for j in slot[order].tolist()])
+        order = order[best_of_their_place(iou, config.duplicate_iou)]
     return Instances(
         score[order],
         candidates.class_id[order],
@@ -127,15 +129,27 @@ def find_instances(
     )
 
 
-def _best_of_their_place(tracks: Sequence[Sequence[Rle]], most: float) -> list[int]:
-    """Those of N tracks [N][T], best first, whose masks overlap those of no better one by more than `most`."""
+def _overlaps(tracks: Sequence[Sequence[Rle]]) -> NDArray[np.float64]:
+    """Overlap [N, N] of N tracks [N][T], over all their frames."""
     if not tracks:
-        return []
+        return np.zeros((0, 0))
     common = sum(rle.intersections([track[t] for track in tracks]) for t in range(len(tracks[0])))
     areas = np.diagonal(common)
-    iou = common / np.maximum(areas[:, None] + areas[None, :] - common, 1)
+    iou: NDArray[np.float64] = common / np.maximum(areas[:, None] + areas[None, :] - common, 1)
+    return iou
+
+
+def best_of_their_place(iou: NDArray[np.floating], most: float) -> list[int]:
+    """Those of N masks, best first, that overlap no better one that is kept by more than `most`; online as offline.
+
+    Greedy, as ever since R-CNN: what is dropped drops nothing itself, so a chain of neighbours does not vanish whole.
+
+    Args:
+        iou: [N, N].
+        most: In [0, 1].
+    """
     kept: list[int] = []
-    for n in range(len(tracks)):
+    for n in range(len(iou)):
         if not (iou[n, kept] > most).any():
             kept.append(n)
     return kept

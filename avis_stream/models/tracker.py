@@ -155,27 +155,34 @@ class Tracker(nn.Module):
         embedded: Tensor = self.sim_embed_frame(tokens)
         return embedded
 
-    def presence(self, similarity: Tensor, tokens: Tensor, sounding: Tensor) -> Tensor:
-        """Chance [B, M, T] that each video query's object sounds in each frame: that of the frame query likeliest it.
 
-        Args:
-            similarity: [B, M, C], of `ClipPrediction`.
-            tokens: [B, T, N, C], as the forward pass gave them.
-            sounding: [B, T, N], chance of each frame query to sound.
-        """
-        same = torch.einsum("bmc,btnc->bmtn", similarity, self.similarity_of_frames(tokens)).sigmoid()
-        chance: Tensor = (same * sounding[:, None]).amax(dim=-1)
-        return chance
+def same_object(similarity: Tensor, of_frames: Tensor) -> Tensor:
+    """Chance [B, M, T, N] that each frame query is each video query's object, for `presence_of` and `likeliest`.
 
-    def likeliest(self, similarity: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Which frame query of each frame is likeliest each video query's object.
+    Args:
+        similarity: [B, M, C], of `ClipPrediction`.
+        of_frames: [B, T, N, C], from `Tracker.similarity_of_frames`.
+    """
+    return torch.einsum("bmc,btnc->bmtn", similarity, of_frames).sigmoid()
 
-        Args:
-            similarity: [B, M, C], of `ClipPrediction`.
-            tokens: [B, T, N, C], as the forward pass gave them.
-        Returns:
-            Its number, int64 [B, M, T], and the chance that it is, [B, M, T].
-        """
-        same = torch.einsum("bmc,btnc->bmtn", similarity, self.similarity_of_frames(tokens)).sigmoid()
-        chance, number = same.max(dim=-1)
-        return number, chance
+
+def presence_of(same: Tensor, sounding: Tensor) -> Tensor:
+    """Chance [B, M, T] that each video query's object sounds in each frame: that of the frame query likeliest it.
+
+    Args:
+        same: [B, M, T, N], from `same_object`.
+        sounding: [B, T, N], chance of each frame query to sound.
+    """
+    return (same * sounding[:, None]).amax(dim=-1)
+
+
+def likeliest(same: Tensor) -> tuple[Tensor, Tensor]:
+    """Which frame query of each frame is likeliest each video query's object.
+
+    Args:
+        same: [B, M, T, N], from `same_object`.
+    Returns:
+        Its number, int64 [B, M, T], and the chance that it is, [B, M, T].
+    """
+    chance, number = same.max(dim=-1)
+    return number, chance

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from avis_stream.models.postprocess import MaskSizes, mask_logits, resize_logits
+from avis_stream.models.postprocess import MaskSizes, best_of_their_place, mask_logits, resize_logits
 from avis_stream.online.config import OnlineConfig
 from avis_stream.online.identities import MASK_GRID, Observation, mask_iou
 
@@ -76,7 +76,8 @@ def observe(answer: TrackerAnswer, sizes: MaskSizes, config: OnlineConfig, gates
     order = (probability[query].amax(-1) * certain / (area + 1e-6)).argsort(descending=True, stable=True)
     order = order[visible[order]]
     if config.duplicate_iou is not None:
-        order = order[_best_of_their_place(grid[order], config.duplicate_iou)]
+        overlaps = mask_iou(grid[order], grid[order]).cpu().numpy()
+        order = order[best_of_their_place(overlaps, config.duplicate_iou)]
     query = query[order]
     sounds = _sounds(answer, query, gates)
     token, slot = _likest_token(answer, query)
@@ -103,14 +104,6 @@ def _candidate_logits(answer: TrackerAnswer, query: Tensor, sizes: MaskSizes, co
     stride = sizes.padded[0] // features.shape[1]
     height, width = (-(-side // stride) for side in sizes.network)
     return torch.einsum("jc,chw->jhw", embed, features[:, :height, :width]).float()
-
-
-def _best_of_their_place(grid: Tensor, most: float) -> Tensor:
-    """Bool [J]: no better mask of [J, h, w], best first, overlaps it more than `most`.
-
-    A mask is dropped for any better one, dropped itself or not. Source: "Fast NMS" of YOLACT (ICCV 2019).
-    """
-    return ~(mask_iou(grid, grid).triu(1) > most).any(dim=0)
 
 
 def _sounds(answer: TrackerAnswer, query: Tensor, gates: Gates) -> Tensor:

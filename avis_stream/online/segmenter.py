@@ -15,7 +15,7 @@ from torch import Tensor
 from avis_stream.checks import check_shape, require
 from avis_stream.errors import ShapeError, StateConsumedError
 from avis_stream.models.avism import AVISM, SAME_OBJECT
-from avis_stream.models.tracker import ClipPrediction
+from avis_stream.models.tracker import ClipPrediction, likeliest, presence_of, same_object
 from avis_stream.online.config import OnlineConfig
 from avis_stream.online.door import (
     FrameInput,
@@ -425,23 +425,22 @@ class OnlineSegmenter:
         chance: Tensor | None, frame_mask_embed: Tensor | None,
     ) -> TrackerAnswer:  # fmt: skip
         """Stream n's part of what the tracker said."""
-        tracker, similarity = self.model.tracker, answer.similarity[n]
-        tokens = self.tracking.tokens_of_newest(memory, plan)
-        presence = None
-        if chance is not None:
-            presence = tracker.presence(similarity[None], tokens[None, None], chance[None, None])[0, :, 0]
+        similarity, tokens = answer.similarity[n], self.tracking.tokens_of_newest(memory, plan)
+        of_frame = self.model.tracker.similarity_of_frames(tokens)
+        same = same_object(similarity[None], of_frame[None, None])  # [1, M, 1, N]
+        sounds = None if chance is None else presence_of(same, chance[None, None])[0, :, 0]
         mask_embed, there = answer.mask_embed[n], None
         if frame_mask_embed is not None:
-            number, same = tracker.likeliest(similarity[None], tokens[None, None])
-            mask_embed, there = frame_mask_embed[number[0, :, 0]], same[0, :, 0] > SAME_OBJECT
+            number, likely = likeliest(same)
+            mask_embed, there = frame_mask_embed[number[0, :, 0]], likely[0, :, 0] > SAME_OBJECT
         return TrackerAnswer(
             pred_logits=answer.logits[n],
             pred_mask_embed=mask_embed,
             similarity=similarity,
-            presence=presence,
+            presence=sounds,
             # The memory goes on being written; what was said stays.
             tokens=tokens.clone(),
-            frame_similarity=tracker.similarity_of_frames(tokens),
+            frame_similarity=of_frame,
             clip_mask_features=features,
             there=there,
         )

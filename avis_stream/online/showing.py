@@ -7,6 +7,7 @@ from torch import Tensor
 
 from avis_stream.models.avism import AVISM
 from avis_stream.models.postprocess import MaskSizes
+from avis_stream.models.tracker import likeliest, presence_of, same_object
 from avis_stream.online.config import OnlineConfig
 from avis_stream.online.door import FrameInput
 from avis_stream.online.identities import SOUNDING, IdentityTable
@@ -69,16 +70,16 @@ class Presenter:
         slots, at = self.geometry.slots, ring_frame(self.geometry, body.memory.seen, delay.filled - 1 - frame)
         tokens = body.memory.tokens[at * slots : (at + 1) * slots]
         looks = table.similarity[rows].to(tokens)
-        presence = self.model.tracker.presence(looks[None], tokens[None, None], delay.chance[place][None, None])
+        same = same_object(looks[None], self.model.tracker.similarity_of_frames(tokens)[None, None])
         gates = self.gates(bool(delay.silent[place]))
         since = pts_ns - round(_LAST_HOPS * self.config.hop_seconds * NANOSECONDS)
         shown = (table.score[rows] > self.config.show_score) & (table.seen_ns[rows] >= since)
         shown &= not gates.silent
         if gates.presence is not None:
-            shown &= (presence[0, :, 0] > gates.presence).cpu()
+            shown &= (presence_of(same, delay.chance[place][None, None])[0, :, 0] > gates.presence).cpu()
         embed = table.mask_embed[rows]
         if delay.mask_embed is not None:
-            number, _ = self.model.tracker.likeliest(looks[None], tokens[None, None])
+            number, _ = likeliest(same)
             embed = delay.mask_embed[place][number[0, :, 0]]
         return _result(table, rows, shown, embed, delay.features[place], sizes, pts_ns, frame_id, events)
 

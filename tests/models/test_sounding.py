@@ -16,6 +16,7 @@ from avis_stream.models.literal import LiteralAVISM
 from avis_stream.models.peaks import PeakQueries
 from avis_stream.models.postprocess import MaskSizes, find_instances, select_candidates
 from avis_stream.models.sounding import Motion, SoundingHead, motion_between
+from avis_stream.models.tracker import likeliest, presence_of, same_object
 from avis_stream.presets import preset
 from avis_stream.weights.load import unfolded_model
 
@@ -153,8 +154,8 @@ def test_presence_is_that_of_the_likeliest_same_query() -> None:
     torch.manual_seed(3)
     tokens, similarity = torch.randn(1, 4, 6, 32), torch.randn(1, 5, 32)
     sounding = torch.rand(1, 4, 6)
-    found = model.tracker.presence(similarity, tokens, sounding)
     embedded = model.tracker.similarity_of_frames(tokens)
+    found = presence_of(same_object(similarity, embedded), sounding)
     for m in range(5):
         for t in range(4):
             each = (embedded[0, t] @ similarity[0, m]).sigmoid() * sounding[0, t]
@@ -187,7 +188,7 @@ def test_an_object_may_be_drawn_by_its_frame_queries() -> None:
     tokens = torch.randn(1, 2, 3, channels, generator=torch.Generator().manual_seed(3))
     looks = tracker.similarity_of_frames(tokens)[0]
     similarity = torch.stack([looks[0, 2] + looks[1, 0], -looks.sum((0, 1))])[None]
-    number, same = tracker.likeliest(similarity, tokens)
+    number, same = likeliest(same_object(similarity, looks[None]))
     chances = torch.einsum("mc,tnc->mtn", similarity[0], looks).sigmoid()
     assert torch.equal(number[0], chances.argmax(-1))
     torch.testing.assert_close(same[0], chances.amax(-1))
