@@ -25,6 +25,8 @@ setup: $(VENV)/.installed
 
 $(VENV)/.torch: constraints.txt
 	@command -v c++ >/dev/null || [ "$(BUILD)" = 0 ] || { echo "a C++ compiler is missing: install g++ (apt-get install g++), or set BUILD=0 for the slower pure PyTorch form" >&2; exit 1; }
+	@test -x $(BIN)/python || [ -z "$(PYTHON)" ] || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is not Python 3.11 or later: set PYTHON=" >&2; exit 1; }
+	@test -x $(BIN)/python || [ -n "$(PYTHON)" ] || { echo "no Python 3.11 or later is on the PATH: install one (apt-get install python3.11 python3.11-venv), or set PYTHON=" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv --system-site-packages $(VENV) || { echo "$(PYTHON) cannot make virtual environments: apt-get install python3-venv, or set PYTHON=" >&2; exit 1; }
 	$(PIP) "$(TORCH_SPEC)"
 	$(PIP) -c constraints.txt setuptools wheel pybind11 ninja "cmake>=3.24" numpy

@@ -18,12 +18,11 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-
-import tomllib
 
 ROOT = Path(__file__).parents[1]
 LIBRARY = ROOT / "avis_stream" / "ops" / "libavis_cuda.so"

@@ -219,7 +219,7 @@ class _Views:
                     # One on its way at a time: whoever is slow skips what is old by then, and delays nobody.
                     await asyncio.wait_for(socket.receive_text(), _ACK_SECONDS)
                 message = await slot.take(1.0)
-        except (WebSocketDisconnect, asyncio.TimeoutError, RuntimeError):
+        except (TimeoutError, WebSocketDisconnect, RuntimeError):
             with contextlib.suppress(RuntimeError):
                 await socket.close()
         finally:

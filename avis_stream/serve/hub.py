@@ -41,7 +41,7 @@ class Slot:
         """The next message; None: there was none in time."""
         try:
             await asyncio.wait_for(self._ready.wait(), timeout)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             return None
         if self._texts:
             return self._texts.popleft()
