@@ -20,7 +20,7 @@ from avis_stream.checks import describe
 from avis_stream.errors import NativeUnavailableError, ShapeError
 from avis_stream.ops.ms_deform_attn import check_arguments as check_msda
 from avis_stream.ops.ms_deform_attn_fused import check_arguments as check_fused
-from avis_stream.ops.range_attn import check_ranges, check_tensors
+from avis_stream.ops.range_attn import check_arguments as check_range
 from avis_stream.ops.range_attn_paged import check_arguments as check_paged
 from avis_stream.ops.range_attn_paged import check_write
 
@@ -176,17 +176,24 @@ class CudaLibrary:
 
     def ms_deform_attn(self, value: Tensor, shapes: Sequence[int], loc: Tensor, weight: Tensor) -> Tensor:
         """`avis::ms_deform_attn`."""
-        check_msda(value, shapes, loc, weight)
         return self._forward(value, shapes, loc, weight, None)
 
     def ms_deform_attn_fused(
         self, value: Tensor, shapes: Sequence[int], ref: Tensor, offsets: Tensor, logits: Tensor
     ) -> Tensor:
         """`avis::ms_deform_attn_fused`."""
-        check_fused(value, shapes, ref, offsets, logits)
         return self._forward(value, shapes, offsets, logits, ref)
 
+    @staticmethod
+    def _check(value: Tensor, shapes: Sequence[int], loc: Tensor, weight: Tensor, ref: Tensor | None) -> None:
+        """Of the plain operator, or, with `ref`, of the fused one, whose `loc` are offsets and `weight` logits."""
+        if ref is None:
+            check_msda(value, shapes, loc, weight)
+        else:
+            check_fused(value, shapes, ref, loc, weight)
+
     def _forward(self, value: Tensor, shapes: Sequence[int], loc: Tensor, weight: Tensor, ref: Tensor | None) -> Tensor:
+        self._check(value, shapes, loc, weight, ref)
         out = value.new_empty(value.shape[0], loc.shape[1], value.shape[2] * value.shape[3])
         if out.numel() == 0 or weight.numel() == 0:
             return out.zero_()
@@ -204,7 +211,6 @@ class CudaLibrary:
         mask: Sequence[bool],
     ) -> tuple[Tensor, ...]:
         """`avis::ms_deform_attn_backward`."""
-        check_msda(value, shapes, loc, weight)
         grad_value, _, grad_loc, grad_weight = self._backward(
             grad_out, value, shapes, loc, weight, None, [mask[0], False, mask[1], mask[2]]
         )
@@ -221,7 +227,6 @@ class CudaLibrary:
         mask: Sequence[bool],
     ) -> tuple[Tensor, ...]:
         """`avis::ms_deform_attn_fused_backward`."""
-        check_fused(value, shapes, ref, offsets, logits)
         return self._backward(grad_out, value, shapes, offsets, logits, ref, mask)
 
     def _backward(
@@ -235,6 +240,7 @@ class CudaLibrary:
         mask: Sequence[bool],
     ) -> tuple[Tensor, ...]:
         """Gradients of value, ref, loc and weight; [0] where the mask does not ask for them."""
+        self._check(value, shapes, loc, weight, ref)
         wide = {
             "grad_value": torch.zeros(value.shape if mask[0] else 0, device=value.device),
             "grad_ref": loc.new_empty(ref.shape if ref is not None and mask[1] else 0),
@@ -301,8 +307,7 @@ class CudaLibrary:
         scale: float,
     ) -> tuple[Tensor, Tensor]:
         """`avis::range_attn`."""
-        check_tensors(q, k, v, key_bias)
-        check_ranges(q.shape[1], k.shape[1], q_starts, k_ranges)
+        check_range(q, k, v, q_starts, k_ranges, key_bias)
         out, lse = q.new_empty(q.shape), q.new_empty(q.shape[0], q.shape[2], q.shape[1], dtype=torch.float32)
         if lse.numel() > 0:
             args, _kept = self._range(q, k, v, key_bias, scale, out, lse)
@@ -325,8 +330,7 @@ class CudaLibrary:
         mask: Sequence[bool],
     ) -> tuple[Tensor, ...]:
         """`avis::range_attn_backward`."""
-        check_tensors(q, k, v, key_bias)
-        check_ranges(q.shape[1], k.shape[1], q_starts, k_ranges)
+        check_range(q, k, v, q_starts, k_ranges, key_bias)
         grads = self._range_grads(q, k, mask)
         if lse.numel() > 0 and k.numel() > 0:
             args, _kept = self._range(q, k, v, key_bias, scale, out.contiguous(), lse.contiguous())

@@ -96,8 +96,7 @@ def range_attn(
         [2.0, 8.0]
     """
     starts, ranges = flat_ints(q_starts), flat_ints(k_ranges)
-    check_tensors(q, k, v, key_bias)
-    check_ranges(q.shape[1], k.shape[1], starts, ranges)
+    check_arguments(q, k, v, starts, ranges, key_bias)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     out, lse = torch.ops.avis.range_attn(q, k, v, starts, ranges, key_bias, scale)
     return (out, lse) if return_lse else out
@@ -114,6 +113,14 @@ def flat_ints(values: Sequence[Any] | Tensor) -> list[int]:
     return flat
 
 
+def check_arguments(
+    q: Tensor, k: Tensor, v: Tensor, q_starts: Sequence[int], k_ranges: Sequence[int], key_bias: Tensor | None
+) -> None:
+    """Raises ShapeError unless the arguments of `range_attn` fit together."""
+    check_tensors(q, k, v, key_bias)
+    check_ranges(q.shape[1], k.shape[1], q_starts, k_ranges)
+
+
 def check_tensors(q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None) -> None:
     """Raises ShapeError unless the tensors fit together."""
     check_shape(q, "q", "B Nq H D")
@@ -128,7 +135,7 @@ def check_tensors(q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None) -> N
         if tensor.dtype != q.dtype or tensor.device != q.device:
             raise ShapeError(f"{name} must be {q.dtype} on {q.device} as q is, got {tensor.dtype} on {tensor.device}")
     if key_bias is not None:
-        wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+        wide = wide_dtype(q)
         if key_bias.shape != k.shape[:2] or key_bias.dtype != wide or key_bias.device != q.device:
             raise ShapeError(
                 f"key_bias must be {wide} [B={batch}, Nk={k.shape[1]}] on {q.device}, "
@@ -210,8 +217,7 @@ def reference(
     key_bias: Tensor | None,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    check_tensors(q, k, v, key_bias)
-    check_ranges(q.shape[1], k.shape[1], q_starts, k_ranges)
+    check_arguments(q, k, v, q_starts, k_ranges, key_bias)
     batch, queries, heads, _ = q.shape
     out = q.new_zeros(q.shape)
     lse = torch.full((batch, heads, queries), -torch.inf, dtype=wide_dtype(q), device=q.device)
