@@ -12,7 +12,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -79,13 +79,12 @@ class Answer:
         """(width, height) of the frames it belongs to."""
         return int(self.result.mask.shape[2]), int(self.result.mask.shape[1])
 
-    @property
-    def id_map(self) -> NDArray[np.uint8]:
-        """uint8 [H, W]: 0 where nothing sounds, else the identity's id (above 255: modulo 255, plus 1)."""
+    def id_map(self, kind: type[np.uint8] | type[np.uint16] = np.uint8) -> NDArray[Any]:
+        """[H, W]: 0 where nothing sounds, else the identity's id (if `kind` is too small for it: modulo, plus 1)."""
         result = self.result
-        ids = np.zeros(tuple(result.mask.shape[1:]), np.uint8)
+        ids = np.zeros(tuple(result.mask.shape[1:]), kind)
         for row in reversed(range(len(result))):  # best last, so on top
-            ids[result.mask[row].numpy()] = (int(result.track_id[row]) - 1) % 255 + 1
+            ids[result.mask[row].numpy()] = (int(result.track_id[row]) - 1) % int(np.iinfo(kind).max) + 1
         return ids
 
 
@@ -311,12 +310,17 @@ class Row:
 
 
 def model_segmenter(
-    name: str, weights: str | None, device: str, score_threshold: float
+    name: str, weights: str | None, device: str, score_threshold: float, mask_threshold: float
 ) -> tuple[Any, tuple[str, ...], bool]:
-    """A segmenter for `Follower`, the names of its classes, and whether it wants the picture 100 ms earlier."""
+    """A segmenter for `Follower`, the names of its classes, and whether it wants the picture 100 ms earlier.
+
+    A negative `score_threshold` is the model's own.
+    """
     from avis_stream.online import OnlineConfig, OnlineSegmenter
     from avis_stream.weights import load
 
     model = load(name, weights or None, device)
-    config = OnlineConfig(show_score=score_threshold) if score_threshold >= 0 else OnlineConfig()
+    config = OnlineConfig(mask_threshold=mask_threshold)
+    if score_threshold >= 0:
+        config = replace(config, show_score=score_threshold)
     return OnlineSegmenter(model, config), tuple(model.classes), model.wants_previous

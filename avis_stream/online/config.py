@@ -79,6 +79,9 @@ class OnlineConfig:
     # What is shown.
     show_score: float = 0.15
     """An identity is shown above this score; lower than `birth_score`, so that it does not flicker."""
+    mask_threshold: float = 0.5
+    """A pixel belongs to a mask above this probability; more draws smaller masks. What `min_area` and the quality of
+    masks look at is the area above 0.5 all the same, as officially."""
     min_area: float = 2e-4
     """Least share of the picture that a mask must cover."""
     presence_gate: bool = True
@@ -108,6 +111,7 @@ class OnlineConfig:
             require(getattr(self, name) >= 1, f"OnlineConfig.{name}", getattr(self, name), ">= 1")
         for name in ("max_anchors", "refine_delay", "min_area"):
             require(getattr(self, name) >= 0, f"OnlineConfig.{name}", getattr(self, name), ">= 0")
+        require(0 < self.mask_threshold < 1, "OnlineConfig.mask_threshold", self.mask_threshold, "between 0 and 1")
         for name in ("hop_seconds", "forget_s"):
             require(getattr(self, name) > 0, f"OnlineConfig.{name}", getattr(self, name), "> 0 s")
         for name in ("half_life_s", "ring_seconds", "dormant_s"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -120,20 +121,21 @@ def _likest_token(answer: TrackerAnswer, query: Tensor) -> tuple[Tensor, Tensor]
     return answer.tokens[slot], slot
 
 
-def draw(mask_embed: Tensor, features: Tensor, sizes: MaskSizes) -> tuple[Tensor, Tensor]:
+def draw(mask_embed: Tensor, features: Tensor, sizes: MaskSizes, threshold: float = 0.5) -> tuple[Tensor, Tensor]:
     """Masks on a picture.
 
     Args:
         mask_embed: [I, Cm].
         features: [Cm, h, w] of the frame.
         sizes: Through which masks go.
+        threshold: Probability above which a pixel belongs to a mask.
     Returns:
         Masks bool [I, H, W] on the CPU, and their boxes float32 [I, 4].
     """
     if not len(mask_embed):
         return torch.zeros(0, *sizes.output, dtype=torch.bool), torch.zeros(0, 4)
     logits = mask_logits(mask_embed.to(features), features[None], sizes)
-    masks = (resize_logits(logits, sizes.output)[0] > 0).cpu()
+    masks = (resize_logits(logits, sizes.output)[0] > math.log(threshold / (1 - threshold))).cpu()
     return masks, boxes_of(masks)
 
 

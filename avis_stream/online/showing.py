@@ -52,7 +52,7 @@ class Presenter:
         rows = table.live
         shown = table.status[rows] == SOUNDING
         embed = table.mask_embed[rows]
-        return _result(table, rows, shown, embed, features, sizes, pts_ns, frame_id, events)
+        return self._result(table, rows, shown, embed, features, sizes, pts_ns, frame_id, events)
 
     def late(self, body: StreamBody, frame: int, sizes: MaskSizes, events: tuple[Event, ...]) -> OnlineResult:
         """A frame kept back, drawn by what is known now: its refined tokens decide who sounded in it.
@@ -81,35 +81,35 @@ class Presenter:
         if delay.mask_embed is not None:
             number, _ = likeliest(same)
             embed = delay.mask_embed[place][number[0, :, 0]]
-        return _result(table, rows, shown, embed, delay.features[place], sizes, pts_ns, frame_id, events)
+        return self._result(table, rows, shown, embed, delay.features[place], sizes, pts_ns, frame_id, events)
 
-
-def _result(
-    table: IdentityTable,
-    rows: Tensor,
-    shown: Tensor,
-    embed: Tensor,
-    features: Tensor,
-    sizes: MaskSizes,
-    pts_ns: int,
-    frame_id: int,
-    events: tuple[Event, ...],
-) -> OnlineResult:
-    masks, boxes = draw(embed[shown.to(embed.device)], features, sizes)
-    mask = torch.zeros(len(rows), *sizes.output, dtype=torch.bool)
-    box = torch.zeros(len(rows), 4)
-    mask[shown], box[shown] = masks, boxes
-    return OnlineResult(
-        pts_ns=pts_ns,
-        frame_id=frame_id,
-        track_id=table.public_id[rows],
-        class_id=table.class_id[rows],
-        score=table.score[rows].clamp(0, 1),
-        sounding=shown & mask.flatten(1).any(dim=1),
-        mask=mask,
-        box=box,
-        events=events,
-    )
+    def _result(
+        self,
+        table: IdentityTable,
+        rows: Tensor,
+        shown: Tensor,
+        embed: Tensor,
+        features: Tensor,
+        sizes: MaskSizes,
+        pts_ns: int,
+        frame_id: int,
+        events: tuple[Event, ...],
+    ) -> OnlineResult:
+        masks, boxes = draw(embed[shown.to(embed.device)], features, sizes, self.config.mask_threshold)
+        mask = torch.zeros(len(rows), *sizes.output, dtype=torch.bool)
+        box = torch.zeros(len(rows), 4)
+        mask[shown], box[shown] = masks, boxes
+        return OnlineResult(
+            pts_ns=pts_ns,
+            frame_id=frame_id,
+            track_id=table.public_id[rows],
+            class_id=table.class_id[rows],
+            score=table.score[rows].clamp(0, 1),
+            sounding=shown & mask.flatten(1).any(dim=1),
+            mask=mask,
+            box=box,
+            events=events,
+        )
 
 
 def nothing(given: FrameInput, events: tuple[Event, ...]) -> OnlineResult:

@@ -132,14 +132,15 @@ def test_where_nothing_sounds_nothing_is_drawn() -> None:
         sounding=torch.zeros(0).bool(), mask=torch.zeros(0, 4, 4).bool(), box=torch.zeros(0, 4),
     )  # fmt: skip
     assert layer_of(empty, CLASSES) is None
-    assert not Answer(empty, 1, None).id_map.any()
+    assert not Answer(empty, 1, None).id_map().any()
 
 
 def test_the_id_map_and_the_rows() -> None:
-    ids = Answer(result(), 1, None).id_map
+    ids = Answer(result(), 1, None).id_map()
     assert ids[15, 15] == 3
     assert ids[25, 35] == 3, "the better one is on top"
     assert ids[45, 60] == 3, "258 is shown as 3, for lack of bits"
+    assert Answer(result(), 1, None).id_map(np.uint16)[45, 60] == 258
     rows = Row.all_of(result(), CLASSES)
     assert [(row.track_id, row.label, row.box) for row in rows] == [
         (3, "dog", (10, 10, 30, 20)), (258, "acoustic_guitar", (30, 20, 40, 30)),

@@ -143,8 +143,8 @@ def test_inspect_shows_documented_properties(shell: dict[str, str]) -> None:
     assert done.returncode == 0, done.stderr
     for name in ("video_sink", "video_src", "audio_sink", "mask_src", "json_src"):
         assert f"'{name}'" in done.stdout
-    for name in ("model", "weights", "device", "score-threshold", "audio-wait-ms", "max-latency-ms", "num-threads",
-                 "sync", "overlay", "post-messages", "result-age-ms", "stats"):  # fmt: skip
+    for name in ("model", "weights", "device", "score-threshold", "mask-threshold", "audio-wait-ms", "max-latency-ms",
+                 "num-threads", "sync", "overlay", "post-messages", "result-age-ms", "stats"):  # fmt: skip
         assert f"  {name} " in done.stdout
 
 
@@ -374,36 +374,87 @@ def test_a_model_that_cannot_be_loaded_is_an_error(gst: Any) -> None:
     run.pipeline.set_state(gst.State.NULL)
 
 
-def test_analytics_objects_where_gstreamer_has_them(gst: Any) -> None:
-    from avis_stream.interop.follower import Row
-    from avis_stream.interop.gst_element import attach_analytics
+def test_thresholds_are_the_models(gst: Any, stub: StubSegmenter, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = []
 
-    calls: list[tuple[Any, ...]] = []
+    def loaded(*given: Any) -> Any:
+        wanted.append(given)
+        return stub, ("dog",), False
 
-    class Meta:
-        def add_od_mtd(self, label: int, x: int, y: int, w: int, h: int, score: float) -> tuple[bool, Any]:
-            calls.append(("object", x, y, w, h, score))
-            return True, type("Mtd", (), {"id": len(calls)})
+    monkeypatch.setattr("avis_stream.interop.follower.model_segmenter", loaded)
+    with Run(gst, f"{video(1)} ! avisseg name=m sync=true score-threshold=0.25 mask-threshold=0.75 {OUT}") as run:
+        run.pull()
+    with Run(gst, f"{video(1)} ! avisseg name=m sync=true {OUT}") as run:
+        run.pull()
+    assert wanted == [("avism_mini", "", "cpu", 0.25, 0.75), ("avism_mini", "", "cpu", -1.0, 0.5)]
 
-        def add_tracking_mtd(self, track: int, pts: int) -> tuple[bool, Any]:
-            calls.append(("track", track, pts))
-            return True, type("Mtd", (), {"id": len(calls)})
 
-        def set_relation(self, kind: str, one: int, other: int) -> None:
-            calls.append((kind, one, other))
+def test_rows_lie_as_the_buffer_says(gst: Any, stub: StubSegmenter) -> None:
+    """Cameras and GPUs give strides of their own, and say so in a GstVideoMeta; the last row need not be whole."""
+    from gi.repository import GstVideo
 
-    class Namespace:
-        RelTypes = type("RelTypes", (), {"RELATE_TO": "related"})
+    offset, stride = 32, 256
+    pixels = np.random.default_rng(0).integers(0, 255, (48, 64, 3)).astype(np.uint8)
+    data = np.zeros(offset + 48 * stride, np.uint8)
+    rows = data[offset:].reshape(48, stride)
+    rows[:, :192] = pixels.reshape(48, 192)
+    buffer = gst.Buffer.new_wrapped(data[: offset + 47 * stride + 192].tobytes())
+    buffer.pts, buffer.duration = 0, gst.SECOND
+    GstVideo.buffer_add_video_meta_full(
+        buffer, GstVideo.VideoFrameFlags.NONE, GstVideo.VideoFormat.RGB, 64, 48, 1, [offset, 0, 0, 0], [stride, 0, 0, 0]
+    )
+    caps = "video/x-raw,format=RGB,width=64,height=48,framerate=1/1"
+    with Run(gst, f"appsrc name=in format=time caps={caps} ! avisseg name=m sync=true overlay=true {OUT}") as run:
+        run.pipeline.get_by_name("in").emit("push-buffer", buffer)
+        run.pipeline.get_by_name("in").emit("end-of-stream")
+        (sample,) = run.pull()
+    (pair,) = stub.steps
+    assert np.array_equal(pair.frame.image.permute(1, 2, 0).numpy(), pixels)
+    drawn = np.frombuffer(sample.get_buffer().extract_dup(0, len(data)), np.uint8)
+    tinted = np.lib.stride_tricks.as_strided(drawn[offset:], (48, 64, 3), (stride, 3, 1))
+    assert (tinted[20:40] != pixels[20:40]).mean() > 0.5
+    assert not drawn[:offset].any(), "nothing is drawn outside the picture"
+    assert not drawn[offset + 192 : offset + stride].any()
 
-        @staticmethod
-        def buffer_add_analytics_relation_meta(_buffer: Any) -> Meta:
-            return Meta()
 
-    buffer = gst.Buffer.new()
-    buffer.pts = 7
-    assert attach_analytics(buffer, [Row(5, "dog", 0.8, (1, 2, 3, 4))], Namespace)
-    assert calls == [("object", 1, 2, 3, 4, 0.8), ("track", 5, 7), ("related", 1, 2)]
-    assert not attach_analytics(buffer, [], Namespace)
+def test_sound_that_is_always_late_is_worth_one_warning(gst: Any, stub: StubSegmenter) -> None:
+    silent = "appsrc name=nobody format=time ! audio/x-raw,format=F32LE,rate=16000,channels=1,layout=interleaved"
+    text = f"{video(30)} ! avisseg name=m sync=true audio-wait-ms=1 {silent} ! m.audio_sink {OUT}"
+    with Run(gst, text) as run:
+        assert len(run.pull()) == 30
+        assert not run.errors
+    (warning,) = [m.parse_warning() for m in run.messages if m.type == gst.MessageType.WARNING]
+    assert "sound comes more than 1 ms after its frames" in warning[0].message
+    assert "queue" in warning[1]
+
+
+def test_a_flush_lets_go_a_frame_that_waits_for_sound(gst: Any, stub: StubSegmenter) -> None:
+    silent = "appsrc name=nobody format=time ! audio/x-raw,format=F32LE,rate=16000,channels=1,layout=interleaved"
+    text = f"{video(30)} ! avisseg name=m sync=true audio-wait-ms=10000 {silent} ! m.audio_sink {OUT}"
+    with Run(gst, text) as run:
+        wait_for(lambda: run.element.get_property("stats").get_value("frames-in") == 1, 20, "the first frame")
+        assert run.element.get_static_pad("video_sink").send_event(gst.Event.new_flush_start())
+        wait_for(lambda: run.element.get_property("stats").get_value("results") == 1, 5, "its result")
+
+
+def test_a_pad_beside_the_video_may_come_again(gst: Any, stub: StubSegmenter) -> None:
+    """Each has a stream of its own, with all that belongs to one."""
+    with Run(gst, f"{video(-1, live=True)} ! avisseg name=m sync=true m.video_src ! fakesink") as run:
+        for _ in range(2):
+            appsink = gst.ElementFactory.make("appsink", None)
+            appsink.set_property("sync", False)
+            run.pipeline.add(appsink)
+            appsink.sync_state_with_parent()
+            pad = run.element.request_pad_simple("mask_src")
+            assert pad.link(appsink.get_static_pad("sink")) == gst.PadLinkReturn.OK
+            pad.set_active(True)
+            sample = appsink.emit("try-pull-sample", 20 * gst.SECOND)
+            assert sample is not None
+            assert sample.get_segment().format == gst.Format.TIME
+            run.element.release_request_pad(pad)
+            appsink.set_state(gst.State.NULL)
+            run.pipeline.remove(appsink)
+        assert not run.errors
 
 
 @pytest.mark.slow

@@ -1,0 +1,79 @@
+"""Pixels in GStreamer's buffers: copied out for the model, drawn into for an overlay, made for masks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import gi
+import numpy as np
+from numpy.typing import NDArray
+
+gi.require_version("Gst", "1.0")
+gi.require_version("GstVideo", "1.0")
+from gi.repository import Gst, GstVideo  # noqa: E402
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where the rows of an RGB picture lie in a buffer."""
+
+    width: int
+    height: int
+    stride: int
+    """Bytes from one row to the next: padded to 4, or whatever whoever made the buffer likes."""
+    offset: int = 0
+
+    @staticmethod
+    def of_caps(caps: Any) -> Layout:
+        """What caps alone say."""
+        info = GstVideo.VideoInfo.new_from_caps(caps)
+        return Layout(info.width, info.height, info.stride[0], info.offset[0])
+
+    def of(self, buffer: Any) -> Layout:
+        """This layout, unless the buffer says otherwise: cameras and GPUs have strides of their own."""
+        meta = GstVideo.buffer_get_video_meta(buffer)
+        return self if meta is None else Layout(meta.width, meta.height, meta.stride[0], meta.offset[0])
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height)."""
+        return self.width, self.height
+
+    def view(self, data: Any) -> NDArray[np.uint8]:
+        """The picture uint8 [H, W, 3] in the bytes of a mapped buffer; must not outlive the mapping."""
+        # By strides: a reshaped copy would be drawn into in vain. The last row need not be padded.
+        return np.ndarray((self.height, self.width, 3), np.uint8, data, self.offset, (self.stride, 3, 1))
+
+
+def picture_of(buffer: Any, layout: Layout) -> NDArray[np.uint8]:
+    """A copy of the picture, uint8 [H, W, 3]: the frame itself goes on its way."""
+    good, info = buffer.map(Gst.MapFlags.READ)
+    if not good:
+        raise RuntimeError("a video buffer cannot be read")
+    picture = layout.of(buffer).view(info.data).copy()
+    buffer.unmap(info)
+    return picture
+
+
+def draw_into(buffer: Any, layer: Any, layout: Layout) -> None:
+    """Blends a `Layer` into a buffer that may be written to."""
+    layout = layout.of(buffer)
+    good, info = buffer.map(Gst.MapFlags.READ | Gst.MapFlags.WRITE)
+    if good:
+        layer.blend(layout.view(info.data))
+        buffer.unmap(info)
+
+
+def mask_buffer(ids: NDArray[Any] | None, size: tuple[int, int]) -> Any:
+    """A map of ids [H, W], GRAY8 or GRAY16_LE by its dtype, as a buffer; None: zeros.
+
+    Rows are padded to four bytes, as GStreamer takes for granted.
+    """
+    width, height = size
+    if ids is None:
+        ids = np.zeros((height, width), np.uint8)
+    row = (width * ids.itemsize + 3) // 4 * 4
+    padded = np.zeros((height, row // ids.itemsize), ids.dtype.newbyteorder("<"))
+    padded[:, :width] = ids
+    return Gst.Buffer.new_wrapped(padded.tobytes())

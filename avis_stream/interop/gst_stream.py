@@ -1,0 +1,262 @@
+"""One run of the element `avisseg`, from PAUSED to READY: frames and sound in, frames with results out."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import gi
+import numpy as np
+import torch
+
+from avis_stream.interop.follower import Answer, Follower
+from avis_stream.interop.gst_frames import Layout, draw_into, mask_buffer, picture_of
+from avis_stream.interop.gst_metadata import Analytics, attach_regions, message_of
+from avis_stream.types import SAMPLE_RATE, AVPair, VideoFrame
+from avis_stream.writers.jsonl import result_record
+
+gi.require_version("Gst", "1.0")
+from gi.repository import Gst  # noqa: E402
+
+_EVERYTHING = (
+    Gst.BufferCopyFlags.FLAGS | Gst.BufferCopyFlags.TIMESTAMPS | Gst.BufferCopyFlags.META | Gst.BufferCopyFlags.MEMORY
+)
+_KEPT_TIMES = 1024
+_LATE_FRAMES = 10
+"""So many without the end of their sound are worth a warning; a microphone that begins late costs a few."""
+
+
+class Stream:
+    """What the element does while it runs. It is made anew for each run, so nothing has to be forgotten."""
+
+    def __init__(
+        self, name: str, pads: Mapping[str, Any], values: Mapping[str, Any], model: tuple[Any, tuple[str, ...], bool],
+        *, post: Callable[[Any], object], warn: Callable[[str, str], object],
+    ) -> None:  # fmt: skip
+        """Starts the model's thread, unless frames wait for their results.
+
+        Args:
+            name: Of the element.
+            pads: Its pads by the names of their templates; those on request come and go.
+            values: Its properties, as they are at any moment.
+            model: From `model_segmenter`.
+            post: Takes the structure of an element message; from the model's thread.
+            warn: Takes a warning and its remedy.
+        """
+        segmenter, self._classes, wants_previous = model
+        self._name, self._pads, self._values, self._post, self._warn = name, pads, values, post, warn
+        self._follower = Follower(
+            segmenter, self._classes, num_threads=values["num-threads"] or max(1, (os.cpu_count() or 1) // 2),
+            audio_wait_ms=values["audio-wait-ms"], draw=values["overlay"], told=self._tell,
+            wants_previous=wants_previous,
+        )  # fmt: skip
+        self._segment, self._audio_segment = Gst.Segment(), Gst.Segment()
+        self._segment.init(Gst.Format.TIME)
+        self._audio_segment.init(Gst.Format.TIME)
+        self._layout: Layout | None = None
+        self._analytics = Analytics()
+        self._masks, self._texts = SideStream(f"{name}/mask_src"), SideStream(f"{name}/json_src")
+        self._mask_caps: Any = None
+        self._told_json = 0
+        self._warned = False
+        self._times: deque[int] = deque(maxlen=_KEPT_TIMES)
+        self._frames_out = 0
+        self.age_ms = -1
+        """Of the last frame's result; -1: it has none."""
+        self.audio_pad_changed()
+        if not values["sync"]:
+            self._follower.start()
+
+    def stop(self) -> None:
+        """Lets go whatever waits, and ends the model's thread after the step at hand."""
+        self._follower.stop()
+
+    def audio_pad_changed(self) -> None:
+        """There is a pad for sound now, or none any more."""
+        if "audio_sink" in self._pads:
+            self._follower.expect_sound()
+        else:
+            self._follower.sound_over()
+
+    # --- frames ------------------------------------------------------------------------------------------------------
+
+    def take_frame(self, buffer: Any) -> Any:
+        """Hands a frame to the model, and on with the newest result there is."""
+        begin = time.perf_counter_ns()
+        follower, layout = self._follower, self._layout
+        if layout is None:
+            return Gst.FlowReturn.NOT_NEGOTIATED
+        pts_ns = self._segment.to_running_time(Gst.Format.TIME, buffer.pts)
+        waited, picture = 0, None
+        if pts_ns != Gst.CLOCK_TIME_NONE:  # else it is outside the segment: nobody will see it
+            picture = picture_of(buffer, layout)
+        if picture is not None and self._values["sync"]:
+            before = time.perf_counter_ns()
+            follower.frame_sync(picture, pts_ns)
+            waited = time.perf_counter_ns() - before
+        answer = self._fitting(follower.answer, pts_ns, layout)
+        out = self._with_answer(buffer, answer, layout) if answer is not None else buffer
+        self._push_beside(answer, buffer, layout)
+        if picture is not None and not self._values["sync"]:
+            follower.frame(picture, pts_ns)  # wakes the model, so it comes last: both want the interpreter
+        if not self._warned and follower.counts["late_sound"] >= _LATE_FRAMES:
+            self._warned = True
+            wait = self._values["audio-wait-ms"]
+            self._warn(f"sound comes more than {wait} ms after its frames", "put a queue before video_sink and "
+                       "audio_sink, raise audio-wait-ms, or give the source of sound a smaller latency")  # fmt: skip
+        self._times.append(time.perf_counter_ns() - begin - waited)
+        self._frames_out += 1
+        return self._pads["video_src"].push(out)
+
+    def _fitting(self, answer: Answer | None, pts_ns: int, layout: Layout) -> Answer | None:
+        """The newest answer, if it is of such frames and not too old."""
+        self.age_ms = -1
+        if answer is None or answer.size != layout.size:
+            return None
+        age_ms = 0 if pts_ns == Gst.CLOCK_TIME_NONE else max(0, (pts_ns - answer.result.pts_ns) // 1_000_000)
+        limit = self._values["max-latency-ms"]
+        if limit and age_ms > limit:
+            return None
+        self.age_ms = int(age_ms)
+        return answer
+
+    def _with_answer(self, buffer: Any, answer: Answer, layout: Layout) -> Any:
+        drawn = answer.layer if self._values["overlay"] else None
+        if not answer.rows and drawn is None:
+            return buffer
+        # `copy` would be another reference to the same buffer, to which nothing may be added.
+        out = buffer.copy_deep() if drawn is not None else buffer.copy_region(_EVERYTHING, 0, 2**64 - 1)
+        if drawn is not None:
+            draw_into(out, drawn, layout)
+        attach_regions(out, answer.rows, self.age_ms)
+        self._analytics.attach(out, answer)
+        return out
+
+    def _push_beside(self, answer: Answer | None, buffer: Any, layout: Layout) -> None:
+        """Masks with every frame, JSON with every result; what becomes of them does not stop the video."""
+        if "mask_src" in self._pads:
+            mask = mask_buffer(None if answer is None else answer.id_map(), layout.size)
+            self._masks.push(self._pads["mask_src"], mask, buffer, self._mask_caps, self._segment)
+        if "json_src" in self._pads and answer is not None and answer.number != self._told_json:
+            self._told_json = answer.number
+            pad, text = self._pads["json_src"], json.dumps(self._record(answer)) + "\n"
+            caps = pad.get_pad_template_caps()
+            self._texts.push(pad, Gst.Buffer.new_wrapped(text.encode()), buffer, caps, self._segment)
+
+    def _record(self, answer: Answer) -> dict[str, Any]:
+        result = answer.result
+        image = torch.zeros(3, *result.mask.shape[1:], dtype=torch.uint8)
+        frame = VideoFrame(image=image, pts_ns=result.pts_ns, frame_id=result.frame_id, source_id=self._name)
+        pair = AVPair(frame=frame, audio=torch.zeros(SAMPLE_RATE))
+        return result_record(pair, result, self._classes)
+
+    def _tell(self, answer: Answer) -> None:
+        if self._values["post-messages"]:
+            self._post(message_of(answer))
+
+    # --- sound -------------------------------------------------------------------------------------------------------
+
+    def take_sound(self, buffer: Any) -> Any:
+        """Keeps a block of sound for the frames that it belongs to."""
+        pts_ns = self._audio_segment.to_running_time(Gst.Format.TIME, buffer.pts)
+        if pts_ns == Gst.CLOCK_TIME_NONE:
+            return Gst.FlowReturn.OK
+        good, info = buffer.map(Gst.MapFlags.READ)
+        if good:
+            samples = np.frombuffer(info.data, np.float32).copy()
+            buffer.unmap(info)
+            self._follower.sound(samples, pts_ns)
+        return Gst.FlowReturn.OK
+
+    # --- events ------------------------------------------------------------------------------------------------------
+
+    def video_event(self, event: Any) -> None:
+        """Takes note of what comes between frames, and tells the pads beside."""
+        kind = event.type
+        if kind == Gst.EventType.CAPS:
+            self._take_caps(event.parse_caps())
+        elif kind == Gst.EventType.SEGMENT:
+            self._segment = event.parse_segment().copy()
+            self._masks.new_segment()
+            self._texts.new_segment()
+        elif kind == Gst.EventType.FLUSH_START:
+            self._follower.sound_over()  # a frame may wait for some
+        elif kind == Gst.EventType.FLUSH_STOP:
+            self._follower.reset()
+            self._segment.init(Gst.Format.TIME)
+            self.audio_pad_changed()
+        if kind in (Gst.EventType.EOS, Gst.EventType.FLUSH_START, Gst.EventType.FLUSH_STOP):
+            self._masks.hand_on(event, self._pads.get("mask_src"))
+            self._texts.hand_on(event, self._pads.get("json_src"))
+
+    def _take_caps(self, caps: Any) -> None:
+        self._layout = layout = Layout.of_caps(caps)
+        known, number, base = caps.get_structure(0).get_fraction("framerate")
+        self._mask_caps = Gst.Caps.from_string(
+            f"video/x-raw,format=GRAY8,width={layout.width},height={layout.height},"
+            f"framerate={number if known else 0}/{base if known else 1}"
+        )
+
+    def audio_event(self, event: Any) -> None:
+        """Takes note of what comes between blocks of sound."""
+        kind = event.type
+        if kind == Gst.EventType.SEGMENT:
+            self._audio_segment = event.parse_segment().copy()
+        elif kind in (Gst.EventType.EOS, Gst.EventType.FLUSH_START):
+            self._follower.sound_over()
+        elif kind == Gst.EventType.FLUSH_STOP:
+            self._audio_segment.init(Gst.Format.TIME)
+
+    # --- figures -----------------------------------------------------------------------------------------------------
+
+    def figures(self) -> dict[str, int]:
+        """Of the property `stats`."""
+        times, counts, stats = sorted(self._times), dict(self._follower.counts), self._follower.stats
+        return {
+            "frames-in": counts.get("frames", 0), "frames-out": self._frames_out, "results": counts.get("answers", 0),
+            "steps": counts.get("steps", 0), "refreshes": counts.get("refreshes", 0),
+            "passed-over": counts.get("passed_over", 0), "late-sound": counts.get("late_sound", 0),
+            "frame-p50-us": times[len(times) // 2] // 1000 if times else 0,
+            "frame-p99-us": times[len(times) * 99 // 100] // 1000 if times else 0,
+            "step-p50-us": round(stats.spread("step").p50 * 1000),
+            "refresh-p50-us": round(stats.spread("refresh").p50 * 1000),
+        }  # fmt: skip
+
+
+class SideStream:
+    """The stream of a pad beside the video's: it begins, with all the events that it needs, when it has something."""
+
+    def __init__(self, stream_id: str) -> None:
+        self._id = stream_id
+        self._pad: Any = None
+        """That was told of the stream; pads on request come and go."""
+        self._in_segment = False
+
+    def push(self, pad: Any, buffer: Any, like: Any, caps: Any, segment: Any) -> None:
+        """Pushes a buffer with the times of another."""
+        if not pad.is_linked():
+            return
+        if pad is not self._pad:
+            self._pad, self._in_segment = pad, False
+            pad.push_event(Gst.Event.new_stream_start(self._id))
+        current = pad.get_current_caps()
+        if current is None or not current.is_equal(caps):
+            pad.push_event(Gst.Event.new_caps(caps))
+        if not self._in_segment:
+            self._in_segment = True
+            pad.push_event(Gst.Event.new_segment(segment))
+        buffer.pts, buffer.duration = like.pts, like.duration
+        pad.push(buffer)
+
+    def new_segment(self) -> None:
+        """The segment is another; the next buffer says so."""
+        self._in_segment = False
+
+    def hand_on(self, event: Any, pad: Any) -> None:
+        """Hands on an event of the video, if there is a pad whose stream has begun."""
+        if pad is not None and pad is self._pad:
+            pad.push_event(event)
