@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,7 +34,8 @@ def add_commands(commands: Commands) -> None:
 def _live(options: argparse.Namespace) -> None:
     from avis_stream.commands.live import LiveOptions, run_live
 
-    session, classes = _session(options)
+    watch, classes = _watch(options)
+    session = watch(options.video, _audio(options))
     wanted = LiveOptions(
         json=options.json, save=options.save, summary=options.summary, duration_seconds=options.duration
     )
@@ -43,20 +45,28 @@ def _live(options: argparse.Namespace) -> None:
 def _serve(options: argparse.Namespace) -> None:
     from avis_stream.commands.serve import serve
     from avis_stream.serve.app import ServeConfig
+    from avis_stream.serve.sources import Sources
 
     config = ServeConfig(host=options.host, port=options.port, token=options.token)
-    serve(*_session(options), config)
+    sources = Sources(*_watch(options))
+    sources.open(options.video, _audio(options))
+    serve(sources, config)
 
 
-def _session(options: argparse.Namespace) -> tuple[Session, tuple[str, ...]]:
-    """A session as asked for, and the model's class names."""
+def _audio(options: argparse.Namespace) -> str | None:
     from avis_stream.sources.address import video_address
+
+    usual = "mic" if video_address(options.video).kind == "camera" else "source"
+    audio: str = options.audio or usual
+    return None if audio == "none" else audio
+
+
+def _watch(options: argparse.Namespace) -> tuple[Callable[[str, str | None], Session], tuple[str, ...]]:
+    """What makes sessions as asked for, of a source of pictures and one of sound; and the model's class names."""
     from avis_stream.stream.session import Session, SessionConfig
     from avis_stream.weights import load
 
-    # Addresses are checked before a model is loaded.
-    camera = video_address(options.video).kind == "camera"
-    audio = options.audio or ("mic" if camera else "source")
+    _audio(options)  # addresses are checked before a model is loaded
     config = SessionConfig(
         policy=options.policy, max_latency_ms=options.max_latency_ms, audio_offset_ms=options.audio_offset_ms,
         num_threads=options.threads,
@@ -68,8 +78,11 @@ def _session(options: argparse.Namespace) -> tuple[Session, tuple[str, ...]]:
         audio_weights=options.audio_weights,
         settings=options.settings,
     )
-    session = Session(
-        model, options.video, None if audio == "none" else audio, config=config, fps=options.fps,
-        realtime=True if options.realtime else None, backend=options.backend,
-    )  # fmt: skip
-    return session, tuple(model.classes)
+
+    def watch(video: str, audio: str | None) -> Session:
+        return Session(
+            model, video, audio, config=config, fps=options.fps, realtime=True if options.realtime else None,
+            backend=options.backend,
+        )  # fmt: skip
+
+    return watch, tuple(model.classes)

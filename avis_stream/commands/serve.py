@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 
 from avis_stream.errors import SourceError
 from avis_stream.serve.app import ServeConfig, run_server
-from avis_stream.serve.hub import Hub
-from avis_stream.stream.session import Session
+from avis_stream.serve.sources import Sources
 
 
-def serve(session: Session, classes: Sequence[str], config: ServeConfig) -> None:
+def serve(sources: Sources, config: ServeConfig) -> None:
     """Serves until Ctrl-C.
+
+    Args:
+        sources: With those that are watched from the beginning.
+        config: Who may come.
 
     Raises:
         SourceError: The address is taken, or a source is missing for good.
     """
     config = config.with_token()
-    hub = Hub(session, classes)
-    server = run_server(hub, config)
+    server = run_server(sources, config)
     sys.stderr.write(f"watch at {config.url} (Ctrl-C ends it)\n")
     try:
         server.run()
@@ -30,6 +31,8 @@ def serve(session: Session, classes: Sequence[str], config: ServeConfig) -> None
             f"port {config.port} of {config.host} must be free, it is not; give another --port"
         ) from error
     finally:
-        hub.stop()
-    if hub.error is not None:
-        raise SourceError(hub.error)
+        for one in sources:
+            one.hub.stop()
+    errors = [one.hub.error for one in sources if one.hub.error is not None]
+    if errors:
+        raise SourceError("; ".join(errors))

@@ -8,14 +8,16 @@ import hmac
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from avis_stream.errors import ConfigError
+from avis_stream.errors import AvisStreamError, ConfigError
 from avis_stream.serve.hub import Hub, LineSlot, Slot
+from avis_stream.serve.sources import Sources, Watched, together
+from avis_stream.sources.address import redacted
 
 try:
     from starlette.applications import Starlette
@@ -30,7 +32,7 @@ except ImportError as error:
 _ASSETS = Path(__file__).parents[1] / "assets" / "viewer"
 _COOKIE = "avis_token"
 _LOCAL = ("127.0.0.1", "localhost", "::1")
-_STALLED_SECONDS = 10.0
+_LONGEST_REQUEST = 4096
 _ACK_SECONDS = 15.0
 _HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
@@ -73,18 +75,18 @@ class ServeConfig:
         return f"http://{host}:{self.port}/" + (f"?token={self.token}" if self.token else "")
 
 
-def make_app(hub: Hub, config: ServeConfig) -> ASGIApp:
-    """The application; it starts and stops the hub's session itself."""
+def make_app(sources: Sources, config: ServeConfig) -> ASGIApp:
+    """The application; it starts and stops the sessions itself."""
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
-        hub.start(asyncio.get_running_loop())
+        sources.start()
         try:
             yield
         finally:
-            await asyncio.to_thread(hub.stop)
+            await sources.stop()
 
-    views = _Views(hub, config)
+    views, api = _Views(sources, config), _SourcesApi(sources)
     routes = [
         Route("/", views.page),
         Route("/viewer.js", views.script),
@@ -95,6 +97,10 @@ def make_app(hub: Hub, config: ServeConfig) -> ASGIApp:
         Route("/metrics", views.metrics),
         Route("/healthz", views.health),
         WebSocketRoute("/ws", views.socket),
+        Route("/api/sources", api.listed, methods=["GET"]),
+        Route("/api/sources", api.add, methods=["POST"]),
+        Route("/api/sources/{source}", api.remove, methods=["DELETE"]),
+        Route("/api/sources/{source}/restart", api.restart, methods=["POST"]),
     ]
     return _Door(Starlette(routes=routes, lifespan=lifespan), config)
 
@@ -151,9 +157,23 @@ class _Door:
         return any(value and hmac.compare_digest(value.encode(), wanted.encode()) for value in given)
 
 
+def _of_a_source(
+    view: Callable[[Any, Request, Watched], Awaitable[Response]],
+) -> Callable[[Any, Request], Awaitable[Response]]:
+    """A view of one source: that of the path or of `?source=`, else the first."""
+
+    async def answer(self: Any, request: Request) -> Response:
+        one = self.sources.find(request.path_params.get("source") or request.query_params.get("source"))
+        if one is None:
+            return PlainTextResponse("no such source; /api/sources lists what there is\n", 404, _HEADERS)
+        return await view(self, request, one)
+
+    return answer
+
+
 class _Views:
-    def __init__(self, hub: Hub, config: ServeConfig) -> None:
-        self._hub, self._config = hub, config
+    def __init__(self, sources: Sources, config: ServeConfig) -> None:
+        self.sources, self._config = sources, config
 
     async def page(self, _request: Request) -> Response:
         response = _asset("viewer.html", "text/html")
@@ -167,63 +187,70 @@ class _Views:
     async def style(self, _request: Request) -> Response:
         return _asset("viewer.css", "text/css")
 
-    async def stats(self, _request: Request) -> Response:
-        return JSONResponse(self._hub.session.stats().as_json(), headers=_HEADERS)
+    @_of_a_source
+    async def stats(self, _request: Request, one: Watched) -> Response:
+        return JSONResponse(one.hub.session.stats().as_json(), headers=_HEADERS)
 
     async def metrics(self, _request: Request) -> Response:
-        return PlainTextResponse(
-            self._hub.session.prometheus(), headers=_HEADERS, media_type="text/plain; version=0.0.4"
-        )
+        text = together([one.prometheus() for one in self.sources])
+        return PlainTextResponse(text, headers=_HEADERS, media_type="text/plain; version=0.0.4")
 
     async def health(self, _request: Request) -> Response:
-        hub = self._hub
-        age = None if hub.last_result_at is None else time.monotonic() - hub.last_result_at
-        good = not hub.over and age is not None and age < _STALLED_SECONDS
-        state = "ok" if good else hub.error or ("over" if hub.over else "no results")
-        return JSONResponse({"status": state, "seconds_since_result": age}, 200 if good else 503, _HEADERS)
+        """Well if all sources are; else of the first that is not."""
+        hubs = [one.hub for one in self.sources]
+        if not hubs:
+            return JSONResponse({"status": "no sources", "seconds_since_result": None}, 503, _HEADERS)
+        hub = next((hub for hub in hubs if hub.state != "ok"), hubs[0])
+        found = {"status": hub.error or hub.state, "seconds_since_result": hub.seconds_since_result}
+        return JSONResponse(found, 200 if hub.state == "ok" else 503, _HEADERS)
 
-    async def results(self, _request: Request) -> Response:
-        return self._stream(LineSlot(), "application/x-ndjson", b"", b"")
+    @_of_a_source
+    async def results(self, _request: Request, one: Watched) -> Response:
+        return self._stream(one.hub, LineSlot(), "application/x-ndjson", b"", b"")
 
-    async def mjpeg(self, _request: Request) -> Response:
+    @_of_a_source
+    async def mjpeg(self, _request: Request, one: Watched) -> Response:
         head = b"--frame\r\nContent-Type: image/jpeg\r\n\r\n"
-        return self._stream(Slot("mjpeg"), "multipart/x-mixed-replace; boundary=frame", head, b"\r\n")
+        return self._stream(one.hub, Slot("mjpeg"), "multipart/x-mixed-replace; boundary=frame", head, b"\r\n")
 
-    def _stream(self, slot: Slot, kind: str, head: bytes, tail: bytes) -> Response:
-        if self._hub.viewers >= self._config.max_viewers:
+    def _stream(self, hub: Hub, slot: Slot, kind: str, head: bytes, tail: bytes) -> Response:
+        if self.sources.viewers >= self._config.max_viewers:
             return PlainTextResponse("too many viewers; close one\n", 503, _HEADERS)
 
         async def parts() -> AsyncIterator[bytes]:
-            self._hub.join(slot)
+            hub.join(slot)
             try:
-                while not self._hub.over:
+                while not hub.over:
                     message = await slot.take(0.5)
                     if message is not None:
                         yield head + message + tail
             finally:
-                self._hub.leave(slot)
+                hub.leave(slot)
 
         return StreamingResponse(parts(), media_type=kind, headers=_HEADERS)
 
     async def socket(self, socket: WebSocket) -> None:
-        if self._hub.viewers >= self._config.max_viewers:
-            await socket.close(4503, "too many viewers")
+        one = self.sources.find(socket.query_params.get("source"))
+        if one is None or self.sources.viewers >= self._config.max_viewers:
+            await socket.close(*((4404, "no such source") if one is None else (4503, "too many viewers")))
             return
         await socket.accept()
-        slot = self._hub.join(Slot("ws"))
+        hub = one.hub
+        slot = hub.join(Slot("ws"))
         try:
-            message: bytes | None = json.dumps(self._hub.hello()).encode()
-            while True:
+            message: bytes | None = json.dumps(hub.hello()).encode()
+            while one.hub is hub and self.sources.find(one.id) is one:  # else: begun anew, or removed
                 if message is not None:
                     await self._send(socket, message)
                     # One on its way at a time: whoever is slow skips what is old by then, and delays nobody.
                     await asyncio.wait_for(socket.receive_text(), _ACK_SECONDS)
                 message = await slot.take(1.0)
         except (TimeoutError, WebSocketDisconnect, RuntimeError):
+            pass
+        finally:
+            hub.leave(slot)
             with contextlib.suppress(RuntimeError):
                 await socket.close()
-        finally:
-            self._hub.leave(slot)
 
     async def _send(self, socket: WebSocket, message: bytes) -> None:
         if message.startswith(b"{"):
@@ -232,17 +259,63 @@ class _Views:
             await socket.send_bytes(message)
 
 
+class _SourcesApi:
+    """What is watched, for programs: a list, and changes of it."""
+
+    def __init__(self, sources: Sources) -> None:
+        self.sources = sources
+
+    async def listed(self, _request: Request) -> Response:
+        return JSONResponse({"sources": [one.record() for one in self.sources]}, headers=_HEADERS)
+
+    async def add(self, request: Request) -> Response:
+        """Takes {"video": ADDRESS, "audio": ADDRESS or null}, as on the command line; audio may be left out."""
+        body = b""
+        async for part in request.stream():
+            body += part
+            if len(body) > _LONGEST_REQUEST:
+                return _refused("a request must be shorter", 413)
+        try:
+            wanted = json.loads(body)
+            video, audio = wanted["video"], wanted.get("audio", "source")
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return _refused('a request must be JSON such as {"video": "rtsp://10.0.0.7/cam", "audio": "source"}', 400)
+        if not isinstance(video, str) or not isinstance(audio, (str, type(None))):
+            return _refused("video must be a text, audio a text or null", 400)
+        try:
+            return JSONResponse((await self.sources.add(video, audio)).record(), 201, _HEADERS)
+        except AvisStreamError as error:
+            return _refused(str(error), 400)
+
+    @_of_a_source
+    async def remove(self, _request: Request, one: Watched) -> Response:
+        await self.sources.remove(one)
+        return Response(status_code=204, headers=_HEADERS)
+
+    @_of_a_source
+    async def restart(self, _request: Request, one: Watched) -> Response:
+        try:
+            await self.sources.restart(one)
+        except AvisStreamError as error:
+            return _refused(str(error), 409)
+        return JSONResponse(one.record(), headers=_HEADERS)
+
+
+def _refused(why: str, status: int) -> Response:
+    return PlainTextResponse(redacted(why) + "\n", status, _HEADERS)
+
+
 def _asset(name: str, kind: str) -> Response:
     return Response((_ASSETS / name).read_bytes(), media_type=kind, headers=_HEADERS)
 
 
-def run_server(hub: Hub, config: ServeConfig) -> Any:
+def run_server(sources: Sources, config: ServeConfig) -> Any:
     """A uvicorn server, ready for `run()`; it ends on Ctrl-C, or when `should_exit` is set."""
     import uvicorn
 
     return uvicorn.Server(
         uvicorn.Config(
-            make_app(hub, config), host=config.host, port=config.port, log_level="warning", access_log=False,
+            make_app(sources, config), host=config.host, port=config.port, log_level="warning", access_log=False,
             ws_max_size=1024, timeout_graceful_shutdown=1, limit_concurrency=4 * config.max_viewers,
         )
     )  # fmt: skip

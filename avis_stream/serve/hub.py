@@ -8,7 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from avis_stream.serve.message import drawn_picture_of, ids_of, packed, picture_of, viewer_record
 from avis_stream.stream.session import Session
@@ -17,6 +17,7 @@ from avis_stream.writers.jsonl import result_record
 
 _HISTORY_SECONDS = 60.0
 _EVENTS = 50
+_STALLED_SECONDS = 10.0
 
 
 class Slot:
@@ -104,6 +105,17 @@ class Hub:
     def viewers(self) -> int:
         """How many watch."""
         return len(self._slots)
+
+    @property
+    def seconds_since_result(self) -> float | None:
+        """None: there was none yet."""
+        return None if self.last_result_at is None else time.monotonic() - self.last_result_at
+
+    @property
+    def state(self) -> Literal["ok", "no results", "over"]:
+        """`no results`: none for 10 s, or none yet."""
+        age = self.seconds_since_result
+        return "over" if self.over else "ok" if age is not None and age < _STALLED_SECONDS else "no results"
 
     def hello(self) -> dict[str, Any]:
         """What a viewer needs to know of the time before it came."""

@@ -7,10 +7,12 @@ const picture = $("picture"), timeline = $("timeline");
 const hidden = new Set();            // ids whose masks are not wanted
 const known = new Map();             // id -> {label, color, score, sounding, row, seen}
 let history = [], historySeconds = 60, now = 0, last = null, socket = null, retry = 500;
+let source = new URLSearchParams(location.search).get("source"); // an id of /api/sources; null: the first
 
 function connect() {
   state("waiting", "connecting");
-  socket = new WebSocket((location.protocol === "https:" ? "wss://" : "ws://") + location.host + "/ws");
+  socket = new WebSocket((location.protocol === "https:" ? "wss://" : "ws://") + location.host
+    + "/ws" + (source === null ? "" : `?source=${encodeURIComponent(source)}`));
   socket.binaryType = "arraybuffer";
   socket.onmessage = async (event) => {
     try {
@@ -22,9 +24,39 @@ function connect() {
   };
   socket.onclose = () => {
     state("lost", "no connection");
-    setTimeout(connect, retry = Math.min(5000, retry * 1.5));
+    setTimeout(() => listSources().finally(connect), retry = Math.min(5000, retry * 1.5));
   };
 }
+
+// Programs add and remove sources; with more than one there is a choice.
+async function listSources() {
+  const answer = await fetch("api/sources");
+  if (!answer.ok) return;
+  const { sources } = await answer.json();
+  if (source !== null && !sources.some((one) => one.id === source)) { source = null; forget(); }
+  $("choice").hidden = sources.length < 2;
+  $("choice").replaceChildren(...sources.map((one, n) => {
+    const option = new Option(one.video, one.id);
+    option.selected = source === null ? n === 0 : one.id === source;
+    return option;
+  }));
+}
+
+function forget() {
+  for (const one of known.values()) one.row.remove();
+  known.clear();
+  hidden.clear();
+  history = [];
+  $("events").replaceChildren();
+  $("empty").hidden = false;
+}
+
+$("choice").addEventListener("change", (event) => {
+  source = event.target.value;
+  forget();
+  retry = 50;
+  socket.close();
+});
 
 function state(kind, text) {
   $("state").className = kind;
@@ -40,6 +72,7 @@ function told(message) {
     for (const [, sounding] of history) for (const [id, label] of sounding) identity(id, label);
     if (message.over) state("lost", message.error ? "ended: " + message.error : "ended");
     retry = 500;
+    listSources();
     drawTimeline();
   }
   if ((message.events || []).length && !$("events").dataset.any) {
