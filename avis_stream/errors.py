@@ -37,7 +37,7 @@ class MediaError(SourceError):
 
 
 class NativeUnavailableError(AvisStreamError, RuntimeError):
-    """A native kernel was required (`AVIS_STREAM_REQUIRE=native`) and is not there; the message says why."""
+    """A native kernel was required (`AVIS_STREAM_REQUIRE=native` or `cuda`) and is not there; the message says why."""
 
 
 class StateConsumedError(AvisStreamError, RuntimeError):

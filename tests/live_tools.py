@@ -22,6 +22,7 @@ import torch
 from media_files import Media, clicks, regular, write_media
 from numpy.typing import NDArray
 
+from avis_stream.needs import Need, required
 from avis_stream.online import OnlineConfig
 from avis_stream.sources.open import has_gstreamer
 from avis_stream.types import AVPair, Event, OnlineResult
@@ -56,11 +57,7 @@ _FILE = (
 )
 
 
-def required(what: str) -> bool:
-    return what in os.environ.get("AVIS_STREAM_REQUIRE", "").split(",")
-
-
-def need(there: bool, what: str, why: str) -> None:
+def need(there: bool, what: Need, why: str) -> None:
     """Skips, or fails where AVIS_STREAM_REQUIRE says that it must be there."""
     if not there:
         (pytest.fail if required(what) else pytest.skip)(why)
@@ -166,7 +163,7 @@ class VirtualMicrophone:
         try:
             import pyaudio  # noqa: F401
         except ImportError:
-            need(False, "mic", "pyaudio is not there (pip install avis-stream[mic])")
+            need(False, "mic", "pyaudio is not there (make test installs it)")
         self.folder = folder
         self.runtime = folder / "pulse"
         self.process: subprocess.Popen[bytes] | None = None

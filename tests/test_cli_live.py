@@ -20,7 +20,9 @@ from live_tools import StubSegmenter, lines_of, need_gstreamer, virtual_micropho
 from small_model import SMALL
 
 from avis_stream.cli import main
+from avis_stream.commands import doctor
 from avis_stream.commands.live import LiveOptions, run_live
+from avis_stream.errors import SourceError
 from avis_stream.sources.synthetic import beep_onsets
 from avis_stream.stream.session import Session
 from avis_stream.types import SAMPLE_RATE, AVPair, LiveResult, VideoFrame
@@ -123,8 +125,38 @@ def test_devices(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "camera" in said
 
 
-def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("need", "verdict", "status"), [("", "MISS", 0), ("gst", "MISS", 0), ("gst, mic", "FAIL", 1)], ids=repr
+)
+def test_doctor_fails_for_what_is_required(
+    need: str, verdict: str, status: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a microphone, where only the environment makes the difference; nothing slow is looked at."""
+    monkeypatch.setenv("AVIS_STREAM_REQUIRE", need)
+    monkeypatch.setattr(doctor, "list_microphones", lambda: [])
+    for check in ("_gstreamer", "_element", "_cameras", "_extras"):
+        monkeypatch.setattr(doctor, check, lambda: iter(()))
+    monkeypatch.setattr(doctor, "_skews", lambda source: iter(()))
+    assert main(["doctor"]) == status
+    said = capsys.readouterr()
+    assert f"{verdict}  0 microphones" in said.out
+    assert ("1 of what" in said.err) == bool(status)
+
+
+def test_doctor_fails_where_not_even_files_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> float:
+        raise SourceError("no decoder")
+
+    monkeypatch.setattr(doctor, "_measured", broken)
+    monkeypatch.setattr(doctor, "has_gstreamer", lambda: False)
+    (finding,) = doctor._skews(None)
+    assert finding.needed
+    assert not finding.good
+
+
+def test_doctor(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     need_gstreamer("gst-inspect-1.0")
+    monkeypatch.delenv("AVIS_STREAM_REQUIRE", raising=False)  # there need be no microphone
     assert main(["doctor"]) == 0
     said = capsys.readouterr().out
     assert "ok    GStreamer's Python bindings" in said
@@ -134,7 +166,10 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(line.split() for line in said.splitlines() if line.startswith("MISS"))
 
 
-def test_doctor_measures_a_source(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_doctor_measures_a_source(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AVIS_STREAM_REQUIRE", raising=False)
     clip = tmp_path / "clip.mp4"
     assert main(["doctor", "--clip", str(clip)]) == 0
     assert clip.exists()

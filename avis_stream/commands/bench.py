@@ -18,6 +18,7 @@ import torch
 import avis_stream
 from avis_stream import ops
 from avis_stream.errors import AvisStreamError
+from avis_stream.needs import install_extra
 
 FILES = ("bench_ops.py", "bench_steps.py")
 Peaks = dict[str, float]
@@ -39,7 +40,7 @@ def run_bench(out: Path, docs: Path | None, *, select: str | None = None, rounds
         raise AvisStreamError("the benchmarks are in the repository, not in the wheel; clone it and `make bench`")
     missing = [name for name in ("pytest", "pytest_benchmark") if find_spec(name) is None]
     if missing:
-        raise AvisStreamError(f"benchmarks need {' and '.join(missing)}; pip install 'avis-stream[dev]'")
+        raise AvisStreamError(f"benchmarks need {' and '.join(missing)}; {install_extra('dev')}")
     out.mkdir(parents=True, exist_ok=True)
     raw = out / "pytest-benchmark.json"
     peaks = measure_peaks(rounds)

@@ -11,7 +11,7 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, TextIO
@@ -24,11 +24,13 @@ from avis_stream import ops
 from avis_stream.commands.devices import camera_remedy, cameras
 from avis_stream.commands.gst import plugin_folder, registry_file
 from avis_stream.errors import AvisStreamError, SourceError
+from avis_stream.needs import install_extra, required
 from avis_stream.sources.child import list_microphones
 from avis_stream.sources.open import has_gstreamer
 from avis_stream.sources.synthetic import FlashBeep, beep_onsets, flash_onsets, skew_of
 from avis_stream.stream.session import Session, SessionConfig
 from avis_stream.types import NANOSECONDS, AudioChunk, AVPair, OnlineResult, VideoFrame
+from avis_stream.weights.bundled import bundled_weights
 
 APT = (
     "apt-get install -y --no-install-recommends python3-gi python3-gst-1.0 gir1.2-gst-plugins-base-1.0 "
@@ -53,7 +55,7 @@ class Finding:
     what: str
     remedy: str = ""
     needed: bool = False
-    """Whether anything works without it."""
+    """Whether nothing works without it, or `AVIS_STREAM_REQUIRE` lists it."""
 
 
 def examine(out: TextIO, *, skew_of_source: tuple[str, str] | None = None) -> None:
@@ -63,35 +65,45 @@ def examine(out: TextIO, *, skew_of_source: tuple[str, str] | None = None) -> No
         out: For the report.
         skew_of_source: Video and audio source that look at the flash-and-beep clip, whose skew is to be measured.
     Raises:
-        AvisStreamError: Something is broken that everything needs.
+        AvisStreamError: Something is missing that everything needs, or that `AVIS_STREAM_REQUIRE` lists.
     """
     broken = 0
     checks: list[Callable[[], Iterator[Finding]]] = [_program, _gstreamer, _element, _cameras, _microphones, _extras]
     checks.append(lambda: _skews(skew_of_source))
     for check in checks:
         for finding in check():
-            out.write(f"{'ok  ' if finding.good else 'MISS'}  {finding.what}\n")
+            verdict = "ok  " if finding.good else "FAIL" if finding.needed else "MISS"
+            out.write(f"{verdict}  {finding.what}\n")
             if finding.remedy and not finding.good:
                 out.write(f"      {finding.remedy}\n")
             out.flush()
             broken += finding.needed and not finding.good
     if broken:
-        raise AvisStreamError(f"{broken} of what everything needs is missing; see the lines that begin with MISS")
+        raise AvisStreamError(
+            f"{broken} of what everything needs, or AVIS_STREAM_REQUIRE lists, must be there and is not; see the lines "
+            "that begin with FAIL"
+        )
 
 
 def _program() -> Iterator[Finding]:
     kernels = ops.info()
     native = all(by_device["cpu"] == "native" for by_device in kernels.operators.values())
     yield Finding(True, f"Python {sys.version.split()[0]}, torch {torch.__version__}, PyAV {av.__version__}")
-    yield Finding(
-        native, f"native kernels ({kernels.isa})", "install a C++ compiler and run make setup; it works without, slower"
-    )
+    remedy = "install a C++ compiler and run make setup; it works without, slower"
+    yield Finding(native, f"native kernels ({kernels.isa})", remedy, needed=required("native"))
+    if torch.cuda.is_available() or required("cuda"):
+        native = torch.cuda.is_available() and all(by["cuda"] == "native" for by in kernels.operators.values())
+        remedy = "a GPU, its driver, a torch with CUDA, and make setup BUILD=cuda"
+        yield Finding(native, "native kernels of the GPU", remedy, needed=required("cuda"))
+    there = all(bundled_weights(name) is not None for name in ("avism_mini", "yamnet"))
+    yield Finding(there, "the bundled weights", "git checkout avis_stream/assets/weights", needed=True)
 
 
 def _gstreamer() -> Iterator[Finding]:
     there = has_gstreamer()
     remedy = f"{APT}, and make .venv with the system's Python (tools/choose-python); FFmpeg reads sources without it"
-    yield Finding(there, "GStreamer's Python bindings", remedy)
+    needed = required("gst")
+    yield Finding(there, "GStreamer's Python bindings", remedy, needed=needed)
     if not there:
         return
     import gi
@@ -103,13 +115,14 @@ def _gstreamer() -> Iterator[Finding]:
     yield Finding(True, Gst.version_string())
     for name, package in _ELEMENTS.items():
         factory = Gst.ElementFactory.find(name)
-        yield Finding(factory is not None, f"element {name}", f"apt-get install gstreamer1.0-{package}")
+        yield Finding(factory is not None, f"element {name}", f"apt-get install gstreamer1.0-{package}", needed=needed)
 
 
 def _element() -> Iterator[Finding]:
     inspect = shutil.which("gst-inspect-1.0")
     if inspect is None:
-        yield Finding(False, "gst-inspect-1.0, for the element avisseg", "apt-get install gstreamer1.0-tools")
+        remedy = "apt-get install gstreamer1.0-tools"
+        yield Finding(False, "gst-inspect-1.0, for the element avisseg", remedy, needed=required("gst"))
         return
     registry = registry_file()
     environment = os.environ | {"GST_PLUGIN_PATH": str(plugin_folder()), "GST_REGISTRY": str(registry)}
@@ -124,7 +137,7 @@ def _element() -> Iterator[Finding]:
         "apt-get install gstreamer1.0-python3-plugin-loader; the loader needs the Python that .venv is made of "
         f"(this one is {sysconfig.get_python_version()})"
     )
-    yield Finding(found, 'element avisseg, with: eval "$(avis-stream gst env)"', remedy)
+    yield Finding(found, 'element avisseg, with: eval "$(avis-stream gst env)"', remedy, needed=required("gst"))
 
 
 def _cameras() -> Iterator[Finding]:
@@ -138,11 +151,12 @@ def _microphones() -> Iterator[Finding]:
     try:
         found = list_microphones()
     except SourceError as error:
-        yield Finding(False, "a microphone", str(error))
+        yield Finding(False, "a microphone", str(error), needed=required("mic"))
         return
     default = [device["name"] for device in found if device["default"]]
     remedy = "start pulseaudio or pipewire; PortAudio reaches them through libasound2-plugins"
-    yield Finding(bool(found), f"{len(found)} microphones, the default is {default[0] if default else 'none'}", remedy)
+    what = f"{len(found)} microphones, the default is {default[0] if default else 'none'}"
+    yield Finding(bool(found), what, remedy, needed=required("mic"))
 
 
 def _extras() -> Iterator[Finding]:
@@ -152,7 +166,7 @@ def _extras() -> Iterator[Finding]:
             there = True
         except ImportError:
             there = False
-        yield Finding(there, f"{module}, for {what}", f"pip install 'avis-stream[{extra}]'")
+        yield Finding(there, f"{module}, for {what}", install_extra(extra))
 
 
 # --- sound against pictures -------------------------------------------------------------------------------------------
@@ -165,7 +179,7 @@ def _skews(source: tuple[str, str] | None) -> Iterator[Finding]:
     with tempfile.TemporaryDirectory() as folder:
         clip = Path(folder) / "flashbeep.mp4"
         write_flash_and_beep(clip, 6.0)
-        yield _skew_finding("files", lambda: _measured(str(clip), "source", None))
+        yield replace(_skew_finding("files", lambda: _measured(str(clip), "source", None)), needed=True)
         if has_gstreamer():
             text = (
                 f"gst: filesrc location={clip} ! decodebin name=d d. ! queue ! videoconvert ! appsink name=video "

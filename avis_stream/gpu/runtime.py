@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from avis_stream.errors import NativeUnavailableError
+from avis_stream.needs import install_extra
 from avis_stream.ops._library import cuda_library_path
 
-EXTRA = "pip install 'avis-stream[cuda]'"
+EXTRA = install_extra("cuda")
 _PACKAGE = Path(__file__).parents[1]
 
 OPERATOR_SOURCES = ("cache.cuh", "msda.cuh", "pages.cuh", "range_attn.cuh", "range_attn_backward.cuh", "upload.cuh")

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from avis_stream.errors import NativeUnavailableError
+from avis_stream.needs import Need, required
 
 LIBRARY = torch.library.Library("avis", "DEF")
 """Keeps the registrations alive; its lifetime is the process's."""
@@ -63,14 +64,17 @@ def note_fallback(name: str, device: str) -> None:
     """Says once per device that the reference runs.
 
     Raises:
-        NativeUnavailableError: `AVIS_STREAM_REQUIRE` lists `native`.
+        NativeUnavailableError: `AVIS_STREAM_REQUIRE` lists `native`, or `cuda` and the device is one.
     """
     # A meta tensor is asked for its shape only; there is nothing to be slow at.
     if device == "meta":
         return
     reason = missing_reason(device)
-    if "native" in os.environ.get("AVIS_STREAM_REQUIRE", "").split(","):
-        raise NativeUnavailableError(f"AVIS_STREAM_REQUIRE=native, but avis::{name} has no {device} kernel: {reason}")
+    demand: Need | None = "native" if required("native") else None
+    if device == "cuda" and required("cuda"):
+        demand = "cuda"
+    if demand is not None:
+        raise NativeUnavailableError(f"AVIS_STREAM_REQUIRE={demand}, but avis::{name} has no {device} kernel: {reason}")
     if device not in _warned:
         _warned.add(device)
         warnings.warn(

@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from avis_stream.errors import AvisStreamError, ConfigError
+from avis_stream.needs import install_extra
 from avis_stream.serve.hub import Hub, LineSlot, Slot
 from avis_stream.serve.sources import Sources, Watched, together
 from avis_stream.sources.address import redacted
@@ -27,7 +28,7 @@ try:
     from starlette.types import ASGIApp, Receive, Scope, Send
     from starlette.websockets import WebSocket, WebSocketDisconnect
 except ImportError as error:
-    raise ConfigError("serve needs starlette, uvicorn and websockets: pip install 'avis-stream[serve]'") from error
+    raise ConfigError(f"serve needs starlette, uvicorn and websockets: {install_extra('serve')}") from error
 
 _ASSETS = Path(__file__).parents[1] / "assets" / "viewer"
 _COOKIE = "avis_token"

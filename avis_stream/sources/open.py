@@ -12,8 +12,10 @@ from typing import Any, Literal
 import torch
 
 from avis_stream.checks import require
-from avis_stream.errors import ConfigError, MediaError
+from avis_stream.errors import ConfigError, MediaError, SourceError
+from avis_stream.needs import required
 from avis_stream.sources.address import Address, audio_address, redacted, video_address
+from avis_stream.sources.child import list_microphones
 from avis_stream.sources.container import opened
 from avis_stream.sources.file import open_clip, sound_track
 from avis_stream.sources.items import ItemSource, Source, interleaved
@@ -52,6 +54,7 @@ def open_sources(
     Raises:
         ConfigError: An address that means nothing, or two that do not go together.
         MediaError: A file that cannot be read.
+        SourceError: `AVIS_STREAM_REQUIRE` lists `gst` or `mic`, it would be needed, and is not there.
     """
     require(backend in ("auto", "gstreamer", "ffmpeg"), "backend", backend, "auto, gstreamer or ffmpeg")
     if not isinstance(video, (str, int, Path)):
@@ -83,6 +86,11 @@ def video_request(where: Address, backend: Backend) -> dict[str, Any]:
         return {"reader": "gstreamer", "pipeline": where.text}
     if backend == "auto":
         backend = "gstreamer" if has_gstreamer() else "ffmpeg"
+        if backend == "ffmpeg" and required("gst"):
+            raise SourceError(
+                "AVIS_STREAM_REQUIRE=gst, but GStreamer's Python bindings are not there, so FFmpeg would read this; "
+                "avis-stream doctor says what to install"
+            )
     if where.kind == "camera":
         return _camera_request(where.text, backend)
     if backend == "gstreamer":
@@ -126,10 +134,24 @@ def _sound_source(sound: Any, supervision: SupervisorConfig | None) -> list[Sour
     if not isinstance(sound, Address):
         return [ItemSource("audio", sound, realtime=True, gives_pictures=False, gives_sound=True, own_clock=True)]
     if sound.kind == "microphone":
+        if required("mic"):
+            _need_microphone()
         request = {"reader": "microphone", "name": sound.text}
         return [LiveSource(sound.shown, request, gives_pictures=False, gives_sound=True, config=supervision)]
     chunks = chunks_of(Path(sound.text))
     return [ItemSource(sound.shown, chunks, realtime=True, gives_pictures=False, gives_sound=True)]
+
+
+def _need_microphone() -> None:
+    """Raises SourceError where a session would hear silence until there is a microphone."""
+    try:
+        found = list_microphones()
+    except SourceError as error:
+        raise SourceError(f"AVIS_STREAM_REQUIRE=mic, but microphones cannot be listed: {error}") from error
+    if not found:
+        raise SourceError(
+            "AVIS_STREAM_REQUIRE=mic, but there is no microphone; avis-stream doctor says what to install or start"
+        )
 
 
 def _of_caller(video: Iterable[VideoFrame | AVPair], audio: Audio, realtime: bool) -> list[Source]:

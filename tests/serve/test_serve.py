@@ -25,7 +25,7 @@ from live_tools import StubSegmenter, free_port, wait_for
 from PIL import Image
 from small_model import SMALL
 
-pytest.importorskip("starlette", reason="starlette is not there (pip install avis-stream[serve])")
+pytest.importorskip("starlette", reason="starlette is not there (make test installs it)")
 
 import itertools
 

@@ -12,6 +12,7 @@ import torch
 from live_tools import StubSegmenter, VirtualMicrophone, virtual_microphone, wait_for
 from media_files import clicks
 
+from avis_stream.errors import SourceError
 from avis_stream.sources.child import list_microphones
 from avis_stream.sources.items import SessionClock
 from avis_stream.sources.live import LiveSource
@@ -139,6 +140,10 @@ def test_without_any_microphone_pictures_go_on(tmp_path: Path, monkeypatch: pyte
     VirtualMicrophone(tmp_path)  # says what is missing; nothing is started
     monkeypatch.setenv("PULSE_SERVER", f"unix:{tmp_path}/nobody")
     monkeypatch.setenv("ALSA_CONFIG_PATH", os.devnull)
+    monkeypatch.setenv("AVIS_STREAM_REQUIRE", "gst,mic")
+    with pytest.raises(SourceError, match="AVIS_STREAM_REQUIRE=mic, but"):
+        Session(StubSegmenter(), "synthetic://flashbeep?fps=10&size=32x24&seconds=2", "mic")
+    monkeypatch.delenv("AVIS_STREAM_REQUIRE")
     with Session(
         StubSegmenter(), "synthetic://flashbeep?fps=10&size=32x24&seconds=2", "mic", supervision=QUICK
     ) as session:

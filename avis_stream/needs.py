@@ -1,0 +1,34 @@
+"""What must be there, as the environment says, and how to install what is not."""
+
+from __future__ import annotations
+
+import os
+from typing import Literal
+
+from avis_stream.errors import ConfigError
+
+Need = Literal["native", "cuda", "gst", "mic", "arm"]
+NEEDS: tuple[Need, ...] = ("native", "cuda", "gst", "mic", "arm")
+"""Compiled kernels, those for GPUs, GStreamer's bindings, microphones; `arm`, for tests: a cross-compiler for ARM."""
+
+_VARIABLE = "AVIS_STREAM_REQUIRE"
+
+
+def required(what: Need) -> bool:
+    """Whether `AVIS_STREAM_REQUIRE`, a comma list, says that it must be there: to do without is then an error.
+
+    Raises:
+        ConfigError: The list has a name that means nothing, which would otherwise demand nothing in silence.
+    """
+    listed = {name.strip() for name in os.environ.get(_VARIABLE, "").split(",")} - {""}
+    if unknown := sorted(listed.difference(NEEDS)):
+        raise ConfigError(f"{_VARIABLE} must list some of {', '.join(NEEDS)}, got {', '.join(unknown)}; correct it")
+    return what in listed
+
+
+def install_extra(extra: str) -> str:
+    """The command that adds an optional part; the package is on no index, so it is for a clone.
+
+    Without isolation, so that a build sees the torch that is there instead of fetching another of gigabytes.
+    """
+    return f"pip install --no-build-isolation -e '.[{extra}]' in the clone of avis_stream"
