@@ -69,6 +69,57 @@ def test_imports_go_down_only() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+SPAWNS = [
+    "commands/", "interop/follower.py", "serve/hub.py", "serve/sources.py", "sources/", "stream/session.py",
+    "train/batches.py",
+]  # fmt: skip
+"""What may start threads and processes, as ARCHITECTURE.md has it."""
+
+READS_CLOCK = sorted(
+    {*SPAWNS, "interop/gst_stream.py", "serve/app.py", "stages.py"} - {"serve/sources.py", "train/batches.py"}
+)
+
+
+def calls(pattern: str) -> set[str]:
+    """Files of the package with a call of some dotted name, by their path in it."""
+    found = set()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and re.fullmatch(pattern, ast.unparse(node.func)):
+                found.add(path.relative_to(PACKAGE).as_posix())
+    return found
+
+
+@pytest.mark.parametrize(
+    ("pattern", "listed"),
+    [
+        (r"(threading\.)?(Thread|Timer)|subprocess\.\w+|multiprocessing\.\w+|os\.(fork|exec\w+|popen|system)|"
+         r"(asyncio\.)?to_thread|\w*PoolExecutor|(\w+\.)*DataLoader(\[.*\])?", SPAWNS),
+        (r"(time\.)?(monotonic|perf_counter|process_time|sleep|time|time_ns)(_ns)?|(datetime\.)+(now|utcnow|today)",
+         READS_CLOCK),
+    ],
+    ids=["spawns", "reads_clock"],
+)  # fmt: skip
+def test_what_computes_starts_nothing_and_reads_no_clock(pattern: str, listed: list[str]) -> None:
+    found = calls(pattern)
+    beyond = {path for path in found if not any(path.startswith(part) for part in listed)}
+    assert not beyond, "make it a function of its arguments, or name it in ARCHITECTURE.md and here"
+    assert all(any(path.startswith(part) for path in found) for part in listed), "what is listed does it"
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    assert all(f"`{part}`" in text for part in listed), "what is listed is named there"
+
+
+def test_every_quirk_that_code_names_has_a_row() -> None:
+    rows = set(re.findall(r"^\| (Q\d+) \|", (ROOT / "docs" / "official_quirks.md").read_text(), re.MULTILINE))
+    named = set()
+    for path in [*PACKAGE.rglob("*.py"), *(ROOT / "csrc").rglob("*.*"), *(ROOT / "docs").rglob("*.md")]:
+        for words in re.findall(r"[Qq]uirks?\s+(Q\d+(?:(?:,| and| to)\s+Q\d+)*)", path.read_text()):
+            named |= set(re.findall(r"Q\d+", words))
+    assert named
+    assert named <= rows
+    assert rows == {f"Q{n}" for n in range(1, 29)}, "the list has no holes"
+
+
 def test_nothing_reads_outside_the_project() -> None:
     """The founders' notes and assets exist on their machine only, and so do its paths."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout.decode()
