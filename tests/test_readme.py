@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
 import torch
+from media_files import Media, clicks, regular, write_media
+from PIL import Image
+from small_model import SMALL
 
-from avis_stream.cli import _parser
+from avis_stream.cli import _parser, main
+from avis_stream.synth.protocol import DEFAULT
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+SMALL_TRAINING = [
+    "train.steps=1", "train.frames=2", "train.query_layers=2", "train.losses.points=64",
+    "train.augment.short_sides_px=64", "train.augment.crop_share=0",
+]  # fmt: skip
+SMALL_MODEL = [word for setting in SMALL for word in ("--set", setting)]
 
 
 def blocks(language: str) -> list[str]:
@@ -20,12 +32,18 @@ def blocks(language: str) -> list[str]:
     return [body for found, body in fenced if found == language]
 
 
-def test_python_blocks_run() -> None:
+@pytest.mark.parametrize("block", blocks("python"), ids=["stream", "clip"])
+def test_python_blocks_show_something(
+    block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A row for what sounds, and the one that draws leaves a picture."""
+    monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    found = blocks("python")
-    assert found
-    for block in found:
-        exec(compile(block, "README.md", "exec"), {})
+    exec(compile(block, "README.md", "exec"), {})
+    assert re.search(r"\bdog\b", capsys.readouterr().out)
+    for name in re.findall(r'\.save\("(.*)"\)', block):
+        with Image.open(tmp_path / name) as picture:
+            assert picture.size == (640, 360)
 
 
 def commands() -> list[str]:
@@ -37,6 +55,43 @@ def commands() -> list[str]:
 @pytest.mark.parametrize("command", commands())
 def test_commands_are_understood(command: str) -> None:
     _parser().parse_args(shlex.split(command)[1:])
+
+
+def test_commands_that_need_nothing_else_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they stand there, one after the other, with words at their end that make them small.
+
+    The others want official checkpoints, cameras or (doctor) half a minute, and have tests of their own.
+    """
+    monkeypatch.chdir(tmp_path)
+    write_media(tmp_path / "street.mp4", Media(stamps=regular(2.0), sound=clicks(2.0, [0.5])))
+    two_seconds = json.loads(DEFAULT.read_text())
+    two_seconds |= {"size": [64, 48], "seconds": {split: [2, 2] for split in ("train", "val", "test")}}
+    (tmp_path / "protocol.json").write_text(json.dumps(two_seconds))
+    random = ["--weights", "random", *SMALL_MODEL]
+    smaller = {
+        "run": [*random, "--force"],
+        "synth": ["--videos", "1", "--protocol", "protocol.json"],
+        "train": ["--set", *SMALL, *SMALL_TRAINING],
+        "eval": random,
+    }
+    ran = set()
+    for command in commands():
+        words = shlex.split(command)[1:]
+        if words[0] in smaller:
+            assert main([*words, *smaller[words[0]]]) == 0, command
+            ran.add(words[0])
+    assert ran == set(smaller)
+    assert (tmp_path / "out" / "street" / "summary.json").is_file()
+    assert (tmp_path / "out" / "train" / "weights.safetensors").is_file()
+
+
+def test_extras_and_variables_exist() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    rows = re.findall(r"^\| `(\w+)` \|", README, flags=re.MULTILINE)
+    assert set(rows) >= set(project["optional-dependencies"])
+    readers = [ROOT / "setup.py", ROOT / "csrc" / "ops" / "dispatch.cpp", ROOT / "python" / "gstavis.py"]
+    sources = "".join(path.read_text() for path in [*readers, *(ROOT / "avis_stream").rglob("*.py")])
+    assert all(f'"{name}"' in sources for name in rows if name.startswith("AVIS_STREAM_"))
 
 
 def test_make_targets_exist() -> None:
