@@ -279,11 +279,14 @@ class TrainConfig:
     """Largest norm of all gradients together."""
     milestones: tuple[int, ...] = (32_000,)
     """Steps at which the rate falls to a tenth."""
+    decay: Literal["steps", "linear"] = "steps"
+    """`linear`: from the first milestone the rate falls in a line, to 0 after the last step; for a budget of minutes."""
     warmup: int = 10
     warmup_factor: float = 1.0
     """Share of the rate at step 0; rises linearly over `warmup` steps. Officially 1, so there is none."""
     query_layers: int = 3
-    """The tracker learns from the frame queries of so many last decoder layers, each as a clip of its own."""
+    """The tracker learns from the frame queries of so many last decoder layers, each as a clip of its own; 0: it does
+    not learn, only what finds objects in frames does."""
     validate_every: int = 500
     """Steps between validations, where there is a set for it; the best weights are kept."""
     bfloat16: bool = False
@@ -293,8 +296,9 @@ class TrainConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "frames", "clips", "query_layers", "validate_every"):
+        for name in ("steps", "frames", "clips", "validate_every"):
             require(getattr(self, name) >= 1, f"TrainConfig.{name}", getattr(self, name), ">= 1")
+        require(self.query_layers >= 0, "TrainConfig.query_layers", self.query_layers, ">= 0")
         require(self.learning_rate > 0, "TrainConfig.learning_rate", self.learning_rate, "> 0")
 
     def rate_at(self, step: int) -> float:
@@ -302,6 +306,9 @@ class TrainConfig:
         warm = 1.0
         if step < self.warmup:
             warm = self.warmup_factor + (1 - self.warmup_factor) * step / self.warmup
+        if self.decay == "linear":
+            begin = min(self.milestones, default=0)
+            return warm * min(1.0, max(0.0, (self.steps - step) / max(1, self.steps - begin)))
         return warm * 0.1 ** sum(step >= milestone for milestone in self.milestones)
 
 

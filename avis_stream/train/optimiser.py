@@ -9,10 +9,12 @@ from avis_stream.checks import require
 from avis_stream.config import TrainConfig
 from avis_stream.models.avism import AVISM
 
+_OF_CLIPS = ("tracker.", "clip_mask_features.")
+
 
 def build_optimiser(model: AVISM, config: TrainConfig) -> torch.optim.AdamW:
     """An optimiser over the weights that learn; the audio encoder never does, nor `frozen` parts, nor the backbone at
-    factor 0.
+    factor 0, nor the tracker at 0 `query_layers`.
 
     Raises:
         ConfigError: A `frozen` prefix names nothing.
@@ -20,6 +22,7 @@ def build_optimiser(model: AVISM, config: TrainConfig) -> torch.optim.AdamW:
     for prefix in config.frozen:
         there = any(name.startswith(prefix) for name, _ in model.named_parameters())
         require(there, "TrainConfig.frozen", prefix, "the first words of a parameter's name, as `backbone.stem`")
+    still = ("audio_encoder.", *config.frozen, *(() if config.query_layers else _OF_CLIPS))
     undecayed = {
         id(parameter)
         for part in model.modules()
@@ -29,7 +32,7 @@ def build_optimiser(model: AVISM, config: TrainConfig) -> torch.optim.AdamW:
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         factor = config.backbone_factor if name.startswith("backbone.") else 1.0
-        learns = factor > 0 and not name.startswith(("audio_encoder.", *config.frozen))
+        learns = factor > 0 and not name.startswith(still)
         parameter.requires_grad_(learns)
         if learns:
             decay = 0.0 if id(parameter) in undecayed else config.weight_decay

@@ -50,7 +50,6 @@ class ClipLosses(nn.Module):
         features = self.model.pixel_decoder(self.model.backbone(images))
         decoding = self.model.localizer(features, audio_features.flatten(0, 1), self._motion(samples, images))
         heads = decoding.heads
-        mask_features = self.model.clip_mask_features(features.stride4)
         losses: dict[str, Tensor] = {}
         frame_targets = [target for sample in samples for target in sample.frame_targets(padded)]
         frame_matches = self._frames(heads, features.mask_features, frame_targets, draw, losses)
@@ -61,7 +60,9 @@ class ClipLosses(nn.Module):
             height, width = decoding.peaks.shape[-2:]
             wanted = centre_map(frame_targets, len(config.classes), (height, width))
             losses["frame_peaks"] = centre_loss(decoding.peaks, wanted)
-        self._clips(samples, heads, mask_features, audio_features, frame_targets, frame_matches, draw, losses)
+        if self.config.query_layers:
+            mask_features = self.model.clip_mask_features(features.stride4)
+            self._clips(samples, heads, mask_features, audio_features, frame_targets, frame_matches, draw, losses)
         losses["total"] = weighted(losses, self.config.losses)
         return losses
 

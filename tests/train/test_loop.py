@@ -180,6 +180,8 @@ def test_schedule() -> None:
     assert [official.rate_at(step) for step in (0, 9, 31_999, 32_000)] == [1.0, 1.0, 1.0, pytest.approx(0.1)]
     warm = TrainConfig(warmup=4, warmup_factor=0.2, milestones=(6, 8))
     assert [round(warm.rate_at(s), 4) for s in (0, 2, 4, 6, 8)] == [0.2, 0.6, 1.0, 0.1, 0.01]
+    line = TrainConfig(steps=14, milestones=(4,), decay="linear")
+    assert [round(line.rate_at(s), 4) for s in (0, 4, 9, 13, 14)] == [1.0, 1.0, 0.5, 0.1, 0.0]
     assert with_overrides(official, ["losses.similarity_weight=0.5", "milestones=5,7"]).milestones == (5, 7)
     with pytest.raises(ConfigError, match=r"TrainConfig\.steps must be >= 1, got 0"):
         TrainConfig(steps=0)
