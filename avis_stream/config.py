@@ -280,7 +280,7 @@ class TrainConfig:
     milestones: tuple[int, ...] = (32_000,)
     """Steps at which the rate falls to a tenth."""
     decay: Literal["steps", "linear"] = "steps"
-    """`linear`: from the first milestone the rate falls in a line, to 0 after the last step; for a budget of minutes."""
+    """`linear`: from the first milestone the rate falls in a line, to 0 after the last step."""
     warmup: int = 10
     warmup_factor: float = 1.0
     """Share of the rate at step 0; rises linearly over `warmup` steps. Officially 1, so there is none."""
