@@ -147,7 +147,7 @@ def show(asked: list[Asked], false: float, threshold: float) -> None:
         largest = by_area[part[-1]].area if len(part) else 0.0
         print(line(f"area to {100 * largest:.1f} %", [by_area[i] for i in part]))
     print(
-        f"outlined: overlap above {RIGHT_MASK:g}, by any query; shown: also right in class, scored above {threshold:g};\n"
+        f"outlined: overlap above {RIGHT_MASK:g}, by any query; shown: also its class is, scored above {threshold:g};\n"
         f"class: right, of those outlined; AUC: of who sounds. Shown and not there, in each picture: {false:.2f}"
     )
 
