@@ -301,6 +301,19 @@ class TrainConfig:
         require(self.query_layers >= 0, "TrainConfig.query_layers", self.query_layers, ">= 0")
         require(self.learning_rate > 0, "TrainConfig.learning_rate", self.learning_rate, "> 0")
 
+    def to_json(self) -> str:
+        """The schedule as one line of JSON, as it is kept beside weights and in checkpoints."""
+        return json.dumps(_plain(self), sort_keys=True)
+
+    @staticmethod
+    def from_json(text: str) -> TrainConfig:
+        """The schedule that `to_json` wrote.
+
+        Raises:
+            ConfigError: Unknown or missing fields, or values of another type.
+        """
+        return _from_json(TrainConfig, text)
+
     def rate_at(self, step: int) -> float:
         """Share of the learning rate that step number `step` uses, counted from 0."""
         warm = 1.0
@@ -348,12 +361,7 @@ class AVISMConfig:
         Raises:
             ConfigError: Unknown or missing fields, or values of another type.
         """
-        try:
-            plain = json.loads(text)
-        except ValueError as error:
-            raise ConfigError(f"configuration must be JSON as written by AVISMConfig.to_json, got {error}") from error
-        config: AVISMConfig = _build(AVISMConfig, plain, "config")
-        return config
+        return _from_json(AVISMConfig, text)
 
     def with_overrides(self, settings: Iterable[str]) -> AVISMConfig:
         """A copy with `"tracker.token_window=3"`-like settings applied; see `with_overrides`."""
@@ -387,6 +395,15 @@ def _plain(value: Any) -> Any:
                 plain["kind"] = kind
         return plain
     return list(value) if isinstance(value, tuple) else value
+
+
+def _from_json(cls: type[Config], text: str) -> Config:
+    try:
+        plain = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"configuration must be JSON as written by {cls.__name__}.to_json, got {error}") from error
+    config: Config = _build(cls, plain, "config")
+    return config
 
 
 def _build(cls: type, plain: Any, where: str) -> Any:

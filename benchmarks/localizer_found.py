@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from avis_stream.models.avism import AVISM
-from avis_stream.models.preprocess import network_size, normalise_and_pad
+from avis_stream.models.preprocess import network_size
 from avis_stream.synth.assets import AssetLibrary
 from avis_stream.synth.protocol import Protocol
 from avis_stream.train.batch import ClipSample, stack_images, stack_previous
@@ -82,8 +82,8 @@ def main() -> None:
 @torch.no_grad()
 def answers(model: AVISM, samples: list[ClipSample]) -> Iterator[tuple[list[Asked], int]]:
     """For each scene its objects, and how many queries show what is not there."""
-    images = normalise_and_pad(stack_images(samples).flatten(0, 1), model.config.input)
-    previous = normalise_and_pad(stack_previous(samples).flatten(0, 1), model.config.input)
+    images = stack_images(samples, model.config.input)
+    previous = stack_previous(samples, model.config.input)
     tokens = model.localize(images, model.hear(torch.cat([s.seconds for s in samples])), previous)
     assert tokens.mask_embed is not None
     assert tokens.sounding is not None

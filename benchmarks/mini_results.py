@@ -3,6 +3,7 @@
     avis-stream synth SETS/disjoint --split test --videos 60 --assets ASSETS --classes disjoint
     avis-stream synth SETS/photographs --split test --videos 30 --assets ASSETS --photographs
     python benchmarks/mini_results.py --sets SETS --assets ASSETS [--split test] [--json FILE] [--weights FILE]
+        [--only disjoint|photographs] [--videos N] [--sweep]
 
 Prints a table for each set and writes everything as JSON. Scores are those of `mode="fixed"`, in percent. Thresholds
 are the ones in the weight file, chosen on val by `--sweep`; test is for reporting.
@@ -14,9 +15,11 @@ our masks, shown when the truth sounds; true masks, shown when ours are; ours.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from avis_stream.config import PostprocessConfig
@@ -62,6 +65,31 @@ class Seen:
     """[T, truth, found], of the visible masks."""
 
 
+@dataclass(frozen=True)
+class Answered(Seen):
+    """And what it answers, as it is used."""
+
+    ours: Entries
+    deaf: Entries
+    """Of the same network trained without sound; empty without one."""
+    other: OtherSounds | None
+    """For the first videos only."""
+
+
+@dataclass(frozen=True)
+class OtherSounds:
+    """The answers of one video under sounds that are not its own."""
+
+    quiet: int
+    """Frames with a mask over room tone alone."""
+    foreign: int
+    """Frames with a mask over the sound of an absent class."""
+    swapped: Entries
+    """The answers over that."""
+    earlier: dict[float, Entries]
+    """By how many seconds the sound is early."""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sets", type=Path, required=True)
@@ -69,26 +97,28 @@ def main() -> None:
     parser.add_argument("--split", default="test")
     parser.add_argument("--weights", type=Path, help="default: those that come with the package")
     parser.add_argument("--deaf", type=Path, help="weights of the same network trained without sound")
+    parser.add_argument("--only", choices=["disjoint", "photographs"], help="one of the two sets")
     parser.add_argument("--videos", type=int, help="only the first so many of each set")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--sweep", action="store_true", help="look for thresholds, on val")
     options = parser.parse_args()
     model = load("avism_mini", options.weights)
     report: dict[str, Any] = {"protocol": Protocol.load().digest, "postprocess": repr(model.config.postprocess)}
-    for name in ("disjoint", "photographs"):
+    deaf = None if options.deaf is None else load("avism_mini", options.deaf)
+    for name in ("disjoint", "photographs") if options.only is None else (options.only,):
         split = open_split(options.sets / name, options.split, model.classes)
         videos = split.annotations.videos[: options.videos]
-        seen = [see(model, split, video) for video in tqdm(videos, desc=name)]
         if options.sweep:
-            sweep(model, split, seen)
+            sweep(model, split, [see(model, split, video) for video in tqdm(videos, desc=name)])
             continue
-        rows = table_rows(model, split, seen)
-        if options.deaf is not None:
-            deaf = load("avism_mini", options.deaf)
-            answers = [e for v in tqdm(videos, desc="deaf") for e in predict_video(deaf, split, v).to_aviseg(v.id)]
-            rows["the same trained without sound"] = score(split, videos, answers)
+        ears = Ears(options.assets, options.split)
+        answered = []
+        for n, video in enumerate(tqdm(videos, desc=name)):
+            with looking_once(model):
+                answered.append(answer(model, deaf, split, video, ears if n < CHECKED else None))
+        rows = table_rows(split, answered, with_deaf=deaf is not None)
         show(f"{name} {options.split}: {len(videos)} videos", rows)
-        checks = listening(model, split, seen, Ears(options.assets, options.split)) | pairs(model, split, seen)
+        checks = listening(split, answered[:CHECKED]) | pairs(model, split, answered)
         for key, value in checks.items():
             print(f"  {key}: {value}")
         report[name] = {"videos": len(videos), "rows": rows, "checks": checks}
@@ -146,16 +176,17 @@ def gated(seen: Seen, config: PostprocessConfig) -> Entries:
 # --- the six rows -----------------------------------------------------------------------------------------------------
 
 
-def table_rows(model: AVISM, split: DataSplit, seen: list[Seen]) -> dict[str, dict[str, Any]]:
-    videos = [s.video for s in seen]
-    ours = [predict_video(model, split, video).to_aviseg(video.id) for video in tqdm(videos, desc="ours")]
+def table_rows(split: DataSplit, answered: list[Answered], *, with_deaf: bool) -> dict[str, dict[str, Any]]:
+    videos = [s.video for s in answered]
     rows: dict[str, Entries] = {
         "nothing": [],
-        "all visible objects, true masks": [e for s in seen for e in all_visible(s)],
-        "our masks, true sounding": [e for s in seen for e in true_sounding(s)],
-        "true masks, our sounding": [e for s, own in zip(seen, ours, strict=True) for e in our_sounding(s, own)],
-        "ours": [entry for own in ours for entry in own],
+        "all visible objects, true masks": [e for s in answered for e in all_visible(s)],
+        "our masks, true sounding": [e for s in answered for e in true_sounding(s)],
+        "true masks, our sounding": [e for s in answered for e in our_sounding(s, s.ours)],
+        "ours": [e for s in answered for e in s.ours],
     }
+    if with_deaf:
+        rows["the same trained without sound"] = [e for s in answered for e in s.deaf]
     return {name: score(split, videos, entries) for name, entries in rows.items()}
 
 
@@ -246,30 +277,73 @@ class Ears:
         return (self.tone(seconds, rng) + voice.view(seconds, RATE)).clamp(-1, 1), name
 
 
-def listening(model: AVISM, split: DataSplit, seen: list[Seen], ears: Ears) -> dict[str, Any]:
-    videos = [s.video for s in seen[:CHECKED]]
-    names = split.annotations.categories
-    own = score(split, videos, [e for v in videos for e in predict_video(model, split, v).to_aviseg(v.id)])["FA"]
-    quiet, other, frames = 0, 0, 0
-    swapped: Entries = []
-    for s in tqdm(seen[:CHECKED], desc="other sounds"):
-        rng = np.random.default_rng([7, s.video.id])
-        present = {names[track.category_id] for track in s.truth}
-        result = predict_video(model, split, s.video, ears.tone(s.video.length, rng))
-        quiet += sum(bool(result.to_binary(t).any()) for t in range(s.video.length))
-        result = predict_video(model, split, s.video, ears.absent(s.video.length, present, rng)[0])
-        other += sum(bool(result.to_binary(t).any()) for t in range(s.video.length))
-        swapped += result.to_aviseg(s.video.id)
-        frames += s.video.length
+def answer(model: AVISM, deaf: AVISM | None, split: DataSplit, video: Video, ears: Ears | None) -> Answered:
+    seen = see(model, split, video)
+
+    def say(seconds: Tensor | None = None, of: AVISM = model) -> Entries:
+        return predict_video(of, split, video, seconds).to_aviseg(video.id)
+
+    other = None
+    if ears is not None:
+        rng = np.random.default_rng([7, video.id])
+        present = {split.annotations.categories[track.category_id] for track in seen.truth}
+        quiet = predict_video(model, split, video, ears.tone(video.length, rng))
+        foreign = predict_video(model, split, video, ears.absent(video.length, present, rng)[0])
+        other = OtherSounds(
+            quiet=frames_with_a_mask(quiet),
+            foreign=frames_with_a_mask(foreign),
+            swapped=foreign.to_aviseg(video.id),
+            earlier={offset: say(earlier(split, video, offset)) for offset in (0.25, 0.5, 1.0)},
+        )
+    silent = [] if deaf is None else say(of=deaf)
+    return Answered(seen.video, seen.truth, seen.found, seen.overlap, ours=say(), deaf=silent, other=other)
+
+
+def frames_with_a_mask(result: ClipResult) -> int:
+    return sum(bool(result.to_binary(t).any()) for t in range(result.frames))
+
+
+@contextmanager
+def looking_once(model: AVISM) -> Iterator[None]:
+    """What a model sees in pictures is kept while the block lasts: they are shown again and again, to other sounds."""
+    backbone, decoder = model.backbone, model.pixel_decoder
+    model.backbone, model.pixel_decoder = nn.Identity(), Memory(backbone, decoder)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        model.backbone, model.pixel_decoder = backbone, decoder
+
+
+class Memory(nn.Module):
+    """Pictures to pixel features, by what the pictures hold."""
+
+    def __init__(self, backbone: nn.Module, decoder: nn.Module) -> None:
+        super().__init__()
+        self.backbone, self.decoder = backbone, decoder
+        self.known: dict[bytes, Any] = {}
+
+    def forward(self, images: Tensor) -> Any:
+        key = hashlib.blake2b(images.numpy().tobytes()).digest()
+        if key not in self.known:
+            self.known[key] = self.decoder(self.backbone(images))
+        return self.known[key]
+
+
+def listening(split: DataSplit, answered: list[Answered]) -> dict[str, Any]:
+    videos, frames = [s.video for s in answered], sum(s.video.length for s in answered)
+    others = [s.other for s in answered if s.other is not None]
+    quiet, foreign = sum(o.quiet for o in others), sum(o.foreign for o in others)
     found = {
         "masks on frames with room tone only, %": round(100 * quiet / frames, 2),
-        "masks on frames with an absent class's sound only, %": round(100 * other / frames, 2),
-        "FSLA with an absent class's sound": score(split, videos, swapped)["FA"],
-        f"FSLA of the same {CHECKED} videos with their own sound": own,
+        "masks on frames with an absent class's sound only, %": round(100 * foreign / frames, 2),
+        "FSLA with an absent class's sound": score(split, videos, [e for o in others for e in o.swapped])["FA"],
+        f"FSLA of the same {len(videos)} videos with their own sound": score(
+            split, videos, [e for s in answered for e in s.ours]
+        )["FA"],
     }
-    for offset in (0.25, 0.5, 1.0):
-        answers = [e for v in videos for e in predict_video(model, split, v, earlier(split, v, offset)).to_aviseg(v.id)]
-        truth = [e for s in seen[:CHECKED] for e in second_before(s)] if offset == 1.0 else None
+    for offset in others[0].earlier:
+        truth = [e for s in answered for e in second_before(s)] if offset == 1.0 else None
+        answers = [e for o in others for e in o.earlier[offset]]
         found[f"FSLA with the sound {offset:g} s earlier"] = score(split, videos, answers, truth)["FA"]
     return found
 
@@ -292,7 +366,7 @@ def second_before(seen: Seen) -> Entries:
     return entries
 
 
-def pairs(model: AVISM, split: DataSplit, seen: list[Seen]) -> dict[str, Any]:
+def pairs(model: AVISM, split: DataSplit, seen: Sequence[Seen]) -> dict[str, Any]:
     """Of seconds in which one of two objects of one class sounds: is it the one that we believe, and show?"""
     kinds = {entry["id"]: entry.get("pair", "") for entry in read_json(split.annotations.path)["videos"]}
     found: dict[str, Any] = {}

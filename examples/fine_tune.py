@@ -17,17 +17,17 @@ from avis_stream.train.dataset_clips import DatasetClips
 from avis_stream.train.loop import train
 from avis_stream.weights.files import save_weights
 from avis_stream.weights.initial import start_from
-from avis_stream.weights.load import unfolded_model
+from avis_stream.weights.load import untrained_model
 
 
 def main(data: str, weights: str, out: str, classes: str, schedule: TrainConfig | None = None) -> None:
     """Trains and writes OUT/weights.safetensors."""
     schedule = schedule or TrainConfig(steps=2_000, learning_rate=2e-4, gradient_clip=1.0)
     config = replace(preset("avism_mini"), classes=tuple(classes.split(",")))
-    model = unfolded_model(config, None, "")
+    model = untrained_model(config)
     print(start_from(model, weights))
     split = open_split(data, "train", config.classes)
-    clips = DatasetClips(split, config.classes, frames=schedule.frames, config=schedule.augment, seed=0)
+    clips = DatasetClips(split, config, frames=schedule.frames, config=schedule.augment, seed=0)
     train(model, clips, schedule, Path(out))
     save_weights(model.state_dict(), model.config, Path(out) / "weights.safetensors", half=True)
 

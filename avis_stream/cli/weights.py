@@ -16,8 +16,13 @@ def add_commands(commands: Commands) -> None:
     train.add_argument("--data", required=True, metavar="DIR", help='folder with train.json, "synth" or "synth:ASSETS"')
     train.add_argument("--model", choices=list(PRESETS), default="avism_mini")
     train.add_argument("--init", type=Path, metavar="FILE", help="weights to begin with; what fits is taken")
-    train.add_argument("--resume", type=Path, metavar="DIR", help="go on with the run in this folder")
+    train.add_argument(
+        "--resume", type=Path, metavar="DIR", help="go on with the run in this folder, its model and schedule"
+    )
     train.add_argument("--out", type=Path, default=Path("out/train"), help="for checkpoints, log and weights")
+    train.add_argument("--force", action="store_true", help="begin anew in a folder that holds a run")
+    train.add_argument("--audio-weights", type=Path, metavar="FILE", help="VGGish weights, for official presets")
+    train.add_argument("--device", default="cpu", help="cpu (default) or cuda; torchrun gives each process its own")
     train.add_argument("--val", type=Path, metavar="DIR", help="folder with val.json (default: that of --data)")
     train.add_argument("--set", action="extend", nargs="+", default=[], metavar="FIELD=VALUE", dest="settings")
 
@@ -51,6 +56,9 @@ def _train(options: argparse.Namespace) -> None:
         resume=options.resume,
         settings=options.settings,
         validation=options.val,
+        audio_weights=options.audio_weights,
+        device=options.device,
+        force=options.force,
     )
     sys.stderr.write(f"trained: {written}\n")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import shutil
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from tqdm import tqdm
 
 from avis_stream.commands.diary import Diary
 from avis_stream.config import AVISMConfig, TrainConfig, with_overrides
 from avis_stream.data.annotations import parse_predictions
 from avis_stream.data.dataset import DataSplit, open_split, splits
+from avis_stream.errors import AvisStreamError
 from avis_stream.files import atomic_path
 from avis_stream.metrics import evaluation
 from avis_stream.models.avism import AVISM
@@ -29,23 +29,40 @@ from avis_stream.synth.assets import AssetLibrary
 from avis_stream.synth.library import Library
 from avis_stream.synth.procedural import ProceduralLibrary
 from avis_stream.synth.protocol import Protocol
+from avis_stream.train.checkpoint import stored_configuration
 from avis_stream.train.dataset_clips import DatasetClips
 from avis_stream.train.loop import train
+from avis_stream.train.processes import (
+    device_of_process,
+    join_processes,
+    leave_processes,
+    rank_and_count,
+    wait_for_all,
+)
 from avis_stream.train.source import ClipSource, SynthClips, harder, streaming
 from avis_stream.train.streams import (
     ALL_BUT_THE_TRACKER,
     LocalizedStream,
     StreamLosses,
     Stretches,
+    load_streams,
     localized_streams,
+    save_streams,
 )
 from avis_stream.weights.bundled import stored_state
 from avis_stream.weights.files import save_weights
 from avis_stream.weights.initial import start_from
-from avis_stream.weights.load import unfolded_model
+from avis_stream.weights.load import unfolded_model, untrained_model
 
 _MADE = "synth"
 _TRAIN = "train."
+
+_CHECKPOINT, _STREAMS = "last.pt", "streams.pt"
+_OF_A_RUN = (
+    _CHECKPOINT, _STREAMS, "log.jsonl", "tensorboard", "schedule.json", "best.safetensors", "weights.safetensors",
+    "not_finite*.pt",
+)  # fmt: skip
+"""What a run leaves in its folder."""
 
 
 def run_training(
@@ -57,6 +74,9 @@ def run_training(
     resume: Path | None,
     settings: Sequence[str],
     validation: Path | None = None,
+    audio_weights: Path | None = None,
+    device: str = "cpu",
+    force: bool = False,
 ) -> Path:
     """Trains and returns the path of the finished weights: `out/best.safetensors`, or `weights` without validation.
 
@@ -65,21 +85,35 @@ def run_training(
         model_name: A preset.
         out: For checkpoints, the log and the weights.
         init: Weights to begin with, whole or in part.
-        resume: A run's folder to go on with; takes the place of `out`.
+        resume: A run's folder to go on with, by its own model and schedule; takes the place of `out` and `model_name`.
         settings: `train.steps=1000` for the schedule, anything else for the model.
         validation: Folder with `val.json`; None: `data`, if that has one.
+        audio_weights: Public VGGish weights; None: models that hear through it learn from stored features.
+        device: Where to learn; of `cuda`, each process of `torchrun` takes its own.
+        force: Begin anew in a folder that holds a run, which is lost.
+    Raises:
+        AvisStreamError: `out` holds a run already.
     """
-    config = preset(model_name).with_overrides(s for s in settings if not s.startswith(_TRAIN))
-    schedule = with_overrides(training(model_name), [s.removeprefix(_TRAIN) for s in settings if s.startswith(_TRAIN)])
-    _join_processes()
-    torch.manual_seed(schedule.seed)
-    model = unfolded_model(config, None, "")
-    if init is not None and resume is None:
-        report = start_from(model, init)
-        if _first():
-            sys.stderr.write(f"{init}: {report}\n")
-    folder = resume or out
-    folder.mkdir(parents=True, exist_ok=True)
+    folder, place = resume or out, device_of_process(device)
+    config, schedule = _configuration(model_name, resume, settings)
+    join_processes(place)
+    try:
+        if resume is None:
+            _begin(folder, force=force)
+        torch.manual_seed(schedule.seed)
+        model = untrained_model(config, audio_weights) if resume is None else unfolded_model(config, None, "")
+        if init is not None and resume is None:
+            report = start_from(model, init)
+            if _first():
+                sys.stderr.write(f"{init}: {report}\n")
+        return _run(model.to(place), schedule, data, folder, validation, resume=resume is not None)
+    finally:
+        leave_processes()
+
+
+def _run(
+    model: AVISM, schedule: TrainConfig, data: str, folder: Path, validation: Path | None, *, resume: bool
+) -> Path:
     source = _source(data, model.config, schedule)
     judge = _validation_split(data, validation, model.config.classes)
     best, last = folder / "best.safetensors", folder / "weights.safetensors"
@@ -97,7 +131,7 @@ def run_training(
 
         learn: dict[str, Any] = {"source": source}
         if schedule.streams.count:
-            streams = _streams(model, source, schedule, folder)
+            streams = _streams(model, source, schedule, data, folder)
             learn = {"source": Stretches(streams, schedule), "losses": StreamLosses(model, schedule), "ahead": False}
             schedule = replace(schedule, frozen=ALL_BUT_THE_TRACKER)
         train(
@@ -105,7 +139,7 @@ def run_training(
             config=schedule,
             folder=folder,
             **learn,
-            resume=resume is not None,
+            resume=resume,
             log=None if diary is None else diary.note,
             validate=None if judge is None else validate,
             keep_best=lambda: _save(model, best, schedule),
@@ -115,23 +149,47 @@ def run_training(
     return last if judge is None else best
 
 
-def _streams(model: AVISM, source: ClipSource, schedule: TrainConfig, folder: Path) -> list[LocalizedStream]:
-    """Streams as the model's localizer sees them; kept beside the checkpoints, so that a resumed run has the same."""
-    kept = folder / "streams.pt"
-    if kept.exists():
-        streams: list[LocalizedStream] = torch.load(kept, weights_only=False)  # written here, by this very run
-        return streams
-    count = schedule.streams.count
-    bar = tqdm(total=count, desc="streams", unit="stream", disable=not (_first() and sys.stderr.isatty()))
-    with bar:
-        streams = []
-        for stream in localized_streams(model, source, schedule):
-            streams.append(stream)
-            bar.update()
+def _configuration(name: str, resume: Path | None, settings: Sequence[str]) -> tuple[AVISMConfig, TrainConfig]:
+    """The model and the schedule: of a preset, or of the run that goes on; both changed as wished."""
+    config, schedule = (preset(name), training(name)) if resume is None else stored_configuration(resume / _CHECKPOINT)
+    config = config.with_overrides(s for s in settings if not s.startswith(_TRAIN))
+    return config, with_overrides(schedule, [s.removeprefix(_TRAIN) for s in settings if s.startswith(_TRAIN)])
+
+
+def _begin(folder: Path, *, force: bool) -> None:
+    """Makes the folder of a run that begins, and clears away one that was there, if that is wished."""
     if _first():
-        with atomic_path(kept) as temporary:
-            torch.save(streams, temporary)
-    return streams
+        there = [path for name in _OF_A_RUN for path in folder.glob(name)]
+        if there and not force:
+            raise AvisStreamError(
+                f"--out {folder} holds a run already ({there[0].name}): go on with --resume {folder}, give another "
+                "folder, or --force to begin anew"
+            )
+        for path in there:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        folder.mkdir(parents=True, exist_ok=True)
+    wait_for_all()
+
+
+def _streams(
+    model: AVISM, source: ClipSource, schedule: TrainConfig, data: str, folder: Path
+) -> Sequence[LocalizedStream]:
+    """Streams as the model's localizer sees them; kept beside the checkpoints, so that a resumed run has the same."""
+    kept, count = folder / _STREAMS, schedule.streams.count
+    of = f"{count} streams of {schedule.frames} frames, seed {schedule.seed}, of {data}"
+    if _first() and not kept.exists():
+        bar = tqdm(total=count, desc="streams", unit="stream", disable=not sys.stderr.isatty())
+        with bar:
+            streams = []
+            for stream in localized_streams(model, source, schedule):
+                streams.append(stream.to(torch.device("cpu")))
+                bar.update()
+        save_streams(kept, streams, of)
+    wait_for_all()
+    return load_streams(kept, of)
 
 
 def _validation_split(data: str, validation: Path | None, classes: tuple[str, ...]) -> DataSplit | None:
@@ -155,14 +213,16 @@ def _save(model: AVISM, target: Path, schedule: TrainConfig) -> None:
     """Weights without the frozen audio encoder where it ships with the package, and the schedule beside them."""
     save_weights(stored_state(model), model.config, target, half=True)
     with atomic_path(target.with_name("schedule.json")) as temporary:
-        temporary.write_text(json.dumps({"train": repr(schedule), "data_protocol": Protocol.load().digest}) + "\n")
+        temporary.write_text(
+            json.dumps({"train": json.loads(schedule.to_json()), "data_protocol": Protocol.load().digest}) + "\n"
+        )
 
 
 def _source(data: str, config: AVISMConfig, schedule: TrainConfig) -> ClipSource:
     kind, _, folder = data.partition(":")
     if kind != _MADE:
         split = open_split(data, "train", config.classes)
-        return DatasetClips(split, config.classes, frames=schedule.frames, config=schedule.augment, seed=schedule.seed)
+        return DatasetClips(split, config, frames=schedule.frames, config=schedule.augment, seed=schedule.seed)
     protocol = Protocol.load()
     library: Library = AssetLibrary(Path(folder), protocol, "train") if folder else ProceduralLibrary()
     width, height = protocol.size
@@ -179,11 +239,5 @@ def _source(data: str, config: AVISMConfig, schedule: TrainConfig) -> ClipSource
     )
 
 
-def _join_processes() -> None:
-    """Joins the other processes when started by torchrun."""
-    if "RANK" in os.environ and not dist.is_initialized():
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-
-
 def _first() -> bool:
-    return not dist.is_initialized() or dist.get_rank() == 0
+    return rank_and_count()[0] == 0

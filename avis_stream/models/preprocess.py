@@ -39,13 +39,21 @@ def resize_images(images: Tensor, size: tuple[int, int]) -> Tensor:
     return torch.from_numpy(stacked).permute(0, 3, 1, 2)
 
 
-def normalise_and_pad(images: Tensor, config: InputConfig) -> Tensor:
+def normalise_and_pad(images: Tensor, config: InputConfig, at_least: tuple[int, int] = (0, 0)) -> Tensor:
     """Normalises uint8 [T, 3, H, W] and pads right and bottom with zeros: float32 [T, 3, Hp, Wp].
 
     Zeros after normalising, that is mid-grey; no mask marks the padding anywhere in the network.
+
+    Args:
+        images: Of one size.
+        config: Mean, deviation, and what padded sides are multiples of.
+        at_least: (height, width) of the largest pictures that these will be stacked with.
     """
     mean = torch.tensor(config.pixel_mean, device=images.device)[:, None, None]
     std = torch.tensor(config.pixel_std, device=images.device)[:, None, None]
     height, width = images.shape[-2:]
-    pad_y, pad_x = -height % config.size_divisor, -width % config.size_divisor
+    pad_y, pad_x = (
+        most - side + -most % config.size_divisor
+        for side, most in ((height, max(height, at_least[0])), (width, max(width, at_least[1])))
+    )
     return F.pad((images - mean) / std, (0, pad_x, 0, pad_y))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from avis_stream.online.config import OnlineConfig
 from avis_stream.online.memory import TrackerMemory
 from avis_stream.online.schedule import Geometry, LayerPart, PushPlan, joined, least_pages, plan_push
 from avis_stream.ops import kv_write_, range_attn_paged
-from avis_stream.ops.ranges import AttentionPlan
+from avis_stream.ops.ranges import AttentionPlan, Range
 
 _DEFAULT_PAGES = 6
 
@@ -217,7 +218,8 @@ class StreamTracker:
             initial = memory.sink_value[number], memory.sink_lse[number]
         # Without anchors the bias is 0 everywhere.
         bias = memory.key_bias if self.geometry.anchors else None
-        looked, _, page_value, page_lse = range_attn_paged(query, keys, values, plan.pages, bias, initial)
+        pages = page_table(plan.pages, query.device)
+        looked, _, page_value, page_lse = range_attn_paged(query, keys, values, pages, bias, initial)
         if plan.fold and initial is not None:
             self._fold(number, memory, page_value[0], page_lse[0])
         return looked
@@ -247,6 +249,18 @@ class StreamTracker:
         )
         memory.sink_value[number] = value
         memory.sink_lse[number] = lse
+
+
+def page_table(pages: tuple[Range, ...], device: torch.device) -> Tensor:
+    """Pages as int32 [P, 2] on a device: made once, since a captured CUDA graph may not copy from the host."""
+    if torch.compiler.is_compiling():  # what a tracer makes is not to be kept
+        return torch.tensor(pages, dtype=torch.int32, device=device)
+    return _kept_page_table(pages, device)
+
+
+@lru_cache(maxsize=1024)
+def _kept_page_table(pages: tuple[Range, ...], device: torch.device) -> Tensor:
+    return torch.tensor(pages, dtype=torch.int32, device=device)
 
 
 def merge_partials(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

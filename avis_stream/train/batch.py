@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from avis_stream.checks import check_shape
+from avis_stream.config import InputConfig
+from avis_stream.models.preprocess import normalise_and_pad
 from avis_stream.train.losses import Targets
 
 
@@ -103,11 +105,16 @@ def pad_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
     return torch.nn.functional.pad(masks, (0, size[1] - width, 0, size[0] - height))
 
 
-def stack_images(samples: Sequence[ClipSample]) -> Tensor:
-    """Pictures of clips of one size: uint8 [B, T, 3, H, W]."""
-    return torch.stack([sample.images for sample in samples])
+def stack_images(samples: Sequence[ClipSample], config: InputConfig) -> Tensor:
+    """Pictures of B clips as the network takes them, float32 [B T, 3, Hp, Wp]: all padded to what the largest needs."""
+    return _stack([sample.images for sample in samples], config)
 
 
-def stack_previous(samples: Sequence[ClipSample]) -> Tensor:
-    """Pictures 100 ms earlier, uint8 [B, T, 3, H, W]; where none are known, the pictures themselves: nothing moved."""
-    return torch.stack([s.images if s.previous is None else s.previous for s in samples])
+def stack_previous(samples: Sequence[ClipSample], config: InputConfig) -> Tensor:
+    """The same 100 ms earlier; where that is not known, the pictures themselves: nothing moved."""
+    return _stack([s.images if s.previous is None else s.previous for s in samples], config)
+
+
+def _stack(clips: Sequence[Tensor], config: InputConfig) -> Tensor:
+    largest = max(clip.shape[-2] for clip in clips), max(clip.shape[-1] for clip in clips)
+    return torch.cat([normalise_and_pad(clip, config, largest) for clip in clips])

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from avis_stream.config import AVISMConfig
+from avis_stream.config import AVISMConfig, TrainConfig
 from avis_stream.errors import CheckpointError
 from avis_stream.files import atomic_path
 from avis_stream.models.avism import AVISM
+from avis_stream.train.processes import from_all, rank_and_count, wait_for_all
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -24,35 +29,81 @@ class Progress:
     """Best validation figure so far."""
 
 
-def save_checkpoint(path: Path, model: AVISM, optimiser: torch.optim.Optimizer, progress: Progress) -> None:
-    """Writes the state of a run."""
+def save_checkpoint(
+    path: Path, model: AVISM, optimiser: torch.optim.Optimizer, config: TrainConfig, progress: Progress
+) -> None:
+    """Writes the state of a run. All processes must call it: each has random numbers of its own; the first writes."""
+    random = from_all({"cpu": torch.get_rng_state(), "cuda": _cuda_random(model.device)})
+    if rank_and_count()[0] == 0:
+        _write(path, model, optimiser, config, progress, random)
+    wait_for_all()
+
+
+def _write(
+    path: Path,
+    model: AVISM,
+    optimiser: torch.optim.Optimizer,
+    config: TrainConfig,
+    progress: Progress,
+    random: list[dict[str, torch.Tensor | None]],
+) -> None:
     state = {
         "config": model.config.to_json(),
+        "train": config.to_json(),
         "model": model.state_dict(),
         "optimiser": optimiser.state_dict(),
         "step": progress.step,
         "best": progress.best,
-        "random": torch.get_rng_state(),
+        "random": random,
     }
     with atomic_path(path) as temporary:
         torch.save(state, temporary)
 
 
 def load_checkpoint(path: Path, model: AVISM, optimiser: torch.optim.Optimizer) -> Progress:
-    """Takes a run up where `save_checkpoint` left it, torch's generator included.
+    """Takes a run up where `save_checkpoint` left it, this process's random numbers included.
 
     Raises:
         CheckpointError: Missing, cut short, or of another configuration.
     """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        stored = AVISMConfig.from_json(state["config"])
-    except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
-        reason = str(error).split("\n")[0]
-        raise CheckpointError(f"{path} cannot be resumed from ({reason}); is it complete?") from error
-    if stored != model.config:
-        raise CheckpointError(f"{path} is of another configuration; give the same --model and --set as when it began")
+    state = _read(path)
+    if AVISMConfig.from_json(state["config"]) != model.config:
+        raise CheckpointError(f"{path} is of another configuration; give the same --set as when it began")
     model.load_state_dict(state["model"])
     optimiser.load_state_dict(state["optimiser"])
-    torch.set_rng_state(state["random"])
+    (rank, count), random = rank_and_count(), state["random"]
+    if count != len(random):
+        logger.warning(
+            "%s was written by %d processes and %d go on: clips and random numbers will be others",
+            path, len(random), count,
+        )  # fmt: skip
+    if rank < len(random):
+        torch.set_rng_state(random[rank]["cpu"])
+        if random[rank]["cuda"] is not None and model.device.type == "cuda":
+            torch.cuda.set_rng_state(random[rank]["cuda"], model.device)
     return Progress(step=state["step"], best=state["best"])
+
+
+def stored_configuration(path: Path) -> tuple[AVISMConfig, TrainConfig]:
+    """The model and the schedule of a run that stopped.
+
+    Raises:
+        CheckpointError: Missing or cut short.
+    """
+    state = _read(path, mmap=True)
+    return AVISMConfig.from_json(state["config"]), TrainConfig.from_json(state["train"])
+
+
+def _read(path: Path, *, mmap: bool = False) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        if missing := {"config", "train", "model", "optimiser", "step", "best", "random"} - set(state):
+            raise KeyError(f"it lacks {', '.join(sorted(missing))}")
+    except (OSError, RuntimeError, EOFError, KeyError, ValueError, TypeError, pickle.UnpicklingError) as error:
+        reason = str(error).split("\n")[0]
+        raise CheckpointError(f"{path} cannot be resumed from ({reason}); is it complete?") from error
+    return state
+
+
+def _cuda_random(device: torch.device) -> torch.Tensor | None:
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else None

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from avis_stream.config import AugmentConfig
+from avis_stream.config import AugmentConfig, AVISMConfig
 from avis_stream.data.annotations import Track, Video
 from avis_stream.data.dataset import DataSplit, masks_of
 from avis_stream.errors import DataError
@@ -18,27 +18,27 @@ from avis_stream.train.sound_augment import change_seconds
 class DatasetClips:
     """Clips of the videos of a split, each epoch in another order; videos without annotations are left out."""
 
-    def __init__(
-        self, split: DataSplit, classes: tuple[str, ...], *, frames: int, config: AugmentConfig, seed: int
-    ) -> None:
-        """Opens nothing yet.
+    def __init__(self, split: DataSplit, model: AVISMConfig, *, frames: int, config: AugmentConfig, seed: int) -> None:
+        """Opens nothing but the first video's stored features, if the model is to learn from those.
 
         Args:
             split: The data.
-            classes: The model's.
+            model: What learns: its classes, and whether it hears for itself or takes the split's stored features.
             frames: In a clip.
             config: Sampling and augmentation.
             seed: Of the whole series.
         Raises:
-            DataError: No video has an annotation.
+            DataError: No video has an annotation; or the model has no sound encoder and there are no features for it.
         """
         self._split, self._frames, self._config, self._seed = split, frames, config, seed
+        self._audio, classes = model.audio, model.classes
         names = split.annotations.categories
         self._class_of = {number: classes.index(name) for number, name in names.items() if name in classes}
         self._nothing = len(classes)
         self._videos = [v for v in split.annotations.videos if split.annotations.tracks[v.id]]
         if not self._videos:
             raise DataError(f"{split.annotations.path}: no video has an annotation to learn from")
+        self._features(self._videos[0])
 
     def clip(self, number: int) -> ClipSample:
         """Clip `number` of the series: a video of this epoch's order, a few of its frames, one geometry."""
@@ -58,7 +58,7 @@ class DatasetClips:
         labels = torch.tensor([self._class_of[t.category_id] for t in tracks], dtype=torch.int64)
         if self._config.silent_first_frame_has_no_class and len(labels):
             labels[~together[:, 0].flatten(1).any(dim=1)] = self._nothing
-        features = self._split.features(video)
+        features = self._features(video)
         return ClipSample(
             images=images.contiguous(),
             seconds=self._seconds(video, frames, rng) if features is None else torch.zeros(len(frames), 16_000),
@@ -69,6 +69,23 @@ class DatasetClips:
             sounding=sounding.view(len(tracks), len(frames)) if visible else None,
             previous=previous,
         )
+
+    def _features(self, video: Video) -> Tensor | None:
+        """Stored features [T, A], for a model without a sound encoder; None: the model listens."""
+        if self._audio.encoder != "none":
+            return None
+        features = self._split.features(video)
+        if features is None:
+            raise DataError(
+                f"{video.name} has no stored features (FEATAudios), and this model no sound encoder to make its own: "
+                "add them, or give the encoder's weights (--audio-weights)"
+            )
+        if features.shape[1] != self._audio.feature_dim:
+            raise DataError(
+                f"{video.name} has stored features of {features.shape[1]} numbers a second, but the model takes "
+                f"{self._audio.feature_dim}: they are of another encoder"
+            )
+        return features
 
     def _tracks(self, video: Video) -> tuple[list[Track], bool]:
         """The objects of a video, and whether their masks are known in silence too: of all of them, or of none."""

@@ -14,7 +14,6 @@ from pathlib import Path
 from types import FrameType
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import convert_conv2d_weight_memory_format
@@ -28,6 +27,7 @@ from avis_stream.train.batches import S, batches
 from avis_stream.train.checkpoint import Progress, load_checkpoint, save_checkpoint
 from avis_stream.train.optimiser import build_optimiser, set_rate
 from avis_stream.train.points import random_points
+from avis_stream.train.processes import any_of_all, rank_and_count
 from avis_stream.train.source import Source
 from avis_stream.train.step import ClipLosses
 
@@ -71,17 +71,17 @@ def train(
         losses: Takes samples of the source and where points come from, gives losses by name with their `total`; None:
             `ClipLosses` of the model.
         ahead: Make samples in a process of its own; False: they are there already.
-        resume: Go on from `folder/last.pt`.
+        resume: Go on from `folder/last.pt`, exactly if as many processes go on as stopped.
         save_every: Steps between checkpoints.
         log: Called on the first process after every step.
         validate: Called on the first process every `config.validate_every` steps and after the last.
         keep_best: Called whenever `validate` gave more than ever before, to put the weights away.
     Raises:
         Stopped: Asked to stop; the state is saved.
-        AvisStreamError: A loss is not finite; the clips at fault are saved and named.
+        AvisStreamError: A loss is not finite, in this process or another; the clips at fault are saved and named.
         CheckpointError: `resume`, and there is nothing to resume from.
     """
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    rank, world = rank_and_count()
     torch.manual_seed(config.seed + rank)
     optimiser = build_optimiser(model, config)
     checkpoint = folder / "last.pt"
@@ -113,9 +113,9 @@ def train(
                     progress.best = figure
                     if keep_best is not None:
                         keep_best()
-            stopping = stop.is_set()
-            if rank == 0 and (stopping or progress.step % save_every == 0 or progress.step == config.steps):
-                save_checkpoint(checkpoint, model, optimiser, progress)
+            stopping = any_of_all(stop.is_set(), model.device)
+            if stopping or progress.step % save_every == 0 or progress.step == config.steps:
+                save_checkpoint(checkpoint, model, optimiser, config, progress)
             if stopping:
                 raise Stopped(f"stopped after step {progress.step}; go on with --resume {folder}")
     model.eval()
@@ -137,8 +137,12 @@ def _step(
     with torch.autocast(device.type, torch.bfloat16, enabled=config.bfloat16):
         losses: dict[str, torch.Tensor] = step_of(samples, draw)
     total = losses["total"]
-    if not math.isfinite(total.item()):
-        where = folder / "not_finite.pt"
+    finite = math.isfinite(total.item())
+    if any_of_all(not finite, device):
+        if finite:
+            raise AvisStreamError("a loss of another process is not finite; its message names the clips")
+        rank, world = rank_and_count()
+        where = folder / ("not_finite.pt" if world == 1 else f"not_finite_{rank}.pt")
         with atomic_path(where) as temporary:
             torch.save([{f.name: getattr(s, f.name) for f in fields(s)} for s in samples], temporary)
         bad = [name for name, value in losses.items() if not math.isfinite(value.item())]

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from avis_stream.config import TrainConfig
 from avis_stream.models.avism import AVISM
 from avis_stream.models.localizer import FramePrediction
-from avis_stream.models.preprocess import normalise_and_pad
 from avis_stream.models.sounding import motion_between
 from avis_stream.train.batch import ClipSample, stack_images, stack_previous
 from avis_stream.train.centres import centre_loss, centre_map
@@ -33,7 +32,7 @@ class ClipLosses(nn.Module):
         self.model, self.config = model, config
 
     def forward(self, samples: Sequence[ClipSample], draw: DrawPoints) -> dict[str, Tensor]:
-        """Runs clips of one size and length.
+        """Runs clips of one length; of any sizes.
 
         Args:
             samples: B clips of T frames.
@@ -45,7 +44,7 @@ class ClipLosses(nn.Module):
         audio_features = self._hear(samples)
         if not config.localizer.sounding_head:
             samples = [sample.sounding_alone() for sample in samples]
-        images = normalise_and_pad(stack_images(samples).flatten(0, 1), config.input)  # [B T, 3, H, W]
+        images = stack_images(samples, config.input)  # [B T, 3, H, W]
         padded = (images.shape[-2], images.shape[-1])
         features = self.model.pixel_decoder(self.model.backbone(images))
         decoding = self.model.localizer(features, audio_features.flatten(0, 1), self._motion(samples, images))
@@ -78,7 +77,7 @@ class ClipLosses(nn.Module):
     def _motion(self, samples: Sequence[ClipSample], images: Tensor) -> Tensor | None:
         if not self.model.wants_previous:
             return None
-        return motion_between(images, normalise_and_pad(stack_previous(samples).flatten(0, 1), self.model.config.input))
+        return motion_between(images, stack_previous(samples, self.model.config.input))
 
     def _frames(
         self,

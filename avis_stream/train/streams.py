@@ -9,8 +9,10 @@ Source: design note "online tracking", section 11.
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from avis_stream.config import LossConfig, TrainConfig
+from avis_stream.errors import CheckpointError
+from avis_stream.files import atomic_path
 from avis_stream.models.avism import AVISM
 from avis_stream.models.localizer import DecoderLayer
 from avis_stream.models.preprocess import normalise_and_pad
@@ -73,6 +77,38 @@ class LocalizedStream:
             f.name: v.to(device) for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)
         }
         return replace(self, found=found, **moved)
+
+
+def save_streams(path: Path, streams: Sequence[LocalizedStream], of: str) -> None:
+    """Keeps streams as plain tensors; `of` says what they are, in words."""
+    plain = [
+        {f.name: getattr(s, f.name) for f in fields(s)} | {"found": [(f.query, f.ids) for f in s.found]}
+        for s in streams
+    ]
+    with atomic_path(path) as temporary:
+        torch.save({"of": of, "streams": plain}, temporary)
+
+
+def load_streams(path: Path, of: str) -> list[LocalizedStream]:
+    """The streams that `save_streams` kept.
+
+    Raises:
+        CheckpointError: They cannot be read, or are others than `of`.
+    """
+    try:
+        kept = torch.load(path, map_location="cpu", weights_only=True)
+        streams = [
+            LocalizedStream(**s | {"found": tuple(FoundInFrame(*pair) for pair in s["found"])}) for s in kept["streams"]
+        ]
+    except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        raise CheckpointError(
+            f"{path} holds no streams that can be read ({error}); remove it, they are made again"
+        ) from error
+    if kept["of"] != of:
+        raise CheckpointError(
+            f"{path} holds {kept['of']}; the run is to learn from {of}: give the same as it began with"
+        )
+    return streams
 
 
 @torch.no_grad()

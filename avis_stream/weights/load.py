@@ -118,6 +118,23 @@ def unfolded_model(
     return model
 
 
+def untrained_model(config: AVISMConfig, audio_weights: StrPath | None = None) -> AVISM:
+    """A model to be trained. Its sound encoder, which is not, has its public weights, or is not there at all.
+
+    Args:
+        config: Its sizes.
+        audio_weights: Public VGGish weights, for models that hear through it; None: such a model takes features that
+            were made beforehand, as AVISeg has them. YAMNet's weights come with the package.
+    """
+    if config.audio.encoder != "vggish":
+        return unfolded_model(config, None, "")
+    if audio_weights is None:
+        return unfolded_model(replace(config, audio=replace(config.audio, encoder="none")), None, "")
+    model = unfolded_model(config, None, "")
+    fill(model, _with_sound(model.state_dict(), audio_weights), str(audio_weights))
+    return model
+
+
 def _with_sound(state: dict[str, Tensor], audio_weights: StrPath | None) -> dict[str, Tensor]:
     if audio_weights is None:
         return state

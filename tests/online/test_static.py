@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 
+import pytest
 import torch
 from online_models import Runner, Stream, random_tracker, tracker_config
 from torch import Tensor, nn
@@ -64,6 +65,20 @@ def test_one_exported_graph_a_phase_serves_for_ever() -> None:
         memory |= {name: own[name].clone() for name in memory if name in own}
     for name, values in buffers_of(runner.memory).items():
         torch.testing.assert_close(memory[f"memory_{name}"], values, atol=1e-6, rtol=1e-6)
+
+
+def test_a_settled_step_copies_nothing_from_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a captured CUDA graph may not hold: tensors made of Python's numbers."""
+    config = tracker_config(3, 2)
+    runner, stream = Runner(random_tracker(config), config), Stream.random(60, config)
+    runner.push(stream, 50)
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise AssertionError(f"a tensor is made of {arguments}")
+
+    for name in ("tensor", "as_tensor", "from_numpy"):
+        monkeypatch.setattr(torch, name, refuse)
+    runner.push(stream, 10)
 
 
 def test_addresses_and_sizes_stay() -> None:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 ROOT = Path(__file__).parents[2]
 SOURCE = Path(__file__).with_name("kernels_alone.cpp")
 # As CMakeLists.txt compiles them.
-FLAGS = "-std=c++20 -O3 -fno-math-errno -ffp-contract=fast -Wno-psabi -static".split()
+FLAGS = ["-std=c++20", "-O3", "-fno-math-errno", "-ffp-contract=fast", "-Wno-psabi", "-static"]
 
 CLOSE = {"float64": 1e-12, "float32": 2e-5, "bfloat16": 2e-2, "float16": 2e-3}
 """Largest difference of a result, as a share of the largest number in it: some roundings of its storage."""
@@ -27,7 +27,9 @@ CLOSE = {"float64": 1e-12, "float32": 2e-5, "bfloat16": 2e-2, "float16": 2e-3}
 def printed(compiler: str, program: Path, *runner: str) -> dict[str, NDArray[np.float64]]:
     """What the program prints when built by one compiler: results by name."""
     folders = [f"-I{ROOT / 'csrc' / folder}" for folder in ("include", "cpu", "")]
-    built = subprocess.run([compiler, *FLAGS, *folders, str(SOURCE), "-o", str(program)], capture_output=True, text=True)
+    built = subprocess.run(
+        [compiler, *FLAGS, *folders, str(SOURCE), "-o", str(program)], capture_output=True, text=True
+    )
     assert built.returncode == 0, built.stderr[-4000:]
     done = subprocess.run([*runner, str(program)], capture_output=True, text=True, check=True)
     results = {}

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import runpy
+import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from avis_stream.cli import main
-from avis_stream.config import AVISEG_CLASSES, AugmentConfig, LossConfig, TrainConfig
+from avis_stream.config import AVISEG_CLASSES, AudioConfig, AugmentConfig, AVISMConfig, LossConfig, TrainConfig
 from avis_stream.data.dataset import open_split
 from avis_stream.errors import DataError
 from avis_stream.presets import preset
@@ -44,8 +47,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def clips(data: Path, config: AugmentConfig = SMALL) -> DatasetClips:
-    return DatasetClips(open_split(data, "train"), AVISEG_CLASSES, frames=5, config=config, seed=0)
+LISTENS = AVISMConfig(audio=AudioConfig(encoder="yamnet", feature_dim=1024))
+TAKES_FEATURES = AVISMConfig(audio=AudioConfig(encoder="none"))
+
+
+def clips(data: Path, config: AugmentConfig = SMALL, model: AVISMConfig = LISTENS) -> DatasetClips:
+    return DatasetClips(open_split(data, "train"), model, frames=5, config=config, seed=0)
 
 
 def test_the_same_number_is_the_same_clip(data: Path) -> None:
@@ -128,21 +135,42 @@ def test_silent_first_frame_quirk_is_an_option(data: Path) -> None:
     assert seen > 0
 
 
-def test_stored_features_are_used(data: Path) -> None:
-    split = open_split(data, "train")
-    video = split.annotations.videos[0]
+@pytest.fixture
+def with_features(data: Path) -> Iterator[dict[str, NDArray[np.float32]]]:
+    """The data while it has stored features, by video."""
     folder = data / "train" / "FEATAudios"
     folder.mkdir()
-    stored = np.random.default_rng(0).random((6, 128), np.float32)
-    np.save(folder / f"{video.name}.npy", stored)
-    source = clips(data)
-    sample = next(s for n in range(8) if (s := source.clip(n)).name.startswith(video.name))
+    rng = np.random.default_rng(0)
+    stored = {v.name: rng.random((6, 128), np.float32) for v in open_split(data, "train").annotations.videos}
+    for name, features in stored.items():
+        np.save(folder / f"{name}.npy", features)
+    yield stored
+    shutil.rmtree(folder)
+
+
+def test_a_model_that_does_not_hear_takes_stored_features(
+    data: Path, with_features: dict[str, NDArray[np.float32]]
+) -> None:
+    sample = clips(data, model=TAKES_FEATURES).clip(0)
     assert sample.features is not None
-    frames = json.loads(sample.name.partition(" frames ")[2])
-    np.testing.assert_array_equal(sample.features.numpy(), stored[frames])
-    for path in folder.iterdir():
-        path.unlink()
-    folder.rmdir()
+    name, _, frames = sample.name.partition(" frames ")
+    np.testing.assert_array_equal(sample.features.numpy(), with_features[name][json.loads(frames)])
+
+
+def test_a_model_that_hears_listens_for_itself(data: Path, with_features: dict[str, NDArray[np.float32]]) -> None:
+    """AVISeg's features are VGGish's; YAMNet's are longer."""
+    sample = clips(data).clip(0)
+    assert sample.features is None
+    assert sample.seconds.abs().max() > 0
+
+
+def test_features_that_are_missing_or_of_another_encoder_say_so(data: Path, request: pytest.FixtureRequest) -> None:
+    with pytest.raises(DataError, match=r"no stored features .* give the encoder's weights"):
+        clips(data, model=TAKES_FEATURES)
+    request.getfixturevalue("with_features")
+    other = AVISMConfig(audio=AudioConfig(encoder="none", feature_dim=64))
+    with pytest.raises(DataError, match=r"128 numbers a second, but the model takes 64"):
+        clips(data, model=other)
 
 
 def test_nothing_to_learn_from_says_so(data: Path, tmp_path: Path) -> None:
@@ -156,7 +184,8 @@ SETTINGS = [
     "channels=32", "mask_channels=16", "pixel_decoder.heads=4", "pixel_decoder.layers=1", "localizer.heads=4",
     "localizer.layers=2", "localizer.queries=6", "tracker.heads=4", "tracker.encoder_layers=2",
     "tracker.decoder_layers=2", "tracker.queries=6", "train.steps=2", "train.frames=2", "train.query_layers=2",
-    "train.losses.points=64", "train.augment.short_sides_px=64", "train.augment.crop_share=0",
+    "train.losses.points=64", "train.augment.short_sides_px=48,64", "train.augment.crop_first_sides_px=60",
+    "train.augment.crop_range_px=40,60", "train.augment.crop_share=0.5",
 ]  # fmt: skip
 
 
@@ -186,6 +215,34 @@ def test_train_command_makes_weights_that_load_and_begins_from_them(data: Path, 
     small = ["--set", "input.short_side_px=48"]
     assert main([*second, *settings, *small]) == 0
     assert main(["train", "--data", "synth", "--resume", str(tmp_path / "second"), *settings, *small]) == 0
+
+
+def test_a_run_is_not_begun_over_another(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["train", "--data", str(data), "--out", str(tmp_path / "run"), "--set", *SETTINGS, "train.steps=1"]
+    assert main(command) == 0
+    before = (tmp_path / "run" / "last.pt").read_bytes()
+    assert main(command) == 1
+    assert "holds a run already" in capsys.readouterr().err
+    assert (tmp_path / "run" / "last.pt").read_bytes() == before
+    assert main([*command, "--force"]) == 0
+    assert len((tmp_path / "run" / "log.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_run_goes_on_with_its_own_model_and_schedule(data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert main(["train", "--data", str(data), "--out", str(run), "--set", *SETTINGS]) == 0
+    again = ["train", "--data", str(data), "--resume", str(run)]
+    assert main(again) == 0  # nothing is left to do
+    assert main([*again, "--set", "train.steps=3"]) == 0
+    assert [json.loads(line)["step"] for line in (run / "log.jsonl").read_text().splitlines()] == [1, 2, 3]
+
+
+def test_official_presets_learn_from_features_or_with_given_ears(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["train", "--data", str(data), "--model", "avism_r50_in", "--out", str(tmp_path / "run")]
+    assert main([*command, "--set", "train.steps=1"]) == 1
+    assert "--audio-weights" in capsys.readouterr().err
 
 
 def test_validation_writes_its_figures_and_the_best_weights_and_eval_agrees(

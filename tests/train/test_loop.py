@@ -218,6 +218,63 @@ def one_rank(rank: int, store: str, folder: str) -> None:
     dist.destroy_process_group()
 
 
+class StopsOne:
+    """Clips of which one, that of the second process in step 4, comes with a request to stop; to that process alone."""
+
+    def __init__(self) -> None:
+        self.source = OneClip(numbers=(3, 6, 4, 8))
+
+    def clip(self, number: int) -> ClipSample:
+        if number == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return self.source.clip(number)
+
+
+def one_rank_that_stops(rank: int, store: str, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    whole, parts, again = fresh_model(), fresh_model(), fresh_model()
+    source, six = OneClip(numbers=(3, 6, 4, 8)), replace(QUICK, steps=6)
+    train(whole, source, six, Path(folder) / "whole", ahead=False)
+    with pytest.raises(Stopped, match="after step 4"):
+        train(parts, StopsOne(), six, Path(folder) / "parts", ahead=False)
+    assert train(again, source, six, Path(folder) / "parts", ahead=False, resume=True).step == 6
+    for name, value in weights(whole).items():
+        assert torch.equal(value, again.state_dict()[name]), f"{name} of process {rank}"
+    dist.destroy_process_group()
+
+
+def test_two_processes_stop_together_and_go_on_exactly(tmp_path: Path) -> None:
+    """One of them is asked to; both save random numbers of their own and take them up again."""
+    mp.spawn(one_rank_that_stops, (str(tmp_path / "store"), str(tmp_path)), nprocs=2)
+
+
+def one_rank_that_fails(rank: int, store: str, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    losses = BrokenOn(ClipLosses(fresh_model(), QUICK), broken=rank == 1)
+    wanted = r"not finite on \['scene 6'\]; .*not_finite_1\.pt" if rank == 1 else "of another process"
+    with pytest.raises(AvisStreamError, match=wanted):
+        train(losses.losses.model, OneClip(numbers=(3, 6)), QUICK, Path(folder), ahead=False, losses=losses)
+    dist.destroy_process_group()
+
+
+class BrokenOn(nn.Module):
+    """Losses that are no number in one process."""
+
+    def __init__(self, losses: ClipLosses, *, broken: bool) -> None:
+        super().__init__()
+        self.losses, self.broken = losses, broken
+
+    def forward(self, *arguments: Any) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = self.losses(*arguments)
+        return {name: value * float("nan") for name, value in found.items()} if self.broken else found
+
+
+def test_a_loss_that_is_not_finite_in_one_process_stops_all(tmp_path: Path) -> None:
+    mp.spawn(one_rank_that_fails, (str(tmp_path / "store"), str(tmp_path)), nprocs=2)
+
+
 def test_two_processes_learn_what_one_would(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mp.spawn(one_rank, (str(tmp_path / "store"), str(tmp_path)), nprocs=2)
     ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)]

@@ -1,0 +1,79 @@
+"""The processes of a run under `torchrun`, each with clips of its own, and all of one mind; or one process alone.
+
+Whatever a process does that others wait for (leave the loop, save, raise) all must do in the same step: else the rest
+hang in the next exchange of gradients.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from avis_stream.errors import ConfigError
+
+_PATIENCE = timedelta(hours=12)
+"""How long processes wait for each other; the first of them validates while the others do."""
+
+
+def device_of_process(name: str) -> torch.device:
+    """The device that this process learns on: of `cuda` the one that is its own under `torchrun`.
+
+    Raises:
+        ConfigError: There is no such device here.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"--device must be such as cpu, cuda or cuda:1, got {name!r}") from error
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ConfigError(f"--device {name}: this torch ({torch.__version__}) sees no CUDA device; leave it out")
+        if device.index is None:
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    return device
+
+
+def join_processes(device: torch.device) -> None:
+    """Joins the other processes when started by `torchrun`; they exchange gradients where those are."""
+    if "RANK" in os.environ and not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
+
+
+def leave_processes() -> None:
+    """Undoes `join_processes`."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank_and_count() -> tuple[int, int]:
+    """Which of how many processes this is, from 0."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def wait_for_all() -> None:
+    """Returns when all processes have come here."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def any_of_all(flag: bool, device: torch.device) -> bool:
+    """Whether it is so in any process; all must ask."""
+    if not dist.is_initialized():
+        return flag
+    count = torch.tensor(float(flag), device=device)
+    dist.all_reduce(count)
+    return count.item() > 0
+
+
+def from_all(value: Any) -> list[Any]:
+    """What each process gives, by rank; all must give something."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
