@@ -8,7 +8,9 @@
 // one level of it) to itself and goes through the queries in order, so no two threads add to the same row, and the
 // order of additions, down to the last bit, is that of the queries for any number of threads. It adds into a slab
 // [S, D] of its own: the rows of one head lie M * D floats apart in the gradient, which would leave most cache sets
-// idle.
+// idle. Sorting the points by the four pixels that they lie between, to keep these sums in registers, was tried and is
+// 1.3 to 1.4 times slower (AVX2, Zen): neighbouring queries read neighbouring places, so the slab's rows are in the
+// nearest cache anyway, and the sort is not free.
 #pragma once
 
 #include "msda_points.h"
