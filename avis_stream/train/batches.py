@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Generator
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
-from typing_extensions import Self
 
 from avis_stream.errors import AvisStreamError
 from avis_stream.train.source import Source
