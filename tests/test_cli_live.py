@@ -16,7 +16,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from live_tools import StubSegmenter, lines_of, need_gstreamer, virtual_microphone
+from live_tools import StubSegmenter, lines_of, need_gstreamer, virtual_microphone, wait_for
 from small_model import SMALL
 
 from avis_stream.cli import main
@@ -57,7 +57,45 @@ def test_live_writes_lines_a_film_and_a_summary(tmp_path: Path) -> None:
     assert len(sound) / SAMPLE_RATE == pytest.approx(4.0, abs=0.1)
 
 
-def test_live_as_a_program_ends_well_on_ctrl_c(tmp_path: Path) -> None:
+def test_what_was_seen_before_a_failure_is_kept(tmp_path: Path) -> None:
+    """Hour ten of a run on a camera: it cannot be had again."""
+    segmenter = StubSegmenter()
+    segmenter.fail_after = 3
+    options = LiveOptions(
+        json=str(tmp_path / "lines.jsonl"), save=tmp_path / "film.mp4", summary=tmp_path / "summary.json"
+    )
+    session = Session(segmenter, "synthetic://flashbeep?fps=10&seconds=6&size=64x48", realtime=False)
+    with pytest.raises(RuntimeError, match="the model failed"):
+        run_live(session, CLASSES, options, io.StringIO())
+    assert [line["frame_id"] for line in lines_of((tmp_path / "lines.jsonl").read_text())] == list(range(30))
+    with av.open(str(tmp_path / "film.mp4")) as film:
+        assert sum(1 for _ in film.decode(video=0)) == 30
+    assert json.loads((tmp_path / "summary.json").read_text())["steps"] == 3
+
+
+def test_lines_are_in_place_at_once_and_added_to(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "lines.jsonl"
+    path.parent.mkdir()
+    path.write_text('{"frame_id": 7}\n{"frame_id": 8, "cut o')  # of a run before, whose machine lost its power
+    lines_seen_by_the_model = []
+
+    class Looking(StubSegmenter):
+        def step_pair(self, pair, state):  # type: ignore[no-untyped-def]
+            if len(self.steps) == 1:
+                wait_for(lambda: len(path.read_text().splitlines()) == 12, 20, "ten more lines")
+            lines_seen_by_the_model.append(path.read_text().splitlines())
+            return super().step_pair(pair, state)
+
+    session = Session(Looking(), "synthetic://flashbeep?fps=10&seconds=2&size=64x48", realtime=False)
+    run_live(session, CLASSES, LiveOptions(json=str(path)), io.StringIO())
+    assert [len(seen) for seen in lines_seen_by_the_model] == [2, 12]
+    lines = path.read_text().splitlines()
+    assert lines[:2] == ['{"frame_id": 7}', '{"frame_id": 8, "cut o']
+    assert [json.loads(line)["frame_id"] for line in lines[2:]] == list(range(20))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_live_as_a_program_ends_well(tmp_path: Path, number: signal.Signals) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "avis_stream", "live", "--video", "synthetic://flashbeep?size=64x48", "--json", "-",
          "--save", str(tmp_path / "film.mp4"), *MODEL],
@@ -67,7 +105,7 @@ def test_live_as_a_program_ends_well_on_ctrl_c(tmp_path: Path) -> None:
     first = json.loads(process.stdout.readline())
     assert first["latency_ms"] > 0
     assert abs(first["wall_utc"] - time.time()) < 120
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, complaints = process.communicate(timeout=60)
     assert process.returncode == 0, complaints
     assert "Traceback" not in complaints

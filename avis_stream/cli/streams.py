@@ -17,8 +17,8 @@ def add_commands(commands: Commands) -> None:
     """Adds them to the program."""
     live = commands.add("live", _live, "segment what a camera and a microphone get")
     add_source_options(live)
-    live.add_argument("--json", metavar="FILE", help='JSON lines; "-" for standard output')
-    live.add_argument("--save", type=Path, metavar="FILE", help="a film (MP4) with masks and sound")
+    live.add_argument("--json", metavar="FILE", help='add JSON lines to this file; "-": standard output')
+    live.add_argument("--save", type=Path, metavar="FILE", help="a film (MP4) with masks and sound, replaced if there")
     live.add_argument("--summary", type=Path, metavar="FILE", help="all statistics at the end, as JSON")
     live.add_argument("--duration", type=float, metavar="S", help="stop after so many seconds")
     add_model_options(live, default="avism_mini")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import threading
@@ -31,9 +32,9 @@ class LiveOptions:
     """What a live run writes, and for how long."""
 
     json: str | None = None
-    """JSON lines: a file, or `-` for standard output."""
+    """JSON lines: a file to add to, or `-` for standard output. Each line is there at once."""
     save: Path | None = None
-    """A film with masks and sound."""
+    """A film with masks and sound, complete however the run ends."""
     summary: Path | None = None
     """All statistics at the end, as JSON."""
     duration_seconds: float | None = None
@@ -42,7 +43,9 @@ class LiveOptions:
 def run_live(
     session: Session, classes: Sequence[str], options: LiveOptions, screen: TextIO = sys.stderr
 ) -> SessionStats:
-    """Runs a session until it ends, its time is over, or Ctrl-C; what is asked for is written in each case.
+    """Runs a session until it ends or fails, its time is over, or Ctrl-C or SIGTERM comes.
+
+    What is asked for is written in each case: a run of hours cannot be had again.
 
     Args:
         session: Not begun.
@@ -54,59 +57,87 @@ def run_live(
     """
     view = _View(screen, classes)
     with ExitStack() as stack:
-        writers = stack.enter_context(Writers(list(_writers(options, classes))))
-        stack.enter_context(session)
         interrupted = stack.enter_context(_gentle_interrupt())
-        for result in _results(session, options.duration_seconds, view, interrupted):
-            writers.write(result.pair, result)
-            view.show(result, session)
-        session.stop()
-        stats = session.stats()
-    view.end(stats)
-    if options.summary is not None:
-        record = {"sources": session.source_ids, "policy": session.config.policy} | stats.as_json()
-        with atomic_path(options.summary) as path:
-            path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        writers = stack.enter_context(Writers(list(_writers(options, classes)), keep=True))
+        stack.enter_context(session)
+        try:
+            for result in _results(session, options.duration_seconds, view, interrupted):
+                writers.write(result.pair, result)
+                view.show(result, session)
+        finally:
+            session.stop()
+            stats = session.stats()
+            view.end(stats)
+            if options.summary is not None:
+                _write_summary(options.summary, session, stats)
     return stats
+
+
+def _write_summary(target: Path, session: Session, stats: SessionStats) -> None:
+    record = {"sources": session.source_ids, "policy": session.config.policy} | stats.as_json()
+    with atomic_path(target) as path:
+        path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def _writers(options: LiveOptions, classes: Sequence[str]) -> Iterator[Writer]:
     if options.json is not None:
-        yield _LiveLines(sys.stdout if options.json == "-" else options.json, classes)
+        yield _LiveLines(options.json, classes)
     if options.save is not None:
         yield RecordingWriter(options.save, classes)
 
 
 class _LiveLines:
-    """JSON lines with the two fields that only live results have."""
+    """JSON lines with the two fields that only live results have, each in its place as soon as it is known."""
 
-    def __init__(self, target: str | TextIO, classes: Sequence[str]) -> None:
-        self._lines = JsonlWriter(target, classes)
-        self.close, self.abort = self._lines.close, self._lines.abort
+    def __init__(self, target: str, classes: Sequence[str]) -> None:
+        self._file = None if target == "-" else _to_add_to(Path(target))
+        self._lines = JsonlWriter(self._file or sys.stdout, classes)
 
     def write(self, pair: AVPair, result: OnlineResult) -> None:
         """Writes one line."""
         assert isinstance(result, LiveResult)
         self._lines.write(pair, result, latency_ms=result.latency_ms, dropped=result.dropped_since_last)
 
+    def close(self) -> None:
+        """Closes the file."""
+        if self._file is not None:
+            self._file.close()
+
+    abort = close
+
+
+def _to_add_to(path: Path) -> TextIO:
+    """The file, open at its end; a line that a crash cut off there is ended first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cut_off = False
+    if path.is_file() and path.stat().st_size:
+        with path.open("rb") as there:
+            there.seek(-1, os.SEEK_END)
+            cut_off = there.read() != b"\n"
+    file = path.open("a", encoding="utf-8")
+    if cut_off:
+        file.write("\n")
+    return file
+
 
 @contextmanager
 def _gentle_interrupt() -> Iterator[threading.Event]:
-    """Ctrl-C sets the event, so that what is being written gets whole; a second one interrupts."""
+    """Ctrl-C or SIGTERM sets the event, so that what is being written gets whole; a second one interrupts."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
         return
 
-    def note(*_: object) -> None:
+    def note(number: int, _: object) -> None:
         event.set()
-        signal.signal(signal.SIGINT, before)
+        signal.signal(number, signal.default_int_handler)
 
-    before = signal.signal(signal.SIGINT, note)
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield event
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _results(

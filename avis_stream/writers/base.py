@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
@@ -57,14 +57,17 @@ class _DiscardedError(Exception):
 class Writers:
     """Several writers as one. As a context manager it closes them, or aborts them all on any error and on Ctrl-C.
 
+    With `keep`, for what happens only once, it closes them on errors too: what was written until then stays.
+
     Example:
         >>> with Writers([JsonlWriter("results.jsonl", classes)]) as writers:
         ...     for pair in clip:
         ...         writers.write(pair, step(pair))
     """
 
-    def __init__(self, writers: Sequence[Writer]) -> None:
+    def __init__(self, writers: Sequence[Writer], *, keep: bool = False) -> None:
         self._writers = tuple(writers)
+        self._keep = keep
 
     def write(self, pair: AVPair, result: OnlineResult) -> None:
         """Hands one frame to every writer."""
@@ -72,13 +75,22 @@ class Writers:
             writer.write(pair, result)
 
     def close(self) -> None:
-        """Closes every writer; if one fails, those after it are aborted and the error is passed on."""
+        """Closes every writer; if one fails, those after it are aborted (closed, with `keep`) and the error goes on."""
+        if self._keep:
+            self._close_each()
+            return
         try:
             for writer in self._writers:
                 writer.close()
         except BaseException:
             self.abort()
             raise
+
+    def _close_each(self) -> None:
+        with ExitStack() as stack:
+            for writer in reversed(self._writers):
+                stack.callback(writer.abort)  # harmless after `close`
+                stack.callback(writer.close)
 
     def abort(self) -> None:
         """Aborts every writer."""
@@ -91,7 +103,7 @@ class Writers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
+        if kind is None or self._keep:
             self.close()
         else:
             self.abort()

@@ -95,6 +95,22 @@ def test_a_writer_that_cannot_close_takes_the_later_ones_along(tmp_path: Path) -
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_happens_only_once_is_kept_on_errors(tmp_path: Path) -> None:
+    class Failing(PredictionsWriter):
+        def close(self) -> None:
+            raise OSError("disk full")
+
+    def failing() -> None:
+        made = [Failing(tmp_path / "a.json"), JsonlWriter(tmp_path / "b.jsonl", CLASSES)]
+        with Writers(made, keep=True) as writers:
+            write_some(writers)
+            raise RuntimeError
+
+    with pytest.raises(OSError, match="disk full"):
+        failing()
+    assert [path.name for path in tmp_path.iterdir()] == ["b.jsonl"]
+
+
 def test_no_frame_makes_no_film(tmp_path: Path) -> None:
     OverlayWriter(tmp_path / "overlay.mp4", CLASSES, fps=1).close()
     assert list(tmp_path.iterdir()) == []
