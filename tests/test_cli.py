@@ -13,12 +13,12 @@ from golden_data import state
 from media_files import Media, clicks, regular, write_media
 from PIL import Image
 
-from avis_stream.cli import main
+from avis_stream.cli import _parser, main
 from avis_stream.commands.film import drawn_again
 from avis_stream.presets import preset
 from avis_stream.sources.file import open_clip
 from avis_stream.weights import load
-from avis_stream.weights.bundled import stored_state
+from avis_stream.weights.bundled import bundled_weights, stored_state
 from avis_stream.weights.files import read_state, save_weights
 from avis_stream.weights.load import unfolded_model
 
@@ -114,7 +114,13 @@ def test_an_interrupted_run_leaves_nothing(clip: Path, tmp_path: Path, monkeypat
     [
         (["run", "absent.mp4", *DRY], 1, "absent.mp4: no such file or folder"),
         (["run", "text.mp4", *DRY], 1, "text.mp4"),
-        (["run", "clip.mp4"], 1, "no weights of avism_r50_coco come with the package"),
+        (["run", "clip.mp4", "--model", "avism_r50_coco"], 1, "no weights of avism_r50_coco come with the package"),
+        (
+            ["run", "clip.mp4", "--device", "foo"],
+            2,
+            "device must be one that this torch can use, such as cpu, got 'foo'",
+        ),
+        (["run", "clip.mp4", "--device", "cuda:77"], 2, "got 'cuda:77' ("),
         (["run", "clip.mp4", *DRY, "--set", "tracker.windows=3"], 2, "no field 'windows' here"),
         (["run", "clip.mp4", *DRY, "--fps", "0"], 2, "fps must be"),
         (["run", "clip.mp4", "--weights", "absent.pth"], 1, "no weight file 'absent.pth'"),
@@ -141,6 +147,45 @@ def test_errors_are_one_sentence(
     assert len(captured.err.strip().splitlines()) == 1
     assert not captured.out
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_every_command_begins_with_a_model_that_has_weights(tmp_path: Path) -> None:
+    data = ["--data", "d", "--split", "s", "--weights", "bundled"]
+    for command in (["run", "clip.mp4"], ["live"], ["serve"], ["train", "--data", "d"], ["eval", *data]):
+        name = _parser().parse_args(command).model
+        assert bundled_weights(name), f"{command[0]} begins with {name}, which has no weights"
+
+
+def test_options_of_models_are_the_same_everywhere() -> None:
+    data = ["--data", "d", "--split", "s"]
+    given = ["--weights", "w.pth", "--audio-weights", "v.pth", "--set", "a=1", "b=2", "--set", "c=3"]
+    for command in (["run", "x"], ["live"], ["serve"], ["eval", *data], ["export", "avism_mini", "-o", "out"]):
+        options = _parser().parse_args([*command, *given])
+        assert (options.weights, options.audio_weights) == ("w.pth", Path("v.pth")), command
+        assert options.settings == ["a=1", "b=2", "c=3"], command
+    for command in (["train", "--data", "d"], ["convert", "a", "b"]):
+        assert _parser().parse_args([*command, "--set", "a=1", "b=2"]).settings == ["a=1", "b=2"], command
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (ZeroDivisionError("by\nzero"), "avis-stream: unexpected ZeroDivisionError: by zero; --debug shows more\n"),
+        (KeyboardInterrupt(), "avis-stream: interrupted\n"),
+    ],
+)
+def test_whatever_happens_is_one_sentence(
+    error: BaseException, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("avis_stream.commands.info.print_info", fail)
+    assert main(["info"]) == 1
+    assert capsys.readouterr().err == words
+    if isinstance(error, Exception):
+        with pytest.raises(type(error)):
+            main(["info", "--debug"])
 
 
 @pytest.mark.parametrize("arguments", [[], ["dance"], ["run"], ["run", "x.mp4", "--memory-budget", "plenty"]])

@@ -30,15 +30,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (AvisStreamError, OSError) as error:
         return _fail(error, options.debug, status=1)
     except KeyboardInterrupt:
-        sys.stderr.write("avis-stream: interrupted; nothing was written\n")
+        sys.stderr.write("avis-stream: interrupted\n")
         return 1
+    except Exception as error:
+        what = " ".join(f"unexpected {type(error).__name__}: {error}".split())
+        return _fail(error, options.debug, status=1, sentence=f"{what}; --debug shows more")
     return 0
 
 
-def _fail(error: Exception, debug: bool, status: int) -> int:
+def _fail(error: Exception, debug: bool, status: int, sentence: str = "") -> int:
     if debug:
         raise error
-    sys.stderr.write(f"avis-stream: {error}\n")
+    sys.stderr.write(f"avis-stream: {sentence or error}\n")
     return status
 
 

@@ -12,25 +12,39 @@ from avis_stream.cli.options import Commands, add_data_options
 def add_commands(commands: Commands) -> None:
     """Adds them to the program."""
     bench = commands.add("bench", _bench, "measure this machine and this code, from a clone")
-    bench.add_argument("--out", type=Path, default=Path("out/bench"), metavar="DIR", help="for the JSON")
-    bench.add_argument("--docs", type=Path, metavar="FILE", help="Markdown file for the table (default: stdout alone)")
-    bench.add_argument("-k", dest="select", metavar="EXPRESSION", help="only benchmarks with such names")
-    bench.add_argument("--rounds", type=int, default=0, metavar="N", help="at most N each, to see that they run")
+    bench.add_argument(
+        "--out",
+        type=Path,
+        default=Path("out/bench"),
+        metavar="DIR",
+        help="folder for the figures, as JSON (default out/bench)",
+    )
+    bench.add_argument("--docs", type=Path, metavar="FILE", help="also write the table to this Markdown file")
+    bench.add_argument(
+        "-k", dest="select", metavar="EXPRESSION", help="run only benchmarks whose names match, as pytest -k"
+    )
+    bench.add_argument(
+        "--rounds", type=int, default=0, metavar="N", help="run each at most N times, to see that they run"
+    )
 
     commands.add("devices", _devices, "list cameras and microphones")
 
-    doctor = commands.add("doctor", _doctor, "what is missing here, or wrong with a data set")
-    doctor.add_argument("--data", type=Path, metavar="DIR", help="check a data set instead")
+    doctor = commands.add("doctor", _doctor, "say what is missing on this machine, or wrong with a data set")
+    doctor.add_argument("--data", type=Path, metavar="DIR", help="check this data set instead")
     doctor.add_argument(
-        "--av-sync", metavar="VIDEO", help="measure a source that looks at the flash-and-beep clip (--clip)"
+        "--av-sync", metavar="VIDEO", help="measure sound against pictures of a source that watches the clip of --clip"
     )
-    doctor.add_argument("--audio", default="source", metavar="SOURCE", help="with --av-sync: source, mic, mic:NAME")
-    doctor.add_argument("--clip", type=Path, metavar="FILE", help="only write the flash-and-beep clip (MP4)")
+    doctor.add_argument(
+        "--audio", default="source", metavar="SOURCE", help="with --av-sync: source (default), mic, mic:NAME"
+    )
+    doctor.add_argument(
+        "--clip", type=Path, metavar="FILE", help="write the flash-and-beep clip (MP4) to show to a camera"
+    )
 
-    gst = commands.add("gst", _gst, "what GStreamer needs to find the element avisseg")
+    gst = commands.add("gst", _gst, "print what GStreamer needs to find the element avisseg")
     gst.add_argument("what", choices=["env"], help='use: eval "$(avis-stream gst env)"')
 
-    info = commands.add("info", _info, "what is installed, or what is in a data set")
+    info = commands.add("info", _info, "say what is installed, or what is in a data set")
     add_data_options(info, required=False)
 
 

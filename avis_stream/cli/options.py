@@ -5,10 +5,17 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from avis_stream.errors import ConfigError
 from avis_stream.memory import parse_bytes
 from avis_stream.presets import PRESETS
+
+if TYPE_CHECKING:
+    from avis_stream.models.avism import AVISM
+
+_MODEL = "avism_mini"
+"""Of every command: the one that has bundled weights."""
 
 Run = Callable[[argparse.Namespace], None]
 
@@ -23,7 +30,8 @@ class Commands:
 
     def add(self, name: str, run: Run, summary: str) -> argparse.ArgumentParser:
         """A command that calls `run` with its options; returns its parser."""
-        parser = self._commands.add_parser(name, parents=[self._common], help=summary)
+        about = summary[0].upper() + summary[1:] + "."
+        parser = self._commands.add_parser(name, parents=[self._common], help=summary, description=about)
         parser.set_defaults(command=run)
         return parser
 
@@ -31,36 +39,97 @@ class Commands:
 def add_data_options(parser: argparse.ArgumentParser, *, required: bool) -> None:
     """Of commands about a data set."""
     parser.add_argument("--data", type=Path, required=required, metavar="DIR", help="data set in AVISeg's layout")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="everything, as JSON")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="as a picture")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures to this file, as JSON")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw them into this file, as a picture")
 
 
 def add_source_options(parser: argparse.ArgumentParser) -> None:
     """Where pictures and sound come from, and what may be dropped."""
     parser.add_argument(
         "--video", default="0", metavar="SOURCE",
-        help="camera (0), file, rtsp:// or another address, gst:PIPELINE, synthetic://flashbeep (default 0)",
+        help="where pictures come from: the number of a camera, a file, rtsp:// or another address, gst:PIPELINE, or "
+        "synthetic://flashbeep (default 0, the first camera)",
     )  # fmt: skip
     parser.add_argument(
         "--audio", metavar="SOURCE",
-        help="source (comes with the video), mic, mic:NAME, a file, or none (default: mic with a camera, else source)",
+        help="where sound comes from: source (the same as the pictures), mic, mic:NAME, a file, or none (default: mic "
+        "with a camera, else source)",
     )  # fmt: skip
-    parser.add_argument("--policy", choices=["auto", "latest", "every"], default="auto", help="what may be dropped")
-    parser.add_argument("--max-latency-ms", type=count, default=500, metavar="N")
-    parser.add_argument("--audio-offset-ms", type=int, default=0, metavar="N", help="added to the time of sound")
-    parser.add_argument("--backend", choices=["auto", "gstreamer", "ffmpeg"], default="auto", help="reads addresses")
-    parser.add_argument("--fps", type=float, help="of a file: frames a second to look at (default: all)")
-    parser.add_argument("--realtime", action="store_true", help="of a file: at its own pace")
-    parser.add_argument("--threads", type=count, metavar="N", help="of the model (default: half of the cores)")
+    parser.add_argument(
+        "--policy", choices=["auto", "latest", "every"], default="auto",
+        help="which frames get a result when the model is slower than the camera; auto: those that are not too old "
+        "(default); latest: only the newest; every: all, however late",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max-latency-ms", type=count, default=500, metavar="N",
+        help="with --policy auto, skip a frame that is older than this if there is a newer one (default 500)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--audio-offset-ms", type=int, default=0, metavar="N",
+        help="move sound to later by this much, to earlier if negative (default 0); doctor --av-sync measures it",
+    )  # fmt: skip
+    parser.add_argument(
+        "--backend", choices=["auto", "gstreamer", "ffmpeg"], default="auto",
+        help="what reads cameras and addresses (default auto: GStreamer where it is installed, else FFmpeg)",
+    )  # fmt: skip
+    parser.add_argument("--fps", type=float, help="segment so many frames of each second of a file (default: all)")
+    parser.add_argument(
+        "--realtime", action="store_true", help="play a file at its own pace (default: as fast as can be)"
+    )
+    parser.add_argument(
+        "--threads", type=count, metavar="N", help="CPU threads of the model (default: half of the cores)"
+    )
 
 
-def add_model_options(parser: argparse.ArgumentParser, default: str) -> None:
-    """Which model, with which weights, where."""
-    parser.add_argument("--model", choices=list(PRESETS), default=default)
-    parser.add_argument("--weights", metavar="FILE", help='an official .pth or a .safetensors; "random" for a dry run')
-    parser.add_argument("--audio-weights", metavar="FILE", help="VGGish weights, for official checkpoints")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", dest="settings")
+def add_model_options(parser: argparse.ArgumentParser, *, weights: argparse._ActionsContainer | None = None) -> None:
+    """Which model, with which weights, where; read by `load_model`.
+
+    Args:
+        parser: Of the command.
+        weights: The group that `--weights` belongs to, where a command offers something else instead.
+    """
+    parser.add_argument(
+        "--model", choices=list(PRESETS), default=_MODEL,
+        help=f"which model (default {_MODEL}); a .safetensors file says so itself",
+    )  # fmt: skip
+    add_weights_option(weights or parser, default=weights is None)
+    add_audio_weights_option(parser)
+    parser.add_argument("--device", default="cpu", help="where to compute, such as cuda or cuda:1 (default cpu)")
+    add_settings_option(parser)
+
+
+def add_weights_option(parser: argparse._ActionsContainer, *, default: bool = True) -> None:
+    """What a model has learnt; `default`: whether it is the bundled weights if nothing is said."""
+    bundled = '"bundled" (the default)' if default else '"bundled"'
+    parser.add_argument(
+        "--weights", metavar="FILE",
+        help=f'weights: an official .pth, a .safetensors, {bundled}, or "random" for a dry run',
+    )  # fmt: skip
+
+
+def add_audio_weights_option(parser: argparse.ArgumentParser) -> None:
+    """For models that hear through VGGish."""
+    parser.add_argument(
+        "--audio-weights", type=Path, metavar="FILE", help="public VGGish weights, which official models hear with"
+    )
+
+
+def add_settings_option(parser: argparse.ArgumentParser, more: str = "") -> None:
+    """Changes of a configuration, any number of them; `more`: what else can be changed."""
+    parser.add_argument(
+        "--set", action="extend", nargs="+", default=[], metavar="FIELD=VALUE", dest="settings",
+        help=f"change settings of the model{more}, such as postprocess.score_threshold=0.4",
+    )  # fmt: skip
+
+
+def load_model(options: argparse.Namespace) -> AVISM:
+    """The model that the options of `add_model_options` ask for."""
+    from avis_stream.weights import load
+
+    weights = None if options.weights == "bundled" else options.weights
+    return load(
+        options.model, weights, options.device, audio_weights=options.audio_weights, settings=options.settings
+    )  # fmt: skip
 
 
 def count(text: str) -> int:

@@ -6,33 +6,51 @@ import argparse
 import sys
 from pathlib import Path
 
-from avis_stream.cli.options import Commands, add_model_options, size
+from avis_stream.cli.options import Commands, add_model_options, load_model, size
 from avis_stream.errors import ConfigError, MediaError
 
 
 def add_commands(commands: Commands) -> None:
     """Adds them to the program."""
     demo = commands.add("demo", _demo, "segment the clip that comes with the package")
-    demo.add_argument("--out", type=Path, default=Path("out/demo"), help="output folder (default out/demo), replaced")
+    demo.add_argument(
+        "--out", type=Path, default=Path("out/demo"), help="output folder, replaced if there (default out/demo)"
+    )
 
     run = commands.add("run", _run, "segment a recording")
-    run.add_argument("input", type=Path, metavar="INPUT", help="media file, folder of images, or AVISeg video folder")
-    run.add_argument("--audio", type=Path, metavar="PATH", help="sound, if it is in a file of its own")
-    run.add_argument("--fps", type=float, default=1.0, help="frames a second to look at (default 1, as trained)")
+    run.add_argument(
+        "input", type=Path, metavar="INPUT", help="media file, folder of images, or video of an AVISeg set"
+    )
+    run.add_argument(
+        "--audio", type=Path, metavar="PATH", help="file with the sound, if the recording has none of its own"
+    )
+    run.add_argument(
+        "--fps", type=float, default=1.0, help="segment so many frames a second (default 1, as in training)"
+    )
     run.add_argument(
         "--mode", choices=["offline", "online"], default="offline",
-        help="offline: the recording as a whole (default); online: frame by frame, as if it were live",
+        help="offline: segment the recording as a whole (default); online: segment each frame when it comes, knowing "
+        "nothing of later ones, as live does",
     )  # fmt: skip
-    run.add_argument("--save-masks", choices=["png", "rle", "none"], default="none")
+    run.add_argument(
+        "--save-masks", choices=["png", "rle", "none"], default="none",
+        help="also write all masks: png, pictures of ids; rle, run lengths in masks.json (default none)",
+    )  # fmt: skip
     run.add_argument("--no-video", action="store_true", help="do not write overlay.mp4")
     run.add_argument(
         "--overlay", choices=["auto", "camera", "sampled"], default="auto",
-        help="rate of overlay.mp4: the camera's, or that of the sampled frames (default: the camera's for avism_mini)",
+        help="frames in overlay.mp4: all that the camera took, or only those of --fps (default auto: all with "
+        "avism_mini, else those of --fps)",
     )  # fmt: skip
-    run.add_argument("--memory-budget", type=size, metavar="SIZE", help="for mask features, e.g. 2G (default: half)")
-    run.add_argument("--out", type=Path, help="output folder (default out/NAME)")
+    run.add_argument(
+        "--memory-budget",
+        type=size,
+        metavar="SIZE",
+        help="memory for mask features, such as 2G (default: half of what is free)",
+    )
+    run.add_argument("--out", type=Path, help="output folder (default out/NAME, NAME being the recording's)")
     run.add_argument("--force", action="store_true", help="replace results that are there")
-    add_model_options(run, default="avism_r50_coco")
+    add_model_options(run)
 
 
 def _demo(options: argparse.Namespace) -> None:
@@ -49,17 +67,10 @@ def _run(options: argparse.Namespace) -> None:
     from avis_stream.commands.run import RunOptions, run_offline
     from avis_stream.commands.run_online import run_online
     from avis_stream.sources.file import open_clip
-    from avis_stream.weights import load
 
     if options.mode == "online" and options.memory_budget is not None:
         raise ConfigError("--memory-budget has no meaning with --mode online, whose memory is constant; leave it out")
-    model = load(
-        options.model,
-        options.weights,
-        options.device,
-        audio_weights=options.audio_weights,
-        settings=options.settings,
-    )
+    model = load_model(options)
     clip = open_clip(options.input, audio=options.audio, fps=options.fps, previous=model.wants_previous)
     out = options.out or Path("out") / clip.name
     wanted = RunOptions(
@@ -71,7 +82,7 @@ def _run(options: argparse.Namespace) -> None:
     with output_folder(out, force=options.force) as folder:
         if options.mode == "online":
             stream = run_online(model, clip, folder, wanted)
-            found, frames = stream.identities, stream.frames
+            found, frames = stream.sounding, stream.frames
         else:
             result = run_offline(model, clip, folder, wanted)
             found, frames = len(result), result.frames

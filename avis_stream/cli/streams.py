@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from avis_stream.cli.options import Commands, add_model_options, add_source_options, count
+from avis_stream.cli.options import Commands, add_model_options, add_source_options, count, load_model
 
 if TYPE_CHECKING:
     from avis_stream.stream.session import Session
@@ -19,16 +19,18 @@ def add_commands(commands: Commands) -> None:
     add_source_options(live)
     live.add_argument("--json", metavar="FILE", help='add JSON lines to this file; "-": standard output')
     live.add_argument("--save", type=Path, metavar="FILE", help="a film (MP4) with masks and sound, replaced if there")
-    live.add_argument("--summary", type=Path, metavar="FILE", help="all statistics at the end, as JSON")
-    live.add_argument("--duration", type=float, metavar="S", help="stop after so many seconds")
-    add_model_options(live, default="avism_mini")
+    live.add_argument("--summary", type=Path, metavar="FILE", help="write all statistics at the end, as JSON")
+    live.add_argument("--duration", type=float, metavar="S", help="stop after so many seconds (default: never)")
+    add_model_options(live)
 
-    serve = commands.add("serve", _serve, "the same on a page, for people and programs")
+    serve = commands.add("serve", _serve, "segment it and show it on a page, for people and programs")
     add_source_options(serve)
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
-    serve.add_argument("--port", type=count, default=8080)
-    serve.add_argument("--token", help="asked of every visitor (default: none on loopback, else one is made up)")
-    add_model_options(serve, default="avism_mini")
+    serve.add_argument("--port", type=count, default=8080, help="port to listen on (default 8080)")
+    serve.add_argument(
+        "--token", help="word that every visitor must know (default: none for this machine only, else one is made up)"
+    )
+    add_model_options(serve)
 
 
 def _live(options: argparse.Namespace) -> None:
@@ -64,20 +66,13 @@ def _audio(options: argparse.Namespace) -> str | None:
 def _watch(options: argparse.Namespace) -> tuple[Callable[[str, str | None], Session], tuple[str, ...]]:
     """What makes sessions as asked for, of a source of pictures and one of sound; and the model's class names."""
     from avis_stream.stream.session import Session, SessionConfig
-    from avis_stream.weights import load
 
     _audio(options)  # addresses are checked before a model is loaded
     config = SessionConfig(
         policy=options.policy, max_latency_ms=options.max_latency_ms, audio_offset_ms=options.audio_offset_ms,
         num_threads=options.threads,
     )  # fmt: skip
-    model = load(
-        options.model,
-        options.weights,
-        options.device,
-        audio_weights=options.audio_weights,
-        settings=options.settings,
-    )
+    model = load_model(options)
 
     def watch(video: str, audio: str | None) -> Session:
         return Session(

@@ -6,7 +6,15 @@ import argparse
 import sys
 from pathlib import Path
 
-from avis_stream.cli.options import Commands, count, height_width
+from avis_stream.cli.options import (
+    Commands,
+    add_audio_weights_option,
+    add_settings_option,
+    add_weights_option,
+    count,
+    height_width,
+    load_model,
+)
 from avis_stream.presets import PRESETS
 
 
@@ -14,34 +22,51 @@ def add_commands(commands: Commands) -> None:
     """Adds them to the program."""
     train = commands.add("train", _train, "train a model")
     train.add_argument("--data", required=True, metavar="DIR", help='folder with train.json, "synth" or "synth:ASSETS"')
-    train.add_argument("--model", choices=list(PRESETS), default="avism_mini")
-    train.add_argument("--init", type=Path, metavar="FILE", help="weights to begin with; what fits is taken")
+    train.add_argument("--model", choices=list(PRESETS), default="avism_mini", help="which model (default avism_mini)")
+    train.add_argument("--init", type=Path, metavar="FILE", help="weights to begin with, as far as they fit")
     train.add_argument(
         "--resume", type=Path, metavar="DIR", help="go on with the run in this folder, its model and schedule"
     )
-    train.add_argument("--out", type=Path, default=Path("out/train"), help="for checkpoints, log and weights")
+    train.add_argument(
+        "--out",
+        type=Path,
+        default=Path("out/train"),
+        help="folder for checkpoints, log and weights (default out/train)",
+    )
     train.add_argument("--force", action="store_true", help="begin anew in a folder that holds a run")
-    train.add_argument("--audio-weights", type=Path, metavar="FILE", help="VGGish weights, for official presets")
+    add_audio_weights_option(train)
     train.add_argument("--device", default="cpu", help="cpu (default) or cuda; torchrun gives each process its own")
     train.add_argument("--val", type=Path, metavar="DIR", help="folder with val.json (default: that of --data)")
-    train.add_argument("--set", action="extend", nargs="+", default=[], metavar="FIELD=VALUE", dest="settings")
+    add_settings_option(train, " or, with train. before them, of the training")
 
-    convert = commands.add("convert", _convert, "official checkpoint, or ours, to .safetensors")
-    convert.add_argument("source", type=Path, metavar="OFFICIAL.pth", help="or a .safetensors whose settings change")
-    convert.add_argument("target", type=Path, metavar="OUT.safetensors")
-    convert.add_argument("--audio-weights", type=Path, metavar="FILE", help="VGGish weights to put in as well")
+    convert = commands.add(
+        "convert", _convert, "make a .safetensors of an official checkpoint, or of ours with other settings"
+    )
+    convert.add_argument(
+        "source", type=Path, metavar="OFFICIAL.pth", help="official checkpoint, or a .safetensors to change settings of"
+    )
+    convert.add_argument("target", type=Path, metavar="OUT.safetensors", help="file to write")
+    add_audio_weights_option(convert)
     convert.add_argument("--half", action="store_true", help="store as float16")
-    convert.add_argument("--set", action="extend", nargs="+", default=[], metavar="FIELD=VALUE", dest="settings")
+    add_settings_option(convert)
 
-    export = commands.add("export", _export, "a model as programs that need no Python code of ours")
+    export = commands.add("export", _export, "write a model as programs that need no Python code of ours")
     export.add_argument("model", choices=list(PRESETS), metavar="MODEL", help=", ".join(PRESETS))
-    export.add_argument("-o", "--out", type=Path, required=True, metavar="DIR")
-    export.add_argument("--weights", metavar="FILE", help='an official .pth or a .safetensors; "random" for a dry run')
-    export.add_argument("--audio-weights", metavar="FILE", help="VGGish weights, for official checkpoints")
-    export.add_argument("--size", type=height_width, metavar="HxW", help="padded picture (default: of a 16:9 video)")
+    export.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="folder to write to")
+    add_weights_option(export)
+    add_audio_weights_option(export)
+    export.add_argument(
+        "--size", type=height_width, metavar="HxW", help="size of the padded picture (default: that of a 16:9 video)"
+    )
     export.add_argument("--no-compile", action="store_true", help="torch.export only, without AOTInductor")
-    export.add_argument("--phases", type=count, metavar="N", help="of the tracker's window (default: all)")
-    export.add_argument("--set", action="extend", nargs="+", default=[], metavar="FIELD=VALUE", dest="settings")
+    export.add_argument(
+        "--phases",
+        type=count,
+        metavar="N",
+        help="export only the first N phases of the tracker's window (default: all)",
+    )
+    add_settings_option(export)
+    export.set_defaults(device="cpu")
     export.add_argument("--force", action="store_true", help="replace what is there")
 
 
@@ -74,9 +99,8 @@ def _export(options: argparse.Namespace) -> None:
     from avis_stream.commands.export import export_model
     from avis_stream.commands.output import output_folder
     from avis_stream.models.preprocess import network_size
-    from avis_stream.weights import load
 
-    model = load(options.model, options.weights, audio_weights=options.audio_weights, settings=options.settings)
+    model = load_model(options)
     size = options.size
     if size is None:
         divisor = model.config.input.size_divisor

@@ -20,8 +20,8 @@ from avis_stream.writers.summary import SummaryWriter
 class StreamSummary:
     """What a stream turned out to hold."""
 
-    identities: int
-    """Public ids given out."""
+    sounding: int
+    """Identities that sounded; others may have been known without ever being heard."""
     frames: int
 
 
@@ -50,6 +50,7 @@ def run_online(
     online = OnlineSegmenter(model, config)
     state = online.init_state()
     frames, size = 0, state.nbytes
+    sounding: set[int] = set()
     summary = SummaryWriter(folder / "summary.json", model.classes, fps=clip.fps)
     predictions = PredictionsWriter(folder / "predictions.json")
     with Writers([*result_writers(model, clip, folder, options), predictions, summary]) as writers:
@@ -58,8 +59,9 @@ def run_online(
                 result, state = online.step_pair(pair, state)
             with timer("write"):
                 writers.write(pair, result)
+            sounding.update(result.track_id[result.sounding].tolist())
             frames += 1
         if not frames:
             raise MediaError("a clip must have at least one frame, got none")
         summary.add(mode="online", state_bytes=size, broken=clip.broken, **circumstances(model, timer))
-    return StreamSummary(identities=state.identities, frames=frames)
+    return StreamSummary(sounding=len(sounding), frames=frames)

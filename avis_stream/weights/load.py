@@ -11,7 +11,7 @@ from torch import Tensor
 
 from avis_stream.audio.yamnet import YAMNet
 from avis_stream.config import AVISMConfig
-from avis_stream.errors import CheckpointError
+from avis_stream.errors import CheckpointError, ConfigError
 from avis_stream.models.avism import AVISM
 from avis_stream.models.literal import LiteralAVISM
 from avis_stream.presets import preset
@@ -42,9 +42,10 @@ def load(
         settings: Changes to the configuration, `"tracker.token_window=3"`.
         reference: Build the literal official form, for comparison; slow and large.
     Raises:
-        ConfigError: No such model or setting.
+        ConfigError: No such model, setting or device.
         CheckpointError: The weights cannot be read or do not fit.
     """
+    device = usable_device(device)
     config = preset(name).with_overrides(settings)
     if weights is None:
         weights = bundled_weights(name)
@@ -62,6 +63,23 @@ def load(
         config = stored.with_overrides(settings)
     state = _with_sound(state, audio_weights)
     return unfolded_model(config, state, str(weights), reference=reference).prepare_for_inference().to(device)
+
+
+def usable_device(wanted: str | torch.device) -> torch.device:
+    """The device, if this torch can compute on it.
+
+    Raises:
+        ConfigError: It cannot, or there is no such thing.
+    """
+    try:
+        device = torch.device(wanted)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        why = (str(error).splitlines() or [""])[0]
+        raise ConfigError(
+            f"device must be one that this torch can use, such as cpu, got {str(wanted)!r} ({why})"
+        ) from error
+    return device
 
 
 def from_official(
