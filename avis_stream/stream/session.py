@@ -177,8 +177,10 @@ class Session:
         """The next result; None: the session is over, or there was none within `timeout` seconds.
 
         Raises:
-            AvisStreamError: A source or the model failed.
+            AvisStreamError: A source or the model failed; or the session has not begun.
         """
+        if self._state == "new":
+            raise AvisStreamError("a Session must be started before it has results; write: with session: ...")
         with self._change:
             self._change.wait_for(lambda: self._results or self._state == "over", timeout)
             taken = self._results.take()
@@ -198,6 +200,9 @@ class Session:
         return self._state == "over" and not self._results
 
     def __iter__(self) -> Iterator[LiveResult]:
+        if self._state == "new":  # then it is also ended, with the last result or when the loop is left
+            with self:
+                yield from self
         while (result := self.next()) is not None:
             yield result
 
@@ -265,7 +270,8 @@ class Session:
         else:
             if isinstance(item, (VideoFrame, AVPair)):
                 self._stats.moment("frames", now)
-            pairs, events = self._ingest.take(item, now)
+            with self._change:  # it counts losses, which others add up meanwhile
+                pairs, events = self._ingest.take(item, now)
             for event in events:
                 self._announce(event)
             self._offer(pairs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from small_model import open_config, small_model
 
 import avis_stream as avs
 from avis_stream.errors import AvisStreamError, ConfigError, MediaError, SourceError
+from avis_stream.sources.items import ItemSource, Lost
 from avis_stream.sources.synthetic import beep_onsets, flash_onsets, skew_of
 from avis_stream.stream.session import Session, SessionConfig, live
 from avis_stream.types import SAMPLE_RATE, AudioChunk, LiveResult, VideoFrame
@@ -193,6 +195,29 @@ def test_leaving_the_loop_ends_everything() -> None:
     assert next(results).frame_id == 0
     results.close()  # type: ignore[attr-defined]
     assert not avis_threads()
+
+
+def test_a_session_that_was_not_started() -> None:
+    session = Session(StubSegmenter(), frames(3), None)
+    with pytest.raises(AvisStreamError, match="must be started"):
+        session.next(0)
+    assert [result.frame_id for result in session] == [0, 1, 2], "the loop starts it"
+    assert not avis_threads()
+
+
+def test_losses_are_counted_while_others_add_them_up() -> None:
+    """Every cause is a new key of a dictionary that `stats()` walks through."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    items = (Lost(1, f"cause {n}") for n in range(3000))
+    source = ItemSource("mine", items, realtime=False, gives_pictures=True, gives_sound=False)
+    try:
+        with Session(StubSegmenter(), sources=[source]) as session:
+            while not session.over:
+                session.stats()
+        assert session.stats().dropped_frames == 3000
+    finally:
+        sys.setswitchinterval(before)
 
 
 def test_a_session_runs_once() -> None:
