@@ -94,6 +94,8 @@ class Session:
         """Guards and announces: the pair queue, results and their events, counters, `_state`."""
         self._dropped: Counter[str] = Counter()
         self._model_busy = 0
+        self._blocked_ns = 0
+        """How long the ingest thread could not look at what its sources posted, since the model had to come first."""
         self._state: Literal["new", "running", "draining", "over"] = "new"
         self._error: BaseException | None = None
         self._threads: list[threading.Thread] = []
@@ -243,35 +245,38 @@ class Session:
                 items: list[tuple[Source, Item]] = []
                 with contextlib.suppress(queue.Empty):
                     source, what = self._inbox.get(timeout=self._patience())
-                    items += [(source, item) for item in source.receive(what, self._clock.now())]
-                now = self._clock.now()
+                    items += [(source, item) for item in source.receive(what, self._attentive_now())]
+                now = self._attentive_now()
                 for source in self._sources:
                     items += [(source, item) for item in source.tick(now)]
                 for source, item in items:
                     self._take_item(source, item)
-                self._offer(self._ingest.ready(self._clock.now()))
+                self._offer(self._ingest.ready(self._attentive_now()))
         finally:
             for source in self._sources:
                 source.stop()
+
+    def _attentive_now(self) -> int:
+        """Session time without that which the ingest thread was blocked for: what came meanwhile did not come late."""
+        return self._clock.now() - self._blocked_ns
 
     def _patience(self) -> float:
         """How long nothing can happen but for what is posted."""
         deadline = self._ingest.deadline_ns()
         if deadline is None:
             return _TICK_SECONDS
-        return min(_TICK_SECONDS, max(0.001, (deadline - self._clock.now()) / NANOSECONDS))
+        return min(_TICK_SECONDS, max(0.001, (deadline - self._attentive_now()) / NANOSECONDS))
 
     def _take_item(self, source: Source, item: Item) -> None:
-        now = self._clock.now()
         if isinstance(item, Event):
             self._announce(item)
         elif isinstance(item, Finished):
             self._finish(source, item)
         else:
             if isinstance(item, (VideoFrame, AVPair)):
-                self._stats.moment("frames", now)
+                self._stats.moment("frames", self._clock.now())
             with self._change:  # it counts losses, which others add up meanwhile
-                pairs, events = self._ingest.take(item, now)
+                pairs, events = self._ingest.take(item, self._attentive_now())
             for event in events:
                 self._announce(event)
             self._offer(pairs)
@@ -294,19 +299,22 @@ class Session:
                     self._state = "draining"
                 self._change.notify_all()
         else:
-            self._ingest.take(SoundOver(), self._clock.now())
+            self._ingest.take(SoundOver(), self._attentive_now())
 
     def _offer(self, pairs: Iterable[AVPair]) -> None:
         for pair in pairs:
             arrived = self._ingest.arrived_ns(pair)
-            self._stats.time("align", self._clock.now() - arrived)
+            self._stats.time("align", self._attentive_now() - arrived)
+            begin = self._clock.now()
             with self._change:
                 # Only where nothing may be lost can it be refused; then the source waits too.
                 while not self._ingest.queue.offer(pair):
                     if self._state == "over":
                         return
                     self._change.wait(0.5)
-                self._ingest.note_queued(pair, self._clock.now())
+                queued = self._clock.now()
+                self._blocked_ns += queued - begin
+                self._ingest.note_queued(pair, queued)
                 self._change.notify_all()
 
     def _run_model(self) -> None:

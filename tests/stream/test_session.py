@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,8 +18,12 @@ from small_model import open_config, small_model
 
 import avis_stream as avs
 from avis_stream.errors import AvisStreamError, ConfigError, MediaError, SourceError
+from avis_stream.sources.child import Message
 from avis_stream.sources.items import ItemSource, Lost
+from avis_stream.sources.live import LiveSource
+from avis_stream.sources.supervisor import SupervisorConfig
 from avis_stream.sources.synthetic import beep_onsets, flash_onsets, skew_of
+from avis_stream.sources.worker import wire
 from avis_stream.stream.session import Session, SessionConfig, live
 from avis_stream.types import SAMPLE_RATE, AudioChunk, LiveResult, VideoFrame
 
@@ -153,6 +159,48 @@ def test_results_that_nobody_takes_hand_their_events_down() -> None:
     first = results[0]
     assert [event.kind for event in first.events] == ["born"]
     assert first.dropped_since_last.get("unread", 0) >= 5
+
+
+class EndlessCamera:
+    """Stands in for a worker process: at once, as many pictures as are taken, each before its 40 ms of sound."""
+
+    def __init__(self, request: Any, deliver: Any, *, name: str) -> None:
+        self._deliver, self._over = deliver, threading.Event()
+        self._thread = threading.Thread(target=self._speak, name=name, daemon=True)
+        self._thread.start()
+
+    def end(self) -> None:
+        self._over.set()
+
+    def _speak(self) -> None:
+        picture, sound = bytearray(3 * 16 * 12), bytearray(4 * SAMPLE_RATE // 25)
+        begin = time.monotonic_ns()
+        self._deliver(Message(wire.OPENED, bytearray(b"{}"), None, begin, (0, 0), 0))
+        for n in itertools.count():
+            stamp = begin + n * 40 * MS
+            for kind, payload, sizes in ((wire.VIDEO, picture, (16, 12)), (wire.AUDIO, sound, (SAMPLE_RATE, 0))):
+                if self._over.is_set():
+                    return
+                self._deliver(Message(kind, payload, stamp, stamp, sizes, 0))
+
+
+def test_a_source_is_not_lost_because_the_model_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With `every` sources wait for the model; that is no silence and no loss of theirs."""
+
+    class SlowToBegin(StubSegmenter):
+        def step_pair(self, pair, state):  # type: ignore[no-untyped-def]
+            self.step_seconds = 0.0 if self.steps else 1.7
+            return super().step_pair(pair, state)
+
+    monkeypatch.setattr("avis_stream.sources.live.Child", EndlessCamera)
+    patience = SupervisorConfig(stall_seconds=1.0)
+    camera = LiveSource("cam", {"reader": "gstreamer"}, gives_pictures=True, gives_sound=True, config=patience)
+    with Session(SlowToBegin(), sources=[camera], config=SessionConfig(policy="every", max_unread=10_000)) as session:
+        results = [session.next() for _ in range(100)]
+    told = [event.kind for result in results if result is not None for event in result.events if event.source_id]
+    assert told == ["connected"]
+    assert [result.frame_id for result in results if result is not None] == list(range(100))
+    assert all(result.pair.audio_valid == 1 for result in results[30:] if result is not None)
 
 
 @pytest.mark.parametrize("policy", ["auto", "latest", "every"])
