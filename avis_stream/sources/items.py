@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -192,18 +193,23 @@ def moved(item: Item, by_ns: int, clock: SessionClock) -> Item:
 
 
 def interleaved(frames: Iterable[VideoFrame | AVPair], sound: Iterable[AudioChunk] | None) -> Iterator[Item]:
-    """Frames and sound in order of time, sound first, so that no frame waits longer than it must."""
-    chunks = iter(sound or ())
+    """Frames and sound in order of time, sound first, so that no frame waits longer than it must.
+
+    Where the sound ends it is said at once, since all later frames would wait for it.
+    """
+    end: tuple[Item, ...] = (SoundOver(),)
+    chunks: Iterator[Item] = itertools.chain(sound or (), end)
     chunk = next(chunks, None)
     end_ns = 0
     for frame in frames:
         time_ns = begin_of(frame) or 0
-        while chunk is not None and chunk.pts_ns <= time_ns:
+        while chunk is not None and (begin_of(chunk) or 0) <= time_ns:
             yield chunk
             chunk = next(chunks, None)
         yield frame
         end_ns = time_ns + NANOSECONDS
-    while chunk is not None and chunk.pts_ns < end_ns:
+    while chunk is not None and (begin_of(chunk) or 0) < end_ns:
         yield chunk
         chunk = next(chunks, None)
-    yield SoundOver()
+    if chunk is not None:
+        yield SoundOver()

@@ -107,6 +107,20 @@ def test_the_callers_own_frames_and_sound() -> None:
         assert float(result.pair.audio[-1]) == pytest.approx(ends - 1 / SAMPLE_RATE, abs=1e-4)
 
 
+def test_the_callers_own_sound_may_end_before_the_frames() -> None:
+    drawn = []
+    counted = (drawn.append(frame.frame_id) or frame for frame in frames(1000))
+    results = live(StubSegmenter(), counted, sound(1.0))
+    taken = [next(results) for _ in range(60)]
+    assert len(drawn) < 300, "frames without sound do not wait for the last frame"
+    taken += results
+    assert [result.frame_id for result in taken] == list(range(1000))
+    heard = [result.pair.audio_valid for result in taken]
+    assert heard[24] == 1.0
+    assert heard[37] == pytest.approx(0.48)
+    assert heard[60] == 0.0
+
+
 def test_the_callers_own_frames_without_sound() -> None:
     results = list(live(StubSegmenter(), frames(10), None))
     assert [r.pair.audio_valid for r in results] == [0.0] * 10
