@@ -45,8 +45,17 @@ class AVAligner:
     and `AVPair.audio_valid` says how much was heard.
     """
 
-    def __init__(self, config: AlignerConfig | None = None, *, has_audio: bool = True) -> None:
-        """`has_audio`: False if no sound will ever come, so that no frame waits for it."""
+    def __init__(
+        self, config: AlignerConfig | None = None, *, has_audio: bool = True, same_source: bool = True
+    ) -> None:
+        """Has neither frames nor sound yet.
+
+        Args:
+            config: None: the usual.
+            has_audio: False if no sound will ever come, so that no frame waits for it.
+            same_source: Sound comes with the pictures, so what interrupts these interrupts it.
+        """
+        self._same_source = same_source
         self._config = config or AlignerConfig()
         self._ring = SoundRing(self._config.ring_seconds)
         self._waiting: deque[_Waiting] = deque()
@@ -77,12 +86,12 @@ class AVAligner:
 
         Args:
             frame: Later than all before. A new `segment` lets the frames of the old one go as they are and forgets its
-                sound.
+                sound, if that is of the same source.
             duration_ns: Its interval: the camera's frame period, or the sampling interval of a file.
             now_ns: Session time.
         """
         ready: list[AVPair] = []
-        if frame.segment != self._segment:
+        if self._same_source and frame.segment != self._segment:
             ready = [self._release(self._waiting.popleft()) for _ in range(len(self._waiting))]
             self._ring.clear()
             self._segment = frame.segment

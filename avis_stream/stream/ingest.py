@@ -28,7 +28,7 @@ class Ingest:
     def __init__(self, sources: Sequence[Source], config: SessionConfig, *, live: bool, wants_previous: bool) -> None:
         pictures = [s for s in sources if s.gives_pictures]
         require(len(pictures) == 1, "sources", [s.source_id for s in sources], "exactly one with pictures")
-        has_audio = any(s.gives_sound for s in sources)
+        hearing = [s for s in sources if s.gives_sound]
         # Live, the time that a frame may wait bounds their number: 16 are what 60 fps bring in 260 ms.
         waiting = {"max_pending": 16 if live and config.policy != "every" else 10_000}
         self.aligner = AVAligner(
@@ -36,12 +36,12 @@ class Ingest:
                 audio_wait_ms=config.audio_wait_ms if live else _WAIT_FOR_EVER_MS,
                 audio_offset_ms=config.audio_offset_ms, **waiting,
             ),
-            has_audio=has_audio,
+            has_audio=bool(hearing), same_source=all(s.gives_pictures for s in hearing),
         )  # fmt: skip
         self.queue = PairQueue(config.policy, live=live, max_latency_ms=config.max_latency_ms)
         self.drift = DriftWatch()
         self.lost = 0
-        self._watches_drift = live and any(s.gives_sound and s.gives_pictures for s in sources)
+        self._watches_drift = live and any(s.gives_pictures for s in hearing)
         self._correction_ns = 0
         self._lost: Counter[str] = Counter()
         self._arrived: deque[tuple[int, int]] = deque(maxlen=64)

@@ -7,11 +7,14 @@ import pytest
 import torch
 
 from avis_stream.errors import ConfigError
+from avis_stream.sources.items import ItemSource
 from avis_stream.sources.sample_clock import SampleClock
 from avis_stream.stream.align import AlignerConfig, AVAligner
 from avis_stream.stream.drift import DriftWatch
+from avis_stream.stream.ingest import Ingest
 from avis_stream.stream.policy import PairQueue
 from avis_stream.stream.ring import SoundRing, stretched
+from avis_stream.stream.session_config import SessionConfig
 from avis_stream.types import SAMPLE_RATE, AudioChunk, AVPair, VideoFrame
 
 MS = 1_000_000
@@ -115,6 +118,33 @@ def test_a_new_segment_releases_the_old_and_forgets_its_sound() -> None:
     (new,) = aligner.ready(1400 * MS)
     assert new.frame.segment == 1
     assert new.audio_valid == 0.0
+
+
+def test_a_microphone_of_its_own_hears_on_while_the_camera_is_away() -> None:
+    aligner = AVAligner(same_source=False)
+    for begin in range(0, 1400, 20):
+        aligner.push_audio(chunk(begin))
+    assert aligner.push_video(frame(35), duration_ns=PERIOD, now_ns=1400 * MS) == []
+    assert aligner.push_video(frame(36, segment=1), duration_ns=PERIOD, now_ns=1410 * MS) == []
+    for begin in range(1400, 1500, 20):
+        aligner.push_audio(chunk(begin))
+    old, new = aligner.ready(1500 * MS)
+    assert (old.frame.segment, new.frame.segment) == (0, 1)
+    assert (old.audio_valid, new.audio_valid) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_sound_and_pictures_know_whether_they_share_a_source(apart: bool) -> None:
+    def source(*, pictures: bool, sound: bool) -> ItemSource:
+        return ItemSource("it", (), realtime=True, gives_pictures=pictures, gives_sound=sound)
+
+    both = [source(pictures=True, sound=not apart)] + [source(pictures=False, sound=True)] * apart
+    ingest = Ingest(both, SessionConfig(), live=True, wants_previous=False)
+    for begin in range(0, 1400, 20):
+        ingest.take(chunk(begin), begin * MS)
+    ingest.take(frame(30), 1200 * MS)
+    pairs, _ = ingest.take(frame(34, segment=1), 1400 * MS)
+    assert [pair.audio_valid for pair in pairs] == ([1.0] if apart else []), "its sound is still there, or to come"
 
 
 def test_filler_does_not_count_as_heard() -> None:
