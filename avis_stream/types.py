@@ -86,7 +86,8 @@ class Event:
 
     kind: str
     """For identities `born`, `sounding`, `silent`, `dormant`, `returned`, `dead`; for sources `gap`, `resized`,
-    `connected`, `lost`, `unreachable`, `reconnected`, `audio_missing`, `audio_back`, `audio_lost`, `drift`."""
+    `connected`, `lost`, `unreachable`, `reconnected`, `broken`, `audio_missing`, `audio_back`, `audio_lost`,
+    `drift`."""
     track_id: int | None = None
     detail: str = ""
     gap_seconds: float | None = None

@@ -16,13 +16,14 @@ from avis_stream.errors import ConfigError, MediaError, SourceError
 from avis_stream.needs import required
 from avis_stream.sources.address import Address, audio_address, redacted, video_address
 from avis_stream.sources.child import list_microphones
+from avis_stream.sources.clip import Clip
 from avis_stream.sources.container import opened
 from avis_stream.sources.file import open_clip, sound_track
-from avis_stream.sources.items import ItemSource, Source, interleaved
+from avis_stream.sources.items import Item, ItemSource, Source, interleaved
 from avis_stream.sources.live import LiveSource
 from avis_stream.sources.supervisor import SupervisorConfig
 from avis_stream.sources.synthetic import FlashBeep
-from avis_stream.types import NANOSECONDS, SAMPLE_RATE, AudioChunk, AVPair, VideoFrame
+from avis_stream.types import NANOSECONDS, SAMPLE_RATE, AudioChunk, AVPair, Event, VideoFrame
 
 Backend = Literal["auto", "gstreamer", "ffmpeg"]
 Video = str | int | Path | Iterable[VideoFrame | AVPair]
@@ -186,11 +187,20 @@ def _of_file(
     pairs = iter(clip) if fps else clip.every_picture()
     if own or as_file:
         pairs = _silent(pairs) if sound is None else pairs
-        return [ItemSource(clip.name, pairs, realtime=bool(realtime), gives_pictures=True, gives_sound=False)]
+        items = _to_its_end(clip, pairs)
+        return [ItemSource(clip.name, items, realtime=bool(realtime), gives_pictures=True, gives_sound=False)]
     require(realtime in (None, True), "realtime", realtime, "True or None with sound that happens now")
-    frames = (pair.frame for pair in pairs)
+    frames = _to_its_end(clip, (pair.frame for pair in pairs))
     main = ItemSource(clip.name, frames, realtime=True, gives_pictures=True, gives_sound=False)
     return [main, *_sound_source(sound, supervision)]
+
+
+def _to_its_end(clip: Clip, items: Iterable[VideoFrame | AVPair]) -> Iterator[Item]:
+    """What comes from a clip; if that breaks off, also the event, and the error at the end."""
+    yield from items
+    if clip.broken is not None:
+        yield Event(kind="broken", detail=clip.broken, source_id=clip.name)
+        raise MediaError(f"{clip.broken}; what came before has its results")
 
 
 def _silent(pairs: Iterable[AVPair]) -> Iterator[AVPair]:

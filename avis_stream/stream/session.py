@@ -219,7 +219,7 @@ class Session:
     # --- threads -----------------------------------------------------------------------------------------------------
 
     def _guarded(self, run: Any) -> None:
-        """Whatever goes wrong in a thread ends the session, and is raised where it is read."""
+        """Whatever goes wrong in a thread ends the session at once, and is raised where it is read."""
         try:
             run()
         except Exception as error:
@@ -228,7 +228,7 @@ class Session:
     def _fail(self, error: BaseException | None) -> None:
         with self._change:
             if self._state != "over":
-                self._error = error
+                self._error = error or self._error
             self._state = "over"
             self._change.notify_all()
 
@@ -290,13 +290,11 @@ class Session:
             self._change.notify_all()
 
     def _finish(self, source: Source, item: Finished) -> None:
-        if item.error is not None:
-            self._fail(item.error)
-        elif source.gives_pictures:
+        if item.error is not None or source.gives_pictures:
             self._offer(self._ingest.rest())
             with self._change:
                 if self._state == "running":
-                    self._state = "draining"
+                    self._state, self._error = "draining", item.error  # raised after the last result
                 self._change.notify_all()
         else:
             self._ingest.take(SoundOver(), self._attentive_now())

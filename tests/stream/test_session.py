@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from live_tools import StubSegmenter, flash_and_beep, wait_for
+from PIL import Image
 from small_model import open_config, small_model
 
 import avis_stream as avs
@@ -303,6 +304,20 @@ def test_failures_are_raised_where_results_are_read() -> None:
     taken = []
     with pytest.raises(SourceError, match="no more film"):
         taken.extend(live(StubSegmenter(), breaks(), None))
+
+
+@pytest.mark.parametrize("audio", ["source", None])
+def test_a_recording_that_breaks_off_is_not_taken_for_whole(tmp_path: Path, audio: str | None) -> None:
+    for number in range(1, 6):
+        Image.new("RGB", (48, 32), (50 * number, 0, 0)).save(tmp_path / f"{number}.png")
+    (tmp_path / "4.png").write_bytes((tmp_path / "4.png").read_bytes()[:40])
+    taken: list[LiveResult] = []
+    with Session(StubSegmenter(step_seconds=0.05), tmp_path, audio) as session:
+        with pytest.raises(MediaError, match="image 4 of 5"):
+            taken.extend(session)
+        events = [*(e for result in taken for e in result.events), *session.take_events()]
+    assert [result.frame_id for result in taken] == [0, 1, 2], "what came before has its results"
+    assert [event.detail for event in events if event.kind == "broken"]
 
 
 @pytest.mark.parametrize(
