@@ -15,6 +15,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ import torch
 from avis_stream.errors import AvisStreamError, SourceError
 from avis_stream.models.avism import AVISM
 from avis_stream.online import OnlineConfig, OnlineSegmenter
+from avis_stream.sources.address import video_address
 from avis_stream.sources.items import Finished, Item, SessionClock, SoundOver, Source
 from avis_stream.sources.live import LiveSource, without_passwords
 from avis_stream.sources.open import Audio, Backend, Video, open_sources
@@ -76,8 +78,8 @@ class Session:
     ) -> None:  # fmt: skip
         self.config = config or SessionConfig()
         self._segmenter: Segmenter = OnlineSegmenter(model, online) if isinstance(model, AVISM) else model
-        if realtime is None and self.config.policy == "latest" and isinstance(video, str) and "://" not in video:
-            realtime = None if video.isdigit() or video.startswith(("/dev/video", "gst:")) else True
+        if realtime is None and self.config.policy == "latest" and isinstance(video, (str, int, Path)):
+            realtime = True if video_address(video).kind == "file" else None
         wants_previous = bool(getattr(model, "wants_previous", True))
         self._sources = list(sources) if sources is not None else open_sources(
             video, audio, realtime=realtime, fps=fps, backend=backend, previous=wants_previous,

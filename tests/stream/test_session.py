@@ -260,6 +260,15 @@ def test_leaving_the_loop_ends_everything() -> None:
     assert not avis_threads()
 
 
+def test_the_newest_of_a_file_is_what_is_shown_now(tmp_path: Path) -> None:
+    path = flash_and_beep(tmp_path / "clip.mp4", seconds=1)
+    newest = SessionConfig(policy="latest")
+    for video in (path, str(path), f"file://{path}"):
+        assert Session(StubSegmenter(), video, config=newest).live, f"{video!r}: at its own pace"
+        assert not Session(StubSegmenter(), video).live
+    assert not Session(StubSegmenter(), path, config=newest, realtime=False).live
+
+
 def test_a_session_that_was_not_started() -> None:
     session = Session(StubSegmenter(), frames(3), None)
     with pytest.raises(AvisStreamError, match="must be started"):
