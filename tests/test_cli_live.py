@@ -94,6 +94,15 @@ def test_lines_are_in_place_at_once_and_added_to(tmp_path: Path) -> None:
     assert [json.loads(line)["frame_id"] for line in lines[2:]] == list(range(20))
 
 
+def test_results_that_wait_when_the_time_is_over_are_written(tmp_path: Path) -> None:
+    session = Session(StubSegmenter(), "synthetic://flashbeep?fps=10&seconds=6&size=64x48", realtime=False)
+    session.start()
+    wait_for(lambda: session.stats().steps + session.stats().refreshes >= 8, 20, "as many results as may wait")
+    run_live(session, CLASSES, LiveOptions(json=str(tmp_path / "lines.jsonl"), duration_seconds=0), io.StringIO())
+    lines = lines_of((tmp_path / "lines.jsonl").read_text())
+    assert [line["frame_id"] for line in lines[:8]] == list(range(8))
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_live_as_a_program_ends_well(tmp_path: Path, number: signal.Signals) -> None:
     process = subprocess.Popen(

@@ -151,7 +151,7 @@ def _results(
         else:
             view.tell(session.take_events())
     session.stop()
-    if (last := session.next(0)) is not None:
+    while (last := session.next(0)) is not None:  # some may have waited
         yield last
 
 

@@ -221,10 +221,13 @@ class _Views:
         async def parts() -> AsyncIterator[bytes]:
             hub.join(slot)
             try:
-                while not hub.over:
+                while True:
+                    over = hub.over  # then all that there will be is in the slot, or comes before `take` gives up
                     message = await slot.take(0.5)
                     if message is not None:
                         yield head + message + tail
+                    elif over:
+                        return
             finally:
                 hub.leave(slot)
 

@@ -39,15 +39,17 @@ class Slot:
         self._ready.set()
 
     async def take(self, timeout: float) -> bytes | None:
-        """The next message; None: there was none in time."""
+        """The next message; None: nothing is there, though all that waited for the loop has been put in."""
         try:
             await asyncio.wait_for(self._ready.wait(), timeout)
         except TimeoutError:
             return None
         if self._texts:
-            return self._texts.popleft()
-        self._ready.clear()
-        message, self._message = self._message, None
+            message: bytes | None = self._texts.popleft()
+        else:
+            message, self._message = self._message, None
+        if not self._texts and self._message is None:
+            self._ready.clear()
         return message
 
 
@@ -129,12 +131,14 @@ class Hub:
 
     def _run(self) -> None:
         try:
-            while not self._stop.is_set() and not self.session.over:
-                result = self.session.next(0.5)
-                if result is None:
-                    self._tell(self.session.take_events())
-                else:
+            while not self._stop.is_set():
+                result = self.session.next(0.5)  # raises what ended the session, after its last result
+                if result is not None:
                     self._take(result)
+                    continue
+                self._tell(self.session.take_events())
+                if self.session.over:
+                    break
         except Exception as error:  # a source that is missing for good; the page says so
             self.error = str(error)
         self.over = True

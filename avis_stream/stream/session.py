@@ -358,7 +358,9 @@ class Session:
             self._stats.time("latency", now - pair.frame.pts_ns)
         with self._change:
             self._model_busy = 0
-            while not self.live and self._results.is_full and self._state != "over":
+            while not self.live and self._results.is_full:
+                if self._state == "over":
+                    return  # rather than take the place of one that waits
                 self._change.wait(0.5)
             self._results.put(
                 result, pair, refreshed=refreshed, latency_ms=latency, dropped=self._all_dropped(), ready_ns=now

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import io
 import json
@@ -33,7 +34,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from avis_stream.serve.app import ServeConfig, run_server
-from avis_stream.serve.hub import Hub
+from avis_stream.serve.hub import Hub, LineSlot
 from avis_stream.serve.sources import Sources, together
 from avis_stream.stream.session import Session, SessionConfig
 from avis_stream.types import Event, OnlineResult
@@ -173,6 +174,54 @@ def test_results_for_programs() -> None:
         connection.close()
     assert [line["frame_id"] for line in lines] == list(range(lines[0]["frame_id"], lines[0]["frame_id"] + 5))
     assert lines[0]["tracks"][0]["segmentation"]["size"] == [180, 320]
+
+
+def test_programs_get_the_last_line_too() -> None:
+    """The source ends while lines wait; the reader comes to them later."""
+    with Running(SCENE + "&seconds=3") as running:
+        connection = http.client.HTTPConnection("127.0.0.1", running.config.port, timeout=20)
+        connection.request("GET", "/results")
+        answer = connection.getresponse()
+        lines = [json.loads(line) for line in answer.read().splitlines()]
+        connection.close()
+    assert lines[-1]["frame_id"] == 29
+
+
+def test_a_slot_hands_out_all_before_it_says_that_there_is_nothing() -> None:
+    async def taken() -> list[bytes | None]:
+        slot = LineSlot()
+        for n in range(3):
+            slot.put(b"{%d}" % n)
+        found = [await slot.take(5) for _ in range(3)]
+        asyncio.get_running_loop().call_soon(slot.put, b"{3}")  # as a hub does from its thread, just before its end
+        return [*found, await slot.take(5), await slot.take(0.01)]
+
+    assert asyncio.run(taken()) == [b"{0}", b"{1}", b"{2}", b"{3}", None]
+
+
+def test_why_a_session_ended_is_known_even_if_no_one_was_waiting() -> None:
+    """It fails while the hub is busy with the result before."""
+    segmenter = StubSegmenter()
+    segmenter.fail_after = 1
+    session = Session(segmenter, "synthetic://flashbeep?size=32x24&fps=1&seconds=3", realtime=False)
+    hub = Hub(session, CLASSES)
+    take, told = hub._take, threading.Event()
+
+    def slowly(result: Any) -> None:
+        wait_for(lambda: session._state == "over", 20, "the failure")
+        take(result)
+        told.set()
+
+    hub._take = slowly  # type: ignore[method-assign]
+    loop = asyncio.new_event_loop()
+    hub.start(loop)
+    try:
+        wait_for(lambda: hub.over, 20, "the end")
+    finally:
+        hub.stop()
+        loop.close()
+    assert told.is_set()
+    assert hub.error == "the model failed"
 
 
 def test_pictures_for_viewers_that_cannot_blend() -> None:
