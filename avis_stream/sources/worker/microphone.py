@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,11 +20,12 @@ def read_microphone(wanted: dict[str, Any], out: Outlet) -> None:
     device = _device(portaudio, wanted["name"])
     rate = _rate_of(audio, portaudio, device)
     blocks: list[tuple[bytes, int]] = []
+    """Each with when it came: how late that is tells how much was lost before it (`MicrophoneClock`)."""
     there = threading.Condition()
 
-    def take(data: bytes | None, _count: int, _times: Any, status: int) -> tuple[None, int]:
+    def take(data: bytes | None, _count: int, _times: Any, _status: int) -> tuple[None, int]:
         with there:
-            blocks.append((data or b"", status))
+            blocks.append((data or b"", time.monotonic_ns()))
             there.notify()
         return None, audio.paContinue
 
@@ -44,8 +46,8 @@ def read_microphone(wanted: dict[str, Any], out: Outlet) -> None:
                 raise Ended(f"no sound came for {patience:g} s")
             patience = wanted["stall_seconds"]
             ready, blocks[:] = list(blocks), []
-        for data, status in ready:
-            out.send(AUDIO, convert(data), NO_STAMP, SAMPLE_RATE, int(bool(status & 2)))  # 2: paInputOverflow
+        for data, arrival in ready:
+            out.send(AUDIO, convert(data), NO_STAMP, SAMPLE_RATE, arrival=arrival)
 
 
 def _portaudio() -> tuple[Any, Any]:

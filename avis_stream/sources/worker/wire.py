@@ -12,8 +12,8 @@ HEADER = struct.Struct("<4sIqqIII")
 """Kind, bytes that follow, stamp, arrival on the monotonic clock (both ns), two sizes, frames lost so far."""
 
 OPENED, VIDEO, AUDIO, ENDED, FATAL = b"OPEN", b"VIDE", b"AUDI", b"ENDE", b"FATL"
-"""Opened: JSON about the source. Video: RGB, sizes are width and height. Audio: float32 mono, sizes are rate and a flag
-for lost samples. Ended: why, worth another try. Fatal: why, and that no other try will help."""
+"""Opened: JSON about the source. Video: RGB, sizes are width and height. Audio: float32 mono, the first size is its
+rate. Ended: why, worth another try. Fatal: why, and that no other try will help."""
 
 NO_STAMP = -(1 << 62)
 SAMPLE_RATE = 16_000
@@ -36,10 +36,13 @@ class Outlet:
         self._lock = threading.Lock()
         self.lost = 0
 
-    def send(self, kind: bytes, payload: Any = b"", stamp: int = NO_STAMP, a: int = 0, b: int = 0) -> None:
-        """Writes one message; waits while nobody reads."""
+    def send(
+        self, kind: bytes, payload: Any = b"", stamp: int = NO_STAMP, a: int = 0, b: int = 0, *,
+        arrival: int | None = None,
+    ) -> None:  # fmt: skip
+        """Writes one message; waits while nobody reads. `arrival`: None: it arrived just now."""
         view = memoryview(payload).cast("B")
-        head = HEADER.pack(kind, len(view), stamp, time.monotonic_ns(), a, b, self.lost)
+        head = HEADER.pack(kind, len(view), stamp, time.monotonic_ns() if arrival is None else arrival, a, b, self.lost)
         with self._lock:
             self._write(memoryview(head))
             self._write(view)
