@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +20,8 @@ from avis_stream.sources.items import SessionClock
 from avis_stream.sources.live import LiveSource
 from avis_stream.sources.supervisor import SupervisorConfig
 from avis_stream.sources.synthetic import beep_onsets
+from avis_stream.sources.worker import microphone as reader
+from avis_stream.sources.worker import wire
 from avis_stream.stream.session import Session, SessionConfig
 from avis_stream.types import AudioChunk
 
@@ -86,6 +90,44 @@ def test_what_is_played_is_heard_when_it_was_played(microphone: VirtualMicrophon
     stamps = np.array([chunk.pts_ns for chunk in recorder.chunks[30:]])
     ends = stamps[:-1] + np.array([len(chunk.samples) for chunk in recorder.chunks[30:-1]]) * S // 16_000
     assert np.abs(stamps[1:] - ends).max() < 0.02 * S, "one block follows another"
+
+
+def test_blocks_that_wait_for_the_session_are_not_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When they came counts, not when they could be handed on: else waiting would look like lost sound."""
+    arrivals, recorded = [], []
+
+    class Device:
+        paInt16, paContinue = 8, 0
+
+        def get_default_input_device_info(self) -> dict[str, Any]:
+            return {"index": 0, "name": "pretended"}
+
+        def is_format_supported(self, *_: Any, **__: Any) -> bool:
+            return True
+
+        def open(self, *, stream_callback: Any, **_: Any) -> Device:
+            self.speak = stream_callback
+            return self
+
+        def get_input_latency(self) -> float:
+            return 0.0
+
+    class Slow:
+        def send(self, kind: bytes, payload: bytes = b"", *_: int, arrival: int | None = None) -> None:
+            if kind == wire.OPENED:
+                for _ in range(3):
+                    device.speak(bytes(640), 320, None, 0)
+                recorded.append(time.monotonic_ns())
+            else:
+                arrivals.append(arrival)
+            if len(arrivals) == 3:
+                raise wire.Ended("enough")
+
+    device = Device()
+    monkeypatch.setattr(reader, "_portaudio", lambda: (device, device))
+    with pytest.raises(wire.Ended, match="enough"):
+        reader.read_microphone({"name": "", "open_seconds": 1.0, "stall_seconds": 1.0}, Slow())  # type: ignore[arg-type]
+    assert all(arrival is not None and arrival <= recorded[0] for arrival in arrivals)
 
 
 def test_pictures_get_their_second_from_the_microphone(microphone: VirtualMicrophone) -> None:
