@@ -45,7 +45,7 @@ _INBOX = 64
 
 
 class Session:
-    """A live run: start it, iterate over it, stop it; or use it as a context manager.
+    """A live run: start it, iterate over it, stop it; or use it as a context manager; or only iterate over it.
 
     Several sessions may share one model.
 
