@@ -33,7 +33,7 @@ import itertools
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from avis_stream.serve.app import ServeConfig, run_server
+from avis_stream.serve.app import ServeConfig, _Views, run_server
 from avis_stream.serve.hub import Hub, LineSlot
 from avis_stream.serve.sources import Sources, together
 from avis_stream.stream.session import Session, SessionConfig
@@ -176,15 +176,22 @@ def test_results_for_programs() -> None:
     assert lines[0]["tracks"][0]["segmentation"]["size"] == [180, 320]
 
 
-def test_programs_get_the_last_line_too() -> None:
-    """The source ends while lines wait; the reader comes to them later."""
-    with Running(SCENE + "&seconds=3") as running:
-        connection = http.client.HTTPConnection("127.0.0.1", running.config.port, timeout=20)
-        connection.request("GET", "/results")
-        answer = connection.getresponse()
-        lines = [json.loads(line) for line in answer.read().splitlines()]
-        connection.close()
-    assert lines[-1]["frame_id"] == 29
+def test_lines_that_wait_when_a_source_ends_are_handed_out() -> None:
+    class Ended:
+        over = True
+
+        def join(self, slot: LineSlot) -> None:
+            for n in range(3):
+                slot.put(b"{%d}" % n)
+
+        def leave(self, slot: LineSlot) -> None: ...
+
+    async def lines() -> list[bytes]:
+        views = _Views(Sources(lambda *_: None, CLASSES), ServeConfig())  # type: ignore[arg-type, return-value]
+        response: Any = views._stream(Ended(), LineSlot(), "application/x-ndjson", b"", b"\n")  # type: ignore[arg-type]
+        return [line async for line in response.body_iterator]
+
+    assert asyncio.run(lines()) == [b"{0}\n", b"{1}\n", b"{2}\n"]
 
 
 def test_a_slot_hands_out_all_before_it_says_that_there_is_nothing() -> None:
