@@ -152,11 +152,15 @@ class TrackerConfig:
     masks: Literal["video", "frame"] = "video"
     """Which mask an object has in a frame: its video query's, one embedding for all frames, as officially; or that of
     the frame query likeliest to be it, so that the tracker only says who is who (ADR 0009)."""
+    frame_vote: float = 0.0
+    """With `masks="frame"`, on whole clips: the share that the frame queries drawn for an object have in its class
+    scores, each frame's as likely as it is to be the object (ADR 0009). A stream has no such vote yet."""
     shift_in_training: bool = False
     """Whether the object encoder shifts its odd layers' windows in training too; officially it does not (quirk Q3)."""
 
     def __post_init__(self) -> None:
         require(self.token_window >= 0, "TrackerConfig.token_window", self.token_window, ">= 0 frames")
+        require(0 <= self.frame_vote <= 1, "TrackerConfig.frame_vote", self.frame_vote, "a share, from 0 to 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

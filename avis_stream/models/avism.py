@@ -27,7 +27,7 @@ from avis_stream.models.preprocess import normalise_and_pad
 from avis_stream.models.resnet import ResNet
 from avis_stream.models.sounding import motion_between
 from avis_stream.models.swin import Swin
-from avis_stream.models.tracker import Tracker, likeliest, presence_of, same_object
+from avis_stream.models.tracker import Tracker, likeliest, presence_of, same_object, voted
 from avis_stream.nn.layers import fold_frozen_norms
 from avis_stream.nn.packed import Conv2d, pack_layers
 
@@ -204,6 +204,7 @@ class AVISM(nn.Module):
             audio_features,
             torch.cat(sounding) if sounding else None,
             torch.cat(embeds) if embeds else None,
+            torch.cat([p.logits for p in parts]),
         )
         return RawOutputs(frame_queries, clip_mask_features, tracks.logits, tracks.mask_embed, tracks.presence)
 
@@ -214,6 +215,7 @@ class AVISM(nn.Module):
         audio_features: Tensor,
         sounding: Tensor | None = None,
         frame_mask_embed: Tensor | None = None,
+        frame_logits: Tensor | None = None,
     ) -> Tracks:
         """Follows the objects of a clip.
 
@@ -223,6 +225,7 @@ class AVISM(nn.Module):
             sounding: [T, N], chance of each frame query to sound.
             frame_mask_embed: [T, N, Cm], of the frame queries' own masks: objects are drawn by them; None: by the
                 video queries.
+            frame_logits: [T, N, K + 1], their classes, for `TrackerConfig.frame_vote`; None: no vote.
         """
         predictions, tokens = self.tracker(frame_queries[None], audio_features.to(self.device))
         answer = predictions[-1]
@@ -233,8 +236,11 @@ class AVISM(nn.Module):
         if frame_mask_embed is None:
             return Tracks(answer.logits[0], answer.mask_embed[0], sounds)
         number, chance = (found[0] for found in likeliest(same))  # [M, T] each
-        own = frame_mask_embed[torch.arange(len(frame_queries), device=number.device), number]  # [M, T, Cm]
-        return Tracks(answer.logits[0], own, sounds, there=chance > SAME_OBJECT)
+        every, there = torch.arange(len(frame_queries), device=number.device), chance > SAME_OBJECT
+        logits = answer.logits[0]
+        if frame_logits is not None and self.config.tracker.frame_vote > 0:
+            logits = voted(logits, frame_logits[every, number], chance * there, self.config.tracker.frame_vote)
+        return Tracks(logits, frame_mask_embed[every, number], sounds, there=there)
 
     @torch.no_grad()
     def hear(self, seconds: Tensor, valid_samples: Tensor | None = None) -> Tensor:

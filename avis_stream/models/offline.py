@@ -75,6 +75,7 @@ def segment_clip(
             torch.stack(localized.audio),
             localized.chance_of_sounding(),
             localized.frame_mask_embed(),
+            localized.frame_logits(),
         )
     height, width = network_size(*localized.input_size, model.config.input)
     sizes = MaskSizes(localized.padded_size, (height, width), out_size or localized.input_size)
@@ -106,6 +107,7 @@ class _Localized:
         self.audio: list[Tensor] = []
         self.sounding: list[Tensor] = []
         self.mask_embed: list[Tensor] = []
+        self.logits: list[Tensor] = []
 
     def run(self, frames: Iterator[ClipFrame]) -> Iterator[FrameTokens]:
         """Yields the tokens of a few frames at a time."""
@@ -121,6 +123,7 @@ class _Localized:
                 self.sounding.append(tokens.sounding)
             if tokens.mask_embed is not None:
                 self.mask_embed.append(tokens.mask_embed)
+                self.logits.append(tokens.logits)
             self.audio.extend(audio)
             yield tokens
 
@@ -137,6 +140,10 @@ class _Localized:
     def frame_mask_embed(self) -> Tensor | None:
         """[T, N, Cm] of all frames, where objects are drawn by their frame queries; else None."""
         return torch.cat(self.mask_embed) if self.mask_embed else None
+
+    def frame_logits(self) -> Tensor | None:
+        """[T, N, K + 1] of all frames, where `frame_mask_embed` is."""
+        return torch.cat(self.logits) if self.logits else None
 
     def _previous(self, batch: list[ClipFrame]) -> Tensor | None:
         """Earlier pictures, if the model wants them and any is there; a frame without one is its own: nothing moved."""
