@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from avis_stream.errors import ConfigError
+from avis_stream.weights.load import usable_device
 
 _PATIENCE = timedelta(hours=12)
 """How long processes wait for each other; the first of them validates while the others do."""
@@ -25,15 +25,10 @@ def device_of_process(name: str) -> torch.device:
     Raises:
         ConfigError: There is no such device here.
     """
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"--device must be such as cpu, cuda or cuda:1, got {name!r}") from error
+    device = usable_device(
+        f"cuda:{os.environ['LOCAL_RANK']}" if name == "cuda" and "LOCAL_RANK" in os.environ else name
+    )
     if device.type == "cuda":
-        if not torch.cuda.is_available():
-            raise ConfigError(f"--device {name}: this torch ({torch.__version__}) sees no CUDA device; leave it out")
-        if device.index is None:
-            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
     return device
 
