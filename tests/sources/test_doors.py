@@ -313,7 +313,7 @@ def test_a_folder_without_images(tmp_path: Path) -> None:
 def test_a_picture_that_is_none(tmp_path: Path) -> None:
     folder = images(tmp_path / "clip")
     (folder / "1.png").write_text("not a picture")
-    with pytest.raises(MediaError, match=r"1\.png is not a picture"):
+    with pytest.raises(MediaError, match=r"1\.png cannot be read as an image"):
         open_clip(folder)
 
 
