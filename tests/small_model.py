@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 import avis_stream as avs
 from avis_stream.models.avism import AVISM
+from avis_stream.online import OnlineSegmenter, OnlineState
 from avis_stream.online.config import OnlineConfig
+from avis_stream.types import OnlineResult
 
 SMALL = [
     "input.short_side_px=64",
@@ -72,3 +75,14 @@ def scene(frames: int = 40, height: int = 48, width: int = 80, seed: int = 0) ->
     pictures = torch.nn.functional.interpolate(coarse, size=(height, width), mode="bilinear")
     pictures = (pictures * 255).byte()
     return Scene(pictures[1:], 0.2 * torch.randn(frames, 16_000, generator=generator), pictures[:-1])
+
+
+def play(
+    online: OnlineSegmenter, film: Scene, state: OnlineState, frames: range, **arguments: Any
+) -> tuple[list[OnlineResult], OnlineState]:
+    """Steps through some frames of a scene; the results and the state after them."""
+    results = []
+    for t in frames:
+        result, state = online.step(film.frames[t], film.audio[t], state, previous=film.previous[t], **arguments)
+        results.append(result)
+    return results, state

@@ -1,4 +1,4 @@
-"""Frames and seconds of sound in, identities out: equality with offline, streams, waiting, refreshing, doors."""
+"""Frames and seconds of sound in, identities out: equality with offline, streams, waiting, refreshing."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from small_model import Scene, open_config, scene, small_model
+from small_model import Scene, open_config, play, scene, small_model
 from torch import Tensor
 
-from avis_stream.errors import AvisStreamError, CheckpointError, ClockError, ConfigError, ShapeError, StateConsumedError
+from avis_stream.errors import ConfigError, StateConsumedError
 from avis_stream.models.preprocess import network_size, normalise_and_pad, resize_images
 from avis_stream.online import OnlineConfig, OnlineSegmenter, OnlineState
 from avis_stream.online.identities import TENTATIVE
@@ -20,16 +20,6 @@ from avis_stream.types import NANOSECONDS, AVPair, OnlineResult, VideoFrame
 
 TOLERANCE = {"atol": 2e-5, "rtol": 2e-5}
 RING = 18
-
-
-def play(
-    online: OnlineSegmenter, film: Scene, state: OnlineState, frames: range, **arguments: Any
-) -> tuple[list[OnlineResult], OnlineState]:
-    results = []
-    for t in frames:
-        result, state = online.step(film.frames[t], film.audio[t], state, previous=film.previous[t], **arguments)
-        results.append(result)
-    return results, state
 
 
 def alike(a: Tensor, b: Tensor) -> bool:
@@ -426,129 +416,3 @@ def test_what_has_no_id_yet_is_neither_pinned_nor_forgotten() -> None:
         with pytest.raises(ConfigError, match="track_id"):
             change(0)
     assert (state.body.table.status == TENTATIVE).any()
-
-
-def refused(
-    kind: type[AvisStreamError], words: str, online: OnlineSegmenter, state: OnlineState, **change: Any
-) -> None:
-    film = scene()
-    arguments = {"frame": film.frames[5], "audio": film.audio[5]} | change
-    size = state.steps
-    with pytest.raises(kind, match=words):
-        online.step(arguments.pop("frame"), arguments.pop("audio"), state, **arguments)
-    assert state.steps == size  # as it was, and not consumed
-
-
-@pytest.mark.parametrize(
-    ("kind", "words", "change"),
-    [
-        (ShapeError, "frame must be", {"frame": torch.zeros(3, 48, 80)}),
-        (ShapeError, "frame must be", {"frame": torch.zeros(48, 80, 3, dtype=torch.uint8)}),
-        (ShapeError, "audio must be", {"audio": torch.zeros(2, 16_000)}),
-        (ShapeError, "at most 16000", {"audio": torch.zeros(16_001)}),
-        (ShapeError, "finite", {"audio": torch.full((16_000,), torch.nan)}),
-        (ShapeError, "finite", {"audio": torch.full((16_000,), torch.inf)}),
-        (ShapeError, "previous must be", {"previous": torch.zeros(3, 24, 80, dtype=torch.uint8)}),
-        (ClockError, "later", {"pts_ns": 4 * NANOSECONDS}),
-        (ClockError, "later", {"pts_ns": 0}),
-    ],
-)
-def test_what_is_refused_leaves_the_state(kind: type[AvisStreamError], words: str, change: dict[str, Any]) -> None:
-    online = OnlineSegmenter(small_model(), open_config())
-    _, state = play(online, scene(), online.init_state(), range(5))
-    refused(kind, words, online, state, **change)
-    play(online, scene(), state, range(5, 6))
-
-
-def test_states_of_others_are_refused() -> None:
-    online = OnlineSegmenter(small_model(), open_config())
-    state = OnlineSegmenter(small_model(seed=1), open_config()).init_state()
-    refused(CheckpointError, "another", online, state)
-    state = OnlineSegmenter(small_model(), open_config(ring_seconds=30)).init_state()
-    refused(CheckpointError, "pages", online, state)
-    OnlineSegmenter(small_model(), open_config(birth_score=0.9)).refresh(scene().frames[0], online.init_state())
-
-
-def test_a_consumed_state_is_refused() -> None:
-    online, film = OnlineSegmenter(small_model(), open_config()), scene()
-    state = online.init_state()
-    online.step(film.frames[0], film.audio[0], state)
-    for use in (
-        lambda: online.step(film.frames[1], film.audio[1], state),
-        lambda: state.clone(),
-        lambda: state.nbytes,
-        lambda: online.refresh(film.frames[1], state),
-    ):
-        with pytest.raises(StateConsumedError, match="clone"):
-            use()
-    assert repr(state) == "OnlineState(consumed)"
-
-
-def test_one_state_is_not_two_streams() -> None:
-    online, film = OnlineSegmenter(small_model(), open_config()), scene()
-    state = online.init_state()
-    with pytest.raises(StateConsumedError, match="own"):
-        online.step_many([film.frames[0]] * 2, [film.audio[0]] * 2, [state, state])
-    assert state.steps == 0
-
-
-def test_a_refused_stream_consumes_no_other() -> None:
-    online, film = OnlineSegmenter(small_model(), open_config()), scene()
-    states = [online.init_state(), online.init_state()]
-    with pytest.raises(ShapeError, match="finite"):
-        online.step_many(list(film.frames[:2]), [film.audio[0], film.audio[1] * torch.nan], states)
-    assert [state.steps for state in states] == [0, 0]
-    with pytest.raises(ShapeError, match="as many"):
-        online.step_many(list(film.frames[:2]), list(film.audio[:1]), states)
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"audio": slice(0, 2)}, "audio must be"),
-        ({"audio": slice(0, 4)}, "audio must be"),
-        ({"previous": slice(0, 2)}, "previous must be"),
-        ({"pts_ns": slice(0, 2)}, "pts_ns must hold 3"),
-    ],
-    ids=str,
-)
-def test_catching_up_takes_as_much_of_everything(change: dict[str, slice], words: str) -> None:
-    online, film = OnlineSegmenter(small_model(), open_config()), scene()
-    state = online.init_state()
-    given = {"audio": film.audio[:3], "pts_ns": [0, NANOSECONDS, 2 * NANOSECONDS], "previous": film.previous[:3]}
-    whole = {"audio": film.audio, "pts_ns": given["pts_ns"], "previous": film.previous}
-    given |= {name: whole[name][part] for name, part in change.items()}
-    with pytest.raises(ShapeError, match=words):
-        online.catch_up(film.frames[:3], given["audio"], state, given["pts_ns"], given["previous"])
-    assert state.steps == 0
-    assert online.catch_up(film.frames[:3], film.audio[:3], state, whole["pts_ns"], film.previous[:3])[1].steps == 3
-
-
-@pytest.mark.parametrize("settings", [{"alignment": "official"}, {"refine_delay": 2}], ids=str)
-def test_what_keeps_frames_back_needs_their_size(settings: dict[str, Any]) -> None:
-    online = OnlineSegmenter(small_model(), open_config(**settings))
-    with pytest.raises(ConfigError, match="frame_size"):
-        online.init_state()
-    state = online.init_state((48, 80))
-    refused(ShapeError, "another|init_state", online, state, frame=torch.zeros(3, 50, 80, dtype=torch.uint8))
-    with pytest.raises(ConfigError, match="catch_up"):
-        online.catch_up(scene().frames[:2], scene().audio[:2], state)
-
-
-@pytest.mark.parametrize("broken", [b"", b"not a state", None], ids=["empty", "text", "missing"])
-def test_files_that_are_no_state_are_refused(broken: bytes | None, tmp_path: Any) -> None:
-    path = tmp_path / "state.safetensors"
-    if broken is not None:
-        path.write_bytes(broken)
-    with pytest.raises(CheckpointError, match="state"):
-        OnlineState.load(path)
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [{"encoder": "other"}, {"sinks": "all"}, {"birth_hits": 0}, {"hop_seconds": 0}, {"refine_delay": 18}],
-    ids=str,
-)
-def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=next(iter(settings))):
-        OnlineSegmenter(small_model(), OnlineConfig(**settings))
