@@ -49,7 +49,7 @@ class SoundingHead(nn.Module):
     """One logit a query: does this object sound in this frame?"""
 
     _MOTION_CHANNELS = 32
-    _TAG_CHANNELS = 256
+    _TAG_CHANNELS = 512
     _EVIDENCE = 6
 
     def __init__(self, channels: int, feature_dim: int, classes: int, *, motion_cue: bool) -> None:
@@ -59,7 +59,7 @@ class SoundingHead(nn.Module):
         self.tag = nn.Sequential(
             nn.Linear(feature_dim, self._TAG_CHANNELS),
             nn.ReLU(),
-            nn.Dropout(0.1),
+            nn.Dropout(0.3),
             nn.Linear(self._TAG_CHANNELS, classes),
         )
         self.match = nn.Sequential(nn.Linear(3 * channels, channels), nn.ReLU(), nn.Linear(channels, 1))
