@@ -9,7 +9,6 @@ Source: design note "online tracking", section 11.
 from __future__ import annotations
 
 import copy
-import pickle
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -21,8 +20,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from avis_stream.config import LossConfig, TrainConfig
-from avis_stream.errors import CheckpointError
-from avis_stream.files import atomic_path
 from avis_stream.models.avism import AVISM
 from avis_stream.models.localizer import DecoderLayer
 from avis_stream.models.preprocess import normalise_and_pad
@@ -36,6 +33,7 @@ from avis_stream.ops.ranges import whole_plan
 from avis_stream.train.batch import ClipSample, pad_masks
 from avis_stream.train.batches import batches
 from avis_stream.train.clip_losses import FoundInFrame, LocalizedClips, losses_of_answers, weighted
+from avis_stream.train.kept import load_kept, save_kept
 from avis_stream.train.losses import Targets
 from avis_stream.train.matcher import match
 from avis_stream.train.points import DrawPoints, random_points
@@ -85,8 +83,7 @@ def save_streams(path: Path, streams: Sequence[LocalizedStream], of: str) -> Non
         {f.name: getattr(s, f.name) for f in fields(s)} | {"found": [(f.query, f.ids) for f in s.found]}
         for s in streams
     ]
-    with atomic_path(path) as temporary:
-        torch.save({"of": of, "streams": plain}, temporary)
+    save_kept(path, "streams", plain, of)
 
 
 def load_streams(path: Path, of: str) -> list[LocalizedStream]:
@@ -95,20 +92,11 @@ def load_streams(path: Path, of: str) -> list[LocalizedStream]:
     Raises:
         CheckpointError: They cannot be read, or are others than `of`.
     """
-    try:
-        kept = torch.load(path, map_location="cpu", weights_only=True)
-        streams = [
-            LocalizedStream(**s | {"found": tuple(FoundInFrame(*pair) for pair in s["found"])}) for s in kept["streams"]
-        ]
-    except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
-        raise CheckpointError(
-            f"{path} holds no streams that can be read ({error}); remove it, they are made again"
-        ) from error
-    if kept["of"] != of:
-        raise CheckpointError(
-            f"{path} holds {kept['of']}; the run is to learn from {of}: give the same as it began with"
-        )
-    return streams
+    return load_kept(path, "streams", lambda plain: [_stream_of(s) for s in plain], of)
+
+
+def _stream_of(plain: dict[str, Any]) -> LocalizedStream:
+    return LocalizedStream(**plain | {"found": tuple(FoundInFrame(*pair) for pair in plain["found"])})
 
 
 @torch.no_grad()
