@@ -124,6 +124,11 @@ def sounding_loss(logits: Tensor, targets: list[Targets], matches: list[Match]) 
     return F.binary_cross_entropy_with_logits(chosen, wanted, reduction="sum") / max(1, len(chosen))
 
 
+def tag_loss(tags: Tensor, heard: Tensor) -> Tensor:
+    """Binary cross entropy of the classes in the sound, logits [T, K], against those heard, [T, K]."""
+    return F.binary_cross_entropy_with_logits(tags.float(), heard)
+
+
 def _sounds(target: Targets) -> Tensor:
     return torch.ones_like(target.labels, dtype=torch.bool) if target.sounding is None else target.sounding
 

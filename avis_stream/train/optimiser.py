@@ -12,6 +12,24 @@ from avis_stream.models.avism import AVISM
 _OF_CLIPS = ("tracker.", "clip_mask_features.")
 
 
+def all_but(model: nn.Module, *learning: str) -> tuple[str, ...]:
+    """What `TrainConfig.frozen` must be so that nothing learns but some parts: as few names as can say it.
+
+    Args:
+        model: Whose parts.
+        learning: First words of their names, each up to its dot: `tracker.`.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    learns = [name for name in names if name.startswith(learning)]
+    frozen: dict[str, None] = {}
+    for name in names:
+        if not name.startswith(learning):
+            words = name.split(".")
+            wholes = [".".join(words[:n]) + "." for n in range(1, len(words))] + [name]
+            frozen[next(part for part in wholes if not any(other.startswith(part) for other in learns))] = None
+    return tuple(frozen)
+
+
 def build_optimiser(model: AVISM, config: TrainConfig) -> torch.optim.AdamW:
     """An optimiser over the weights that learn; the audio encoder never does, nor `frozen` parts, nor the backbone at
     factor 0, nor the tracker at 0 `query_layers`.

@@ -15,8 +15,9 @@ from avis_stream.config import AVISEG_CLASSES, AugmentConfig
 from avis_stream.synth.library import Library
 from avis_stream.synth.protocol import Protocol
 from avis_stream.synth.scene import Scene, make_scene
-from avis_stream.synth.soundscape import RATE
+from avis_stream.synth.soundscape import RATE, Wave
 from avis_stream.synth.stage import EARLIER_SECONDS, Shot
+from avis_stream.synth.story import Story
 from avis_stream.train.batch import ClipSample
 from avis_stream.train.sound_augment import change_seconds
 from avis_stream.train.varied import VariedLibrary
@@ -48,7 +49,7 @@ def streaming(protocol: Protocol) -> Protocol:
     return replace(harder(protocol), visit_seconds=(5, 25), leaves_seconds=(4, 40), returns_differ=True)
 
 
-_DISJOINT_SHARE = 0.6
+DISJOINT_SHARE = 0.6
 """Scenes of those classes alone that have enough cut-outs to learn more than these cut-outs from."""
 
 
@@ -95,7 +96,7 @@ class SynthClips:
         it), so that a model does not come to depend on where it ends (ADR 0004).
         """
         rng = np.random.default_rng([self._seed, 1, number])
-        few, ends = rng.random() < _DISJOINT_SHARE, float(rng.uniform(0, 1))
+        few, ends = rng.random() < DISJOINT_SHARE, float(rng.uniform(0, 1))
         scene = make_scene(
             self._libraries[few],
             self._protocol,
@@ -106,10 +107,8 @@ class SynthClips:
             photograph_share=self._photograph_share,
         )
         clip = clip_of(scene, range(1, self._frames + 1), self._classes, name=f"scene {number}", ends=ends)
-        # Sources were equalised one by one.
-        sound = replace(self._augment.sound, equaliser_db=0.0)
-        changed = change_seconds(clip.seconds.numpy(), sound, np.random.default_rng([self._seed, 2, number]))
-        return replace(clip, seconds=torch.from_numpy(changed))
+        rng = np.random.default_rng([self._seed, 2, number])
+        return replace(clip, seconds=changed_seconds(clip.seconds, self._augment, rng))
 
 
 def clip_of(scene: Scene, times: range, classes: tuple[str, ...], name: str, *, ends: float = 1.0) -> ClipSample:
@@ -125,23 +124,22 @@ def clip_of(scene: Scene, times: range, classes: tuple[str, ...], name: str, *, 
     """
     shots = [scene.stage.shot(t) for t in times]
     earlier = [scene.stage.shot(t - EARLIER_SECONDS) for t in times]
-    heard = [t if ends >= 0.5 else t - 1 for t in times]
+    heard = heard_at(times, ends)
     actors = scene.story.actors
     masks = np.zeros((len(actors), len(times), *shots[0].rgb.shape[:2]), bool)
     for row, shot in enumerate(shots):
         for k, visible in enumerate(shot.visible):
             if visible is not None:
                 masks[k, row] = visible
-    begin = [round((t - 1 + ends) * RATE) for t in times]
     return ClipSample(
         images=_images(shots),
-        seconds=torch.from_numpy(np.stack([scene.wave[b : b + RATE] for b in begin])),
+        seconds=seconds_of(scene.wave, times, ends),
         labels=torch.tensor([classes.index(actor.class_name) for actor in actors], dtype=torch.int64),
         masks=torch.from_numpy(masks),
         name=name,
         sounding=torch.from_numpy(np.stack([actor.sounding[heard] for actor in actors])),
         previous=_images(earlier),
-        tags=_tags(scene, heard, classes),
+        tags=tags_of(scene.story, heard, classes),
     )
 
 
@@ -149,11 +147,29 @@ def _images(shots: Sequence[Shot]) -> Tensor:
     return torch.from_numpy(np.stack([shot.rgb.transpose(2, 0, 1) for shot in shots]))
 
 
-def _tags(scene: Scene, seconds: Sequence[int], classes: tuple[str, ...]) -> Tensor:
-    every = torch.zeros(scene.story.seconds, len(classes))
-    for actor in scene.story.actors:
+def heard_at(times: range, ends: float) -> list[int]:
+    """The second of the story that the second of sound of each frame mostly covers; `times`, `ends` as in `clip_of`."""
+    return [t if ends >= 0.5 else t - 1 for t in times]
+
+
+def seconds_of(wave: Wave, times: range, ends: float) -> Tensor:
+    """The second of sound of each frame, float32 [T, 16000]; `times`, `ends` as in `clip_of`."""
+    begin = [round((t - 1 + ends) * RATE) for t in times]
+    return torch.from_numpy(np.stack([wave[b : b + RATE] for b in begin]))
+
+
+def tags_of(story: Story, seconds: Sequence[int], classes: tuple[str, ...]) -> Tensor:
+    """Classes heard in some seconds of a story, sources outside the picture included: float32 [T, K], 1 or 0."""
+    every = torch.zeros(story.seconds, len(classes))
+    for actor in story.actors:
         every[np.flatnonzero(actor.sounding), classes.index(actor.class_name)] = 1
-    for outside in scene.story.offscreen:
+    for outside in story.offscreen:
         if outside.class_name is not None:
             every[outside.second, classes.index(outside.class_name)] = 1
     return every[list(seconds)]
+
+
+def changed_seconds(seconds: Tensor, augment: AugmentConfig, rng: np.random.Generator) -> Tensor:
+    """Another take of the sound [T, n] of a story whose sources were varied one by one, by `VariedLibrary`."""
+    sound = replace(augment.sound, equaliser_db=0.0)  # each source was equalised on its own
+    return torch.from_numpy(change_seconds(seconds.numpy(), sound, rng))

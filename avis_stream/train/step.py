@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from avis_stream.config import TrainConfig
@@ -15,7 +14,7 @@ from avis_stream.models.sounding import motion_between
 from avis_stream.train.batch import ClipSample, stack_images, stack_previous
 from avis_stream.train.centres import centre_loss, centre_map
 from avis_stream.train.clip_losses import FoundInFrame, LocalizedClips, clip_losses, mask_count, note, weighted
-from avis_stream.train.losses import Predictions, Targets, criterion, sounding_loss
+from avis_stream.train.losses import Predictions, Targets, criterion, sounding_loss, tag_loss
 from avis_stream.train.matcher import Match
 from avis_stream.train.points import DrawPoints
 
@@ -54,7 +53,7 @@ class ClipLosses(nn.Module):
         frame_matches = self._frames(heads, features.mask_features, frame_targets, draw, losses)
         if decoding.tags is not None:
             heard = torch.cat([sample.heard(len(config.classes)) for sample in samples])
-            losses["frame_tags"] = F.binary_cross_entropy_with_logits(decoding.tags.float(), heard)
+            losses["frame_tags"] = tag_loss(decoding.tags, heard)
         if decoding.peaks is not None:
             height, width = decoding.peaks.shape[-2:]
             wanted = centre_map(frame_targets, len(config.classes), (height, width))
