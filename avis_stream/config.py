@@ -264,6 +264,18 @@ class StreamConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SoundStageConfig:
+    """Training of what names the classes in the sound alone, on made sound without pictures (`train/sounds.py`)."""
+
+    count: int = 0
+    """Seconds that are made, embedded once and kept; 0: the model learns from pictures. A clip (`TrainConfig.clips`) is
+    one of them."""
+
+    def __post_init__(self) -> None:
+        require(self.count >= 0, "SoundStageConfig.count", self.count, ">= 0 seconds")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
     """How a model is trained; the defaults are the official schedule (its yaml's commented-out real one, quirk Q24)."""
 
@@ -296,6 +308,7 @@ class TrainConfig:
     bfloat16: bool = False
     seed: int = 0
     streams: StreamConfig = field(default_factory=StreamConfig)
+    sounds: SoundStageConfig = field(default_factory=SoundStageConfig)
     losses: LossConfig = field(default_factory=LossConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
@@ -303,6 +316,8 @@ class TrainConfig:
         for name in ("steps", "frames", "clips", "validate_every"):
             require(getattr(self, name) >= 1, f"TrainConfig.{name}", getattr(self, name), ">= 1")
         require(self.query_layers >= 0, "TrainConfig.query_layers", self.query_layers, ">= 0")
+        wanted = f"0 where streams.count is {self.streams.count}: one run teaches the memory, another the sound"
+        require(not (self.streams.count and self.sounds.count), "TrainConfig.sounds.count", self.sounds.count, wanted)
         require(self.learning_rate > 0, "TrainConfig.learning_rate", self.learning_rate, "> 0")
 
     def to_json(self) -> str:

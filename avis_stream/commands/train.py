@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from tqdm import tqdm
@@ -18,7 +18,7 @@ from avis_stream.commands.diary import Diary
 from avis_stream.config import AVISMConfig, TrainConfig, with_overrides
 from avis_stream.data.annotations import parse_predictions
 from avis_stream.data.dataset import DataSplit, open_split, splits
-from avis_stream.errors import AvisStreamError
+from avis_stream.errors import AvisStreamError, ConfigError
 from avis_stream.files import atomic_path
 from avis_stream.metrics import evaluation
 from avis_stream.models.avism import AVISM
@@ -32,12 +32,24 @@ from avis_stream.synth.protocol import Protocol
 from avis_stream.train.checkpoint import stored_configuration
 from avis_stream.train.dataset_clips import DatasetClips
 from avis_stream.train.loop import train
+from avis_stream.train.optimiser import all_but
 from avis_stream.train.processes import (
     device_of_process,
     join_processes,
     leave_processes,
     rank_and_count,
     wait_for_all,
+)
+from avis_stream.train.sounds import (
+    LEARNS,
+    DrawnSeconds,
+    HeardSounds,
+    SoundLosses,
+    SynthSounds,
+    heard_seconds,
+    load_sounds,
+    require_sounding_head,
+    save_sounds,
 )
 from avis_stream.train.source import ClipSource, SynthClips, harder, streaming
 from avis_stream.train.streams import (
@@ -54,13 +66,15 @@ from avis_stream.weights.files import save_weights
 from avis_stream.weights.initial import start_from
 from avis_stream.weights.load import unfolded_model, untrained_model
 
+Part = TypeVar("Part")
+
 _MADE = "synth"
 _TRAIN = "train."
 
-_CHECKPOINT, _STREAMS = "last.pt", "streams.pt"
+_CHECKPOINT, _STREAMS, _SOUNDS = "last.pt", "streams.pt", "sounds.pt"
 _OF_A_RUN = (
-    _CHECKPOINT, _STREAMS, "log.jsonl", "tensorboard", "schedule.json", "best.safetensors", "weights.safetensors",
-    "not_finite*.pt",
+    _CHECKPOINT, _STREAMS, _SOUNDS, "log.jsonl", "tensorboard", "schedule.json", "best.safetensors",
+    "weights.safetensors", "not_finite*.pt",
 )  # fmt: skip
 """What a run leaves in its folder."""
 
@@ -93,9 +107,12 @@ def run_training(
         force: Begin anew in a folder that holds a run, which is lost.
     Raises:
         AvisStreamError: `out` holds a run already.
+        ConfigError: The model or the data cannot be learnt from sounds alone, as the schedule asks.
     """
     folder, place = resume or out, device_of_process(device)
     config, schedule = _configuration(model_name, resume, settings)
+    if schedule.sounds.count:
+        _require_sounds(config, data)
     join_processes(place)
     try:
         if resume is None:
@@ -114,8 +131,8 @@ def run_training(
 def _run(
     model: AVISM, schedule: TrainConfig, data: str, folder: Path, validation: Path | None, *, resume: bool
 ) -> Path:
-    source = _source(data, model.config, schedule)
     judge = _validation_split(data, validation, model.config.classes)
+    lesson, schedule = _lesson(model, schedule, data, folder)
     best, last = folder / "best.safetensors", folder / "weights.safetensors"
     with ExitStack() as stack:
         diary = Diary(folder) if _first() else None
@@ -129,16 +146,11 @@ def _run(
                 diary.note(step, {f"val_{name}": value for name, value in scores.items()})
             return scores["FSLA"]
 
-        learn: dict[str, Any] = {"source": source}
-        if schedule.streams.count:
-            streams = _streams(model, source, schedule, data, folder)
-            learn = {"source": Stretches(streams, schedule), "losses": StreamLosses(model, schedule), "ahead": False}
-            schedule = replace(schedule, frozen=ALL_BUT_THE_TRACKER)
         train(
             model,
             config=schedule,
             folder=folder,
-            **learn,
+            **lesson,
             resume=resume,
             log=None if diary is None else diary.note,
             validate=None if judge is None else validate,
@@ -147,6 +159,19 @@ def _run(
     if _first():
         _save(model, last, schedule)
     return last if judge is None else best
+
+
+def _lesson(model: AVISM, schedule: TrainConfig, data: str, folder: Path) -> tuple[dict[str, Any], TrainConfig]:
+    """What `train` is to be given of samples and losses, and the schedule with what must not learn from them."""
+    if schedule.streams.count:
+        stretches = Stretches(_streams(model, schedule, data, folder), schedule)
+        lesson = {"source": stretches, "losses": StreamLosses(model, schedule), "ahead": False}
+        return lesson, replace(schedule, frozen=ALL_BUT_THE_TRACKER)
+    if schedule.sounds.count:
+        drawn = DrawnSeconds(_sounds(model, schedule, data, folder), schedule.seed)
+        lesson = {"source": drawn, "losses": SoundLosses(model, schedule), "ahead": False}
+        return lesson, replace(schedule, frozen=all_but(model, *LEARNS))
+    return {"source": _source(data, model.config, schedule)}, schedule
 
 
 def _configuration(name: str, resume: Path | None, settings: Sequence[str]) -> tuple[AVISMConfig, TrainConfig]:
@@ -174,22 +199,42 @@ def _begin(folder: Path, *, force: bool) -> None:
     wait_for_all()
 
 
-def _streams(
-    model: AVISM, source: ClipSource, schedule: TrainConfig, data: str, folder: Path
-) -> Sequence[LocalizedStream]:
+def _require_sounds(config: AVISMConfig, data: str) -> None:
+    """Refuses to learn from sounds alone what cannot be, before anything is made or cleared away."""
+    require_sounding_head(config)
+    if data.partition(":")[0] != _MADE:
+        raise ConfigError(
+            f"train.sounds.count makes its sound itself, so --data must be {_MADE} or {_MADE}:ASSETS, got {data}; with "
+            "train.sounds.count=0 the model learns from that"
+        )
+
+
+def _streams(model: AVISM, schedule: TrainConfig, data: str, folder: Path) -> Sequence[LocalizedStream]:
     """Streams as the model's localizer sees them; kept beside the checkpoints, so that a resumed run has the same."""
     kept, count = folder / _STREAMS, schedule.streams.count
     of = f"{count} streams of {schedule.frames} frames, seed {schedule.seed}, of {data}"
     if _first() and not kept.exists():
-        bar = tqdm(total=count, desc="streams", unit="stream", disable=not sys.stderr.isatty())
-        with bar:
-            streams = []
-            for stream in localized_streams(model, source, schedule):
-                streams.append(stream.to(torch.device("cpu")))
-                bar.update()
-        save_streams(kept, streams, of)
+        streams = localized_streams(model, _source(data, model.config, schedule), schedule)
+        save_streams(kept, [s.to(torch.device("cpu")) for s in _shown(streams, count, "stream")], of)
     wait_for_all()
     return load_streams(kept, of)
+
+
+def _sounds(model: AVISM, schedule: TrainConfig, data: str, folder: Path) -> HeardSounds:
+    """Seconds as the model hears them; kept as streams are."""
+    kept, count = folder / _SOUNDS, schedule.sounds.count
+    of = f"{count} seconds of sound, seed {schedule.seed}, of {data}"
+    if _first() and not kept.exists():
+        seconds = heard_seconds(model, _sound_source(data, model.config, schedule), count)
+        save_sounds(kept, list(_shown(seconds, count, "second")), of)
+    wait_for_all()
+    return load_sounds(kept, of)
+
+
+def _shown(made: Iterable[Part], count: int, unit: str) -> Iterable[Part]:
+    """The same, with a bar that shows how many of them there are."""
+    shown: Iterable[Part] = tqdm(made, total=count, desc=f"{unit}s", unit=unit, disable=not sys.stderr.isatty())
+    return shown
 
 
 def _validation_split(data: str, validation: Path | None, classes: tuple[str, ...]) -> DataSplit | None:
@@ -219,16 +264,14 @@ def _save(model: AVISM, target: Path, schedule: TrainConfig) -> None:
 
 
 def _source(data: str, config: AVISMConfig, schedule: TrainConfig) -> ClipSource:
-    kind, _, folder = data.partition(":")
-    if kind != _MADE:
+    if data.partition(":")[0] != _MADE:
         split = open_split(data, "train", config.classes)
         return DatasetClips(split, config, frames=schedule.frames, config=schedule.augment, seed=schedule.seed)
     protocol = Protocol.load()
-    library: Library = AssetLibrary(Path(folder), protocol, "train") if folder else ProceduralLibrary()
     width, height = protocol.size
     small = network_size(height, width, config.input)
     return SynthClips(
-        library,
+        _library(data, protocol),
         streaming(protocol) if schedule.streams.count else harder(protocol),
         frames=schedule.frames,
         size=(small[1], small[0]),
@@ -237,6 +280,23 @@ def _source(data: str, config: AVISMConfig, schedule: TrainConfig) -> ClipSource
         photograph_share=protocol.photograph_share["train"],
         augment=schedule.augment,
     )
+
+
+def _sound_source(data: str, config: AVISMConfig, schedule: TrainConfig) -> SynthSounds:
+    protocol = Protocol.load()
+    return SynthSounds(
+        _library(data, protocol),
+        harder(protocol),
+        seed=schedule.seed,
+        classes=config.classes,
+        augment=schedule.augment,
+    )
+
+
+def _library(data: str, protocol: Protocol) -> Library:
+    """What `synth` or `synth:ASSETS` is made from."""
+    folder = data.partition(":")[2]
+    return AssetLibrary(Path(folder), protocol, "train") if folder else ProceduralLibrary()
 
 
 def _first() -> bool:
