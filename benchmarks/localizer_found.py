@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import ArrayLike
+from scipy.stats import rankdata
 from torch import Tensor
 from tqdm import tqdm
 
@@ -122,20 +124,21 @@ def iou(one: Tensor, other: Tensor) -> Tensor:
     return both / (a.sum(1)[:, None] + b.sum(1)[None] - both).clamp(min=1)
 
 
-def ranking(asked: list[Asked]) -> float:
-    """Chance that of a sounding and a silent object the sounding one is believed more (area under the ROC curve)."""
-    loud = np.array([a.chance for a in asked if a.sounds])
-    quiet = np.array([a.chance for a in asked if not a.sounds])
+def ranking(loud: ArrayLike, quiet: ArrayLike) -> float:
+    """Chance that of a sounding and a silent one the sounding one is believed more (area under the ROC curve)."""
+    loud, quiet = np.asarray(loud, float), np.asarray(quiet, float)
     if not len(loud) or not len(quiet):
         return float("nan")
-    return float(((loud[:, None] > quiet).mean() + (loud[:, None] >= quiet).mean()) / 2)
+    ranks = rankdata(np.concatenate([loud, quiet]))[: len(loud)]
+    return float((ranks.mean() - (len(loud) + 1) / 2) / len(quiet))
 
 
 def show(asked: list[Asked], false: float, threshold: float) -> None:
     def line(name: str, part: list[Asked]) -> str:
         outlined = [a for a in part if a.outlined]
+        who = ranking([a.chance for a in outlined if a.sounds], [a.chance for a in outlined if not a.sounds])
         shares = [np.mean([a.outlined for a in part]), np.mean([a.shown for a in part])]
-        shares += [np.mean([a.named for a in outlined]) if outlined else np.nan, ranking(outlined)]
+        shares += [np.mean([a.named for a in outlined]) if outlined else np.nan, who]
         return f"{name:>16}{len(part):>9}" + "".join(f"{share:>11.2f}" for share in shares)
 
     print(f"{'':16}{'objects':>9}{'outlined':>11}{'shown':>11}{'class':>11}{'AUC':>11}")
