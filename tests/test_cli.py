@@ -23,8 +23,11 @@ from avis_stream.weights.files import read_state, save_weights
 from avis_stream.weights.load import unfolded_model
 
 DRY = ["--model", "avism_mini", "--weights", "random"]
-EVERYTHING = ["--set", "postprocess.score_threshold=0.0001", "--set", "postprocess.top_k=3"]
-"""Untrained scores are low; with this threshold some pairs pass, so that every writer has something to write."""
+EVERYTHING = [
+    "--set", "postprocess.score_threshold=0.0001", "--set", "postprocess.top_k=3",
+    "--set", "postprocess.presence_threshold=0",
+]  # fmt: skip
+"""Untrained scores are low; with these thresholds some pairs pass, so that every writer has something to write."""
 
 
 @pytest.fixture
