@@ -152,15 +152,16 @@ class TrackerConfig:
     masks: Literal["video", "frame"] = "video"
     """Which mask an object has in a frame: its video query's, one embedding for all frames, as officially; or that of
     the frame query likeliest to be it, so that the tracker only says who is who (ADR 0009)."""
-    frame_vote: float = 0.0
-    """With `masks="frame"`, on whole clips: the share that the frame queries drawn for an object have in its class
-    scores, each frame's as likely as it is to be the object (ADR 0009). A stream has no such vote yet."""
+    objects: Literal["video", "frame"] = "video"
+    """What an object is: a video query, as officially; or frame queries linked from frame to frame, with the tracker's
+    encoder to say how alike they are (ADR 0010). `frame` needs `masks="frame"`."""
     shift_in_training: bool = False
     """Whether the object encoder shifts its odd layers' windows in training too; officially it does not (quirk Q3)."""
 
     def __post_init__(self) -> None:
         require(self.token_window >= 0, "TrackerConfig.token_window", self.token_window, ">= 0 frames")
-        require(0 <= self.frame_vote <= 1, "TrackerConfig.frame_vote", self.frame_vote, "a share, from 0 to 1")
+        linked, wanted = self.objects == "frame", '"video", or masks="frame" with it'
+        require(not linked or self.masks == "frame", "TrackerConfig.objects", self.objects, wanted)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,6 +178,13 @@ class PostprocessConfig:
     """A query answers with its best class alone, not with every class that passes (quirk Q10)."""
     presence_threshold: float = 0.5
     """With a sounding head: an instance is shown in the frames where its chance of sounding is above this."""
+    sounding_stay: float = 0.5
+    """Chance that what sounds, or is silent, in one second still does a second later: how much seconds say about each
+    other (`models/sounding_chain.py`). 0.5: nothing, each is judged by itself."""
+
+    def __post_init__(self) -> None:
+        wanted = "at least 0.5 and below 1"
+        require(0.5 <= self.sounding_stay < 1, "PostprocessConfig.sounding_stay", self.sounding_stay, wanted)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -78,6 +78,7 @@ def avism_mini() -> AVISMConfig:
             encoder_layers=4,
             decoder_layers=3,
             masks="frame",
+            objects="frame",
             shift_in_training=True,
         ),
     )

@@ -7,7 +7,7 @@
 Each stream is localized once; every row then runs the tracker and the identities anew on the same frames:
 
 - who comes back under the same name, by length of absence: all that is visible is followed (gate open), sinks {none,
-  first, per query} x identity table {off: the video query's number, on};
+  first, per query} x identity table {off: the video query's number, on}, and frame queries linked by the table;
 - identity switches a minute, against frame-to-frame matching of the same frame queries (MinVIS, NeurIPS 2022);
 - scores as shown, online with its gates, and how long after a sound begins or ends its mask comes or goes;
 - what the sinks alone keep: mask embeddings against those with all of the past.
@@ -40,7 +40,7 @@ from avis_stream.models.preprocess import network_size, normalise_and_pad, resiz
 from avis_stream.models.sounding import motion_between
 from avis_stream.online import OnlineConfig, OnlineSegmenter
 from avis_stream.online.door import FrameInput
-from avis_stream.online.looking import Eye, Seen
+from avis_stream.online.looking import Eye, FrameAnswer, Seen
 from avis_stream.online.predictions import StreamPredictions
 from avis_stream.online.seeing import draw, observe
 from avis_stream.online.tracking import Arrival
@@ -57,6 +57,8 @@ ROWS = {
     for table in ("off", "on")
 }
 """Of what comes back under the same name: everything visible is shown."""
+LINKED = ROWS["none", "on"]
+"""Frame queries are the objects (ADR 0010): the table links them, and what sinks keep is not asked for."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ class Look:
     logits: Tensor
     audio: Tensor
     features: Tensor
+    mask_embed: Tensor
     chance: Tensor
     masks: list[rle.Rle]
     """Of the frame queries that are likely an object, by the localizer alone."""
@@ -75,11 +78,17 @@ class Look:
 
 
 class Replay(Eye):
-    """An eye that has seen the stream before."""
+    """An eye that has seen the stream before.
 
-    def __init__(self, model: AVISM, looks: Sequence[Look]) -> None:
+    Args:
+        model: That localized it.
+        looks: By frame number.
+        linked: Frame queries are the objects, as `avism_mini` ships; False: video queries are, which sinks are about.
+    """
+
+    def __init__(self, model: AVISM, looks: Sequence[Look], *, linked: bool = False) -> None:
         super().__init__(model, None)
-        self._looks = looks
+        self._looks, self._linked = looks, linked
 
     def look_at(self, given: Sequence[FrameInput]) -> list[Seen]:
         return [self._seen_before(own) for own in given]
@@ -88,7 +97,9 @@ class Replay(Eye):
         look = self._looks[given.frame_id]
         thing = 1 - look.logits.softmax(-1)[:, -1]
         arrival = Arrival(look.queries[None], look.audio[None], thing.max()[None])
-        return Seen(arrival, look.chance, look.features.float(), self.sizes(given.size), silent=False)
+        logits = look.logits if self._linked else None
+        answer = FrameAnswer(look.features.float(), look.chance, look.mask_embed, logits)
+        return Seen(arrival, answer, self.sizes(given.size), silent=False)
 
 
 @torch.no_grad()
@@ -111,7 +122,7 @@ def look_at_all(model: AVISM, split: DataSplit, video: Video) -> list[Look]:
         likely = (score > 0.3).nonzero()[:, 0]
         masks, _ = draw(answer.mask_embed[0, likely], pixels.mask_features[0], sizes)
         looks.append(
-            Look(answer.queries[0], answer.logits[0], audio[0], model.clip_mask_features(pixels.stride4)[0].half(),
+            Look(answer.queries[0], answer.logits[0], audio[0], pixels.mask_features[0].half(), answer.mask_embed[0],
                  answer.sounding[0].sigmoid(), [rle.encode(m) for m in masks], likely)
         )  # fmt: skip
     return looks
@@ -120,10 +131,12 @@ def look_at_all(model: AVISM, split: DataSplit, video: Video) -> list[Look]:
 # --- rows ---------------------------------------------------------------------------------------------------------
 
 
-def with_table(model: AVISM, video: Video, looks: Sequence[Look], config: OnlineConfig) -> tuple[Entries, list[Any]]:
-    """Entries by public id, and the results of every frame."""
+def with_table(
+    model: AVISM, video: Video, looks: Sequence[Look], config: OnlineConfig, *, linked: bool = False
+) -> tuple[Entries, list[Any]]:
+    """Entries by public id, and the events of every frame."""
     online = OnlineSegmenter(model, config)
-    online._eye = Replay(model, looks)
+    online._eye = Replay(model, looks, linked=linked)
     state, gathered, events = online.init_state(), StreamPredictions(), []
     picture, sound = torch.zeros(3, video.height, video.width, dtype=torch.uint8), torch.zeros(16_000)
     for t in range(video.length):
@@ -142,7 +155,9 @@ def without_table(model: AVISM, video: Video, looks: Sequence[Look], config: Onl
     masks: dict[int, dict[int, rle.Rle]] = {}
     votes: dict[int, Tensor] = {}
     for t, look in enumerate(looks):
-        answer, state = online.step_features(look.queries, look.features.float(), look.audio, state, look.chance)
+        answer, state = online.step_features(
+            look.queries, look.features.float(), look.audio, state, look.chance, look.mask_embed
+        )
         seen = observe(answer, sizes, config, gates)
         shown = seen.score > config.birth_score
         drawn, _ = draw(seen.mask_embed[shown], look.features.float(), sizes)
@@ -285,7 +300,7 @@ def main() -> None:
             comebacks[name] = comebacks[name] + found if name in comebacks else found
             switches[name] = switches.get(name, 0) + scores(everything, entries)["IDSW"]
         for name, config in (("gates on", OnlineConfig(silence_dbfs=None)), ("parity", OnlineConfig.parity())):
-            entries, _ = with_table(model, video, looks, config)
+            entries, _ = with_table(model, video, looks, config, linked=True)
             shown[name].append(scores(of_video(truth, video), entries))
             if name == "gates on":
                 own = delays(truth.tracks[video.id], entries)
@@ -306,6 +321,7 @@ def _rows(model: AVISM, video: Video, looks: Sequence[Look]) -> Iterator[tuple[s
             with_table(model, video, looks, config)[0] if table == "on" else without_table(model, video, looks, config)
         )
         yield f"sinks {sinks}, table {table}", entries
+    yield "linked frame queries, as shipped", with_table(model, video, looks, LINKED, linked=True)[0]
     yield "frame to frame (MinVIS)", frame_to_frame(video, looks)
 
 

@@ -43,9 +43,9 @@ EVERYTHING = {"candidate_score": 0.0, "birth_score": 0.0, "show_score": 0.0, "pr
 
 
 @functools.cache
-def small_model(*, head: bool = True, seed: int = 0, masks: str = "frame") -> AVISM:
+def small_model(*, head: bool = True, seed: int = 0, masks: str = "frame", objects: str = "video") -> AVISM:
     torch.manual_seed(seed)
-    settings = [*SMALL, f"tracker.masks={masks}"]
+    settings = [*SMALL, f"tracker.objects={objects}", f"tracker.masks={masks}"]
     return avs.load("avism_mini", "random", settings=settings if head else settings + WITHOUT_HEAD)
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -17,17 +17,19 @@ from avis_stream.config import AudioConfig, AVISMConfig, BackboneConfig, ResNetC
 from avis_stream.errors import CheckpointError, ShapeError
 from avis_stream.memory import available_memory_bytes
 from avis_stream.models.clip import ClipResult
+from avis_stream.models.linking import Sightings, link, sight
 from avis_stream.models.localizer import Localizer
 from avis_stream.models.mask_store import MaskStore
 from avis_stream.models.mobilenet import MobileNet
 from avis_stream.models.offline import ClipFrame, mask_features_again, segment_clip
 from avis_stream.models.pixel_decoder import PixelDecoder
-from avis_stream.models.postprocess import find_instances
+from avis_stream.models.postprocess import MaskSizes, find_instances
 from avis_stream.models.preprocess import normalise_and_pad
 from avis_stream.models.resnet import ResNet
 from avis_stream.models.sounding import motion_between
+from avis_stream.models.sounding_chain import log_odds, smoothed
 from avis_stream.models.swin import Swin
-from avis_stream.models.tracker import Tracker, likeliest, presence_of, same_object, voted
+from avis_stream.models.tracker import Tracker, likeliest, presence_of, same_object
 from avis_stream.nn.layers import fold_frozen_norms
 from avis_stream.nn.packed import Conv2d, pack_layers
 
@@ -70,7 +72,7 @@ class Tracks:
     """What the tracker makes of a clip."""
 
     logits: Tensor
-    """[M, K + 1]; the last class is "no object"."""
+    """[M, K + 1], of video queries, or with `TrackerConfig.objects="frame"` of objects; the last is "no object"."""
     mask_embed: Tensor
     """[M, Cm]; with `TrackerConfig.masks="frame"` [M, T, Cm]."""
     presence: Tensor | None
@@ -190,11 +192,12 @@ class AVISM(nn.Module):
             audio_features, "audio_features", "T A", dtype=torch.float32,
             T=len(images), A=self.config.audio.feature_dim, hint="one vector a frame",
         )  # fmt: skip
-        at_once = self.frames_at_once
-        parts = [
-            self.localize(normalise_and_pad(frames.to(self.device), self.config.input), audio.to(self.device))
-            for frames, audio in zip(images.split(at_once), audio_features.split(at_once), strict=True)
-        ]
+        at_once, size = self.frames_at_once, (images.shape[-2], images.shape[-1])
+        parts, sightings = [], []
+        for frames, audio in zip(images.split(at_once), audio_features.split(at_once), strict=True):
+            prepared = normalise_and_pad(frames.to(self.device), self.config.input)
+            parts.append(self.localize(prepared, audio.to(self.device)))
+            sightings += self.sight(parts[-1], MaskSizes((prepared.shape[-2], prepared.shape[-1]), size, size))
         frame_queries = torch.cat([p.frame_queries for p in parts])
         clip_mask_features = torch.cat([p.clip_mask_features for p in parts])
         sounding = [p.sounding for p in parts if p.sounding is not None]
@@ -204,9 +207,16 @@ class AVISM(nn.Module):
             audio_features,
             torch.cat(sounding) if sounding else None,
             torch.cat(embeds) if embeds else None,
-            torch.cat([p.logits for p in parts]),
+            sightings,
         )
         return RawOutputs(frame_queries, clip_mask_features, tracks.logits, tracks.mask_embed, tracks.presence)
+
+    def sight(self, tokens: FrameTokens, sizes: MaskSizes) -> list[Sightings]:
+        """What each of T frames shows, for `track`; nothing where video queries are the objects."""
+        if self.config.tracker.objects == "video" or tokens.mask_embed is None:
+            return []
+        frames = zip(tokens.logits, tokens.mask_embed, tokens.clip_mask_features, strict=True)
+        return [sight(*frame, sizes, self.config.postprocess) for frame in frames]
 
     @torch.no_grad()
     def track(
@@ -215,7 +225,7 @@ class AVISM(nn.Module):
         audio_features: Tensor,
         sounding: Tensor | None = None,
         frame_mask_embed: Tensor | None = None,
-        frame_logits: Tensor | None = None,
+        sightings: Sequence[Sightings] = (),
     ) -> Tracks:
         """Follows the objects of a clip.
 
@@ -225,8 +235,24 @@ class AVISM(nn.Module):
             sounding: [T, N], chance of each frame query to sound.
             frame_mask_embed: [T, N, Cm], of the frame queries' own masks: objects are drawn by them; None: by the
                 video queries.
-            frame_logits: [T, N, K + 1], their classes, for `TrackerConfig.frame_vote`; None: no vote.
+            sightings: [T], of `sight`, for `TrackerConfig.objects="frame"`.
         """
+        if self.config.tracker.objects == "frame" and frame_mask_embed is not None:
+            tracks = self._linked(frame_queries, audio_features, sounding, frame_mask_embed, sightings)
+        else:
+            tracks = self._asked(frame_queries, audio_features, sounding, frame_mask_embed)
+        stay = self.config.postprocess.sounding_stay
+        if tracks.presence is None or stay == 0.5:
+            return tracks
+        evidence = log_odds(tracks.presence)
+        if tracks.there is not None:
+            evidence = evidence * tracks.there
+        return replace(tracks, presence=smoothed(evidence, stay))
+
+    def _asked(
+        self, frame_queries: Tensor, audio_features: Tensor, sounding: Tensor | None, frame_mask_embed: Tensor | None
+    ) -> Tracks:
+        """The objects are what video queries say."""
         predictions, tokens = self.tracker(frame_queries[None], audio_features.to(self.device))
         answer = predictions[-1]
         if sounding is None and frame_mask_embed is None:
@@ -237,10 +263,30 @@ class AVISM(nn.Module):
             return Tracks(answer.logits[0], answer.mask_embed[0], sounds)
         number, chance = (found[0] for found in likeliest(same))  # [M, T] each
         every, there = torch.arange(len(frame_queries), device=number.device), chance > SAME_OBJECT
-        logits = answer.logits[0]
-        if frame_logits is not None and self.config.tracker.frame_vote > 0:
-            logits = voted(logits, frame_logits[every, number], chance * there, self.config.tracker.frame_vote)
-        return Tracks(logits, frame_mask_embed[every, number], sounds, there=there)
+        return Tracks(answer.logits[0], frame_mask_embed[every, number], sounds, there=there)
+
+    def _linked(
+        self,
+        frame_queries: Tensor,
+        audio_features: Tensor,
+        sounding: Tensor | None,
+        frame_mask_embed: Tensor,
+        sightings: Sequence[Sightings],
+    ) -> Tracks:
+        """The objects are linked frame queries."""
+        encoded = self.tracker.encode(frame_queries[None])
+        looks = self.tracker.similarity_of_frames(self.tracker.fuse(encoded, audio_features.to(self.device)))[0].cpu()
+        place = link(sightings, [look[seen.query].float() for look, seen in zip(looks, sightings, strict=True)])
+        there = place >= 0
+        number = torch.zeros_like(place)
+        chance = torch.zeros(len(place), len(self.classes) + 1)
+        for t, (seen, now, own) in enumerate(zip(sightings, there.T, place.T, strict=True)):
+            number[now, t] = seen.query[own[now]]
+            chance[now] += seen.probability[own[now]]
+        logits = (chance / there.sum(dim=1, keepdim=True).clamp(min=1)).clamp(min=1e-12).log()
+        number, there, every = number.to(self.device), there.to(self.device), torch.arange(len(sightings))
+        sounds = None if sounding is None else sounding[every, number] * there
+        return Tracks(logits.to(self.device), frame_mask_embed[every, number], sounds, there=there)
 
     @torch.no_grad()
     def hear(self, seconds: Tensor, valid_samples: Tensor | None = None) -> Tensor:

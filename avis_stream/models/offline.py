@@ -12,6 +12,7 @@ from torch import Tensor
 
 from avis_stream.errors import MediaError
 from avis_stream.models.clip import ClipResult
+from avis_stream.models.linking import Sightings
 from avis_stream.models.mask_store import MaskStore
 from avis_stream.models.postprocess import MaskSizes
 from avis_stream.models.preprocess import network_size, normalise_and_pad, resize_images
@@ -75,10 +76,9 @@ def segment_clip(
             torch.stack(localized.audio),
             localized.chance_of_sounding(),
             localized.frame_mask_embed(),
-            localized.frame_logits(),
+            localized.sightings,
         )
-    height, width = network_size(*localized.input_size, model.config.input)
-    sizes = MaskSizes(localized.padded_size, (height, width), out_size or localized.input_size)
+    sizes = localized.sizes(out_size or localized.input_size)
     with timer("masks"):
         found = model.find_instances(
             tracks.logits, tracks.mask_embed, store, sizes, model.config.postprocess, tracks.presence, tracks.there
@@ -107,7 +107,7 @@ class _Localized:
         self.audio: list[Tensor] = []
         self.sounding: list[Tensor] = []
         self.mask_embed: list[Tensor] = []
-        self.logits: list[Tensor] = []
+        self.sightings: list[Sightings] = []
 
     def run(self, frames: Iterator[ClipFrame]) -> Iterator[FrameTokens]:
         """Yields the tokens of a few frames at a time."""
@@ -123,9 +123,14 @@ class _Localized:
                 self.sounding.append(tokens.sounding)
             if tokens.mask_embed is not None:
                 self.mask_embed.append(tokens.mask_embed)
-                self.logits.append(tokens.logits)
+            self.sightings += self.model.sight(tokens, self.sizes())
             self.audio.extend(audio)
             yield tokens
+
+    def sizes(self, output: tuple[int, int] = (0, 0)) -> MaskSizes:
+        """Through which masks go on their way to `output`, (height, width)."""
+        assert self.input_size is not None
+        return MaskSizes(self.padded_size, network_size(*self.input_size, self.model.config.input), output)
 
     def take_queries(self) -> Tensor:
         """Frame queries [T, N, C] of all frames, once: they are not kept."""
@@ -140,10 +145,6 @@ class _Localized:
     def frame_mask_embed(self) -> Tensor | None:
         """[T, N, Cm] of all frames, where objects are drawn by their frame queries; else None."""
         return torch.cat(self.mask_embed) if self.mask_embed else None
-
-    def frame_logits(self) -> Tensor | None:
-        """[T, N, K + 1] of all frames, where `frame_mask_embed` is."""
-        return torch.cat(self.logits) if self.logits else None
 
     def _previous(self, batch: list[ClipFrame]) -> Tensor | None:
         """Earlier pictures, if the model wants them and any is there; a frame without one is its own: nothing moved."""

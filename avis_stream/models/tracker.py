@@ -176,23 +176,6 @@ def presence_of(same: Tensor, sounding: Tensor) -> Tensor:
     return (same * sounding[:, None]).amax(dim=-1)
 
 
-def voted(logits: Tensor, of_frames: Tensor, weight: Tensor, share: float) -> Tensor:
-    """Class scores of objects, of which their frame queries have a share.
-
-    Args:
-        logits: [M, K + 1], of the video queries.
-        of_frames: [M, T, K + 1], of the frame query that stands for each object in each frame.
-        weight: [M, T], how much each of these counts; where all are 0, the video query alone decides.
-        share: Of the vote, in [0, 1].
-    Returns:
-        Logits [M, K + 1].
-    """
-    total = weight.sum(dim=1, keepdim=True)  # [M, 1]
-    mean = (of_frames.softmax(-1) * weight[..., None]).sum(dim=1) / total.clamp(min=1e-6)
-    share_of_each = torch.where(total > 0, share, 0.0)
-    return ((1 - share_of_each) * logits.softmax(-1) + share_of_each * mean).clamp(min=1e-12).log()
-
-
 def likeliest(same: Tensor) -> tuple[Tensor, Tensor]:
     """Which frame query of each frame is likeliest each video query's object.
 

@@ -14,6 +14,7 @@ prototypes as in XMem's long-term store.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 
 import torch
@@ -21,13 +22,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from avis_stream.metrics.alignment import assign
+from avis_stream.models.linking import MASK_GRID, mask_iou
+from avis_stream.models.sounding_chain import MOST, carried
 from avis_stream.online.config import OnlineConfig
 from avis_stream.types import NANOSECONDS, Event
 
 FREE, TENTATIVE, SOUNDING, SILENT, DORMANT = range(5)
-
-MASK_GRID = (48, 80)
-"""Size at which masks are compared: the same for pictures of all sizes, so that the table never grows."""
 
 _PROTOTYPE_RATE = 0.1
 """Share of the newest look in the prototype that it is nearest to."""
@@ -54,8 +54,8 @@ class Observation:
     """bool [J, *MASK_GRID], the mask."""
     mask_embed: Tensor
     """float32 [J, Cm]."""
-    sounds: Tensor
-    """bool [J], whether the gates let it be shown."""
+    evidence: Tensor
+    """float32 [J], log-odds that it sounds, by this frame alone; infinite where nothing is asked."""
     may_be_born: Tensor
     """bool [J]."""
     token: Tensor
@@ -76,7 +76,7 @@ class Observation:
             area=sums,
             grid=torch.zeros(0, *MASK_GRID, dtype=torch.bool),
             mask_embed=torch.zeros(0, mask_channels),
-            sounds=flags,
+            evidence=torch.zeros(0),
             may_be_born=flags,
             token=looks,
             token_slot=ints,
@@ -130,6 +130,8 @@ class IdentityTable:
     """float64 [N], with `area` the running mask quality."""
     area: Tensor
     """float64 [N]."""
+    odds: Tensor
+    """float32 [N], log-odds of sounding when it was last seen, given all seconds so far."""
     score: Tensor
     """float32 [N], as last reported."""
     grid: Tensor
@@ -167,6 +169,7 @@ class IdentityTable:
             similarity=torch.zeros(rows, channels),
             certain=torch.zeros(rows, dtype=torch.float64),
             area=torch.zeros(rows, dtype=torch.float64),
+            odds=torch.zeros(rows),
             score=torch.zeros(rows),
             grid=torch.zeros(rows, *MASK_GRID, dtype=torch.bool),
             mask_embed=torch.zeros(rows, mask_channels),
@@ -211,22 +214,29 @@ class Outcome:
 
 
 class IdentityKeeper:
-    """Applies the rules of a configuration to a table; holds no state of any stream."""
+    """Applies the rules of a configuration to a table; holds no state of any stream.
 
-    def __init__(self, config: OnlineConfig, ring_seconds: float) -> None:
-        self.config = config
+    Args:
+        config: Thresholds.
+        ring_seconds: That the tracker's memory holds.
+        sounding_stay: As `PostprocessConfig.sounding_stay`.
+    """
+
+    def __init__(self, config: OnlineConfig, ring_seconds: float, sounding_stay: float = 0.5) -> None:
+        self.config, self._stay = config, sounding_stay
         self._dormant_ns = round((ring_seconds if config.dormant_s is None else config.dormant_s) * NANOSECONDS)
         self._recent_ns = round(_RECENT_HOPS * config.hop_seconds * NANOSECONDS)
 
-    def update(self, table: IdentityTable, seen: Observation, now_ns: int) -> Outcome:
+    def update(self, table: IdentityTable, seen: Observation, now_ns: int, least_odds: float = -math.inf) -> Outcome:
         """One step: continues, begins, silences and ends identities.
 
         Args:
             table: Written in place.
             seen: What the frame shows.
             now_ns: When, on the stream's clock.
+            least_odds: Log-odds of sounding above which an identity is shown.
         """
-        step = _Step(self.config, table, seen, now_ns, self._dormant_ns, self._recent_ns)
+        step = _Step(self.config, table, seen, now_ns, self._dormant_ns, self._recent_ns, self._stay, least_odds)
         step.fall_asleep()
         rows, columns, margin = step.match()
         step.carry_on(rows, columns, margin)
@@ -243,6 +253,7 @@ class IdentityKeeper:
         for row in (table.status == TENTATIVE).nonzero()[:, 0].tolist():
             table.free(row)
         table.status[(table.status == SOUNDING) | (table.status == SILENT)] = DORMANT
+        table.odds[:] = 0
         return tuple(events)
 
     def forget_places(self, table: IdentityTable) -> None:
@@ -252,10 +263,19 @@ class IdentityKeeper:
 
 class _Step:
     def __init__(
-        self, config: OnlineConfig, table: IdentityTable, seen: Observation, now: int, dormant: int, recent: int
+        self,
+        config: OnlineConfig,
+        table: IdentityTable,
+        seen: Observation,
+        now: int,
+        dormant: int,
+        recent: int,
+        stay: float,
+        least_odds: float,
     ) -> None:
         self.config, self.table, self.seen, self.now = config, table, seen, now
         self.dormant_ns, self.recent_ns = dormant, recent
+        self.stay, self.least_odds = stay, least_odds
         self.events: list[Event] = []
         self.died_slots: list[int] = []
 
@@ -309,15 +329,15 @@ class _Step:
 
     def carry_on(self, rows: Tensor, columns: Tensor, margin: Tensor) -> None:
         """Updates the identities that were seen."""
-        config, table, seen = self.config, self.table, self.seen
+        config, table = self.config, self.table
         before = table.status[rows]
         gap = self.now - table.sounded_ns[rows]
         table.hits[rows] += 1
         born = (before == TENTATIVE) & (table.hits[rows] >= config.birth_hits)
         self._learn(rows, columns, margin)
-        self._note(rows, columns)
-        shown = seen.sounds[columns] & (table.score[rows] > config.show_score)
-        after = torch.where(shown, SOUNDING, SILENT)
+        since = (self.now - table.seen_ns[rows]) / NANOSECONDS
+        self._note(rows, columns, carried(table.odds[rows], self.stay, since))
+        after = torch.where(self._is_shown(rows, columns), SOUNDING, SILENT)
         table.status[rows] = torch.where((before == TENTATIVE) & ~born, TENTATIVE, after)
         for n, row in enumerate(rows.tolist()):
             if born[n]:
@@ -327,9 +347,16 @@ class _Step:
         self._tell_sound(rows.tolist(), before)
         table.sounded_ns[rows[table.status[rows] == SOUNDING]] = self.now
 
-    def _note(self, rows: Tensor, columns: Tensor) -> None:
-        """What an identity is like now."""
+    def _is_shown(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """Bool [n], once `_note` is done: it sounds, given all seconds so far, and is certain enough."""
+        # Infinite evidence is no opinion of a second: it holds whatever was before.
+        sounds = (self.table.odds[rows] > self.least_odds) & (self.seen.evidence[columns] > -math.inf)
+        return (sounds | (self.seen.evidence[columns] == math.inf)) & (self.table.score[rows] > self.config.show_score)
+
+    def _note(self, rows: Tensor, columns: Tensor, odds: Tensor) -> None:
+        """What an identity is like now; `odds` [n] are its log-odds of sounding before this second was heard."""
         table, seen = self.table, self.seen
+        table.odds[rows] = (odds + seen.evidence[columns]).clamp(-MOST, MOST)
         table.slot[rows] = seen.query[columns]
         table.seen_ns[rows] = self.now
         table.certain[rows] += seen.certain[columns]
@@ -386,10 +413,9 @@ class _Step:
             table.status[row], table.hits[row], table.born_ns[row] = TENTATIVE, 1, self.now
             table.sounded_ns[row] = self.now
             table.prototypes[row, 0], table.weight[row, 0] = seen.similarity[column], 1.0
-            self._note(at, what)
+            self._note(at, what, torch.zeros(1))
             if self.config.birth_hits <= 1:
-                shown = bool(seen.sounds[column]) and float(table.score[row]) > self.config.show_score
-                table.status[row] = SOUNDING if shown else SILENT
+                table.status[row] = SOUNDING if self._is_shown(at, what).item() else SILENT
                 self._confirm(row)
                 self._tell_sound([row], torch.tensor([TENTATIVE]))
 
@@ -436,11 +462,3 @@ class _Step:
     def _by_id(self, rows: Tensor) -> list[int]:
         """Rows of a bool [N], in order of their public ids."""
         return sorted(rows.nonzero()[:, 0].tolist(), key=lambda row: int(self.table.public_id[row]))
-
-
-def mask_iou(a: Tensor, b: Tensor) -> Tensor:
-    """Overlap [I, J] in [0, 1] of masks bool [I, h, w] and [J, h, w]; 0 for empty ones."""
-    x, y = a.flatten(1).float(), b.flatten(1).float()
-    both = x @ y.T
-    either = x.sum(1)[:, None] + y.sum(1) - both
-    return both / either.clamp(min=1)

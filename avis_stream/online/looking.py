@@ -20,19 +20,28 @@ MASK_STRIDE = 4
 
 
 @dataclass(frozen=True, slots=True)
+class FrameAnswer:
+    """What the frame queries of a frame say, besides themselves."""
+
+    features: Tensor
+    """[Cm, h, w], mask features at stride 4."""
+    chance: Tensor | None
+    """[N], of each frame query to sound, or to be an object if the model does not say; None: nothing is said."""
+    mask_embed: Tensor | None = None
+    """[N, Cm], of each frame query's own mask, where objects are drawn by these."""
+    logits: Tensor | None = None
+    """[N, K + 1], classes; the last is "no object"; None where frame queries are not the objects."""
+
+
+@dataclass(frozen=True, slots=True)
 class Seen:
     """What the localizer made of one frame of a stream."""
 
     arrival: Arrival
-    chance: Tensor
-    """[N], of each frame query to sound, or to be an object if the model does not say."""
-    features: Tensor
-    """[Cm, h, w], mask features at stride 4."""
+    answer: FrameAnswer
     sizes: MaskSizes
     silent: bool
     """The second of sound holds next to nothing."""
-    mask_embed: Tensor | None = None
-    """[N, Cm], of each frame query's own mask, where objects are drawn by these."""
 
 
 class Eye:
@@ -97,7 +106,8 @@ class Eye:
         chance = thing if tokens.sounding is None else tokens.sounding[place]
         arrival = Arrival(tokens.frame_queries[place][None], sound[None], thing.max()[None])
         embed = None if tokens.mask_embed is None else tokens.mask_embed[place]
-        return Seen(arrival, chance, tokens.clip_mask_features[place], sizes, self._is_silent(given), embed)
+        answer = FrameAnswer(tokens.clip_mask_features[place], chance, embed, tokens.logits[place])
+        return Seen(arrival, answer, sizes, self._is_silent(given))
 
     def _is_silent(self, given: FrameInput) -> bool:
         power = given.seconds.double().square().mean()

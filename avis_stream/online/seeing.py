@@ -8,14 +8,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from avis_stream.models.linking import feature_logits, mask_grids, mask_iou
 from avis_stream.models.postprocess import MaskSizes, best_of_their_place, mask_logits, resize_logits
+from avis_stream.models.sounding_chain import log_odds
 from avis_stream.online.config import OnlineConfig
-from avis_stream.online.identities import MASK_GRID, Observation, mask_iou
+from avis_stream.online.identities import Observation
 
 
 @dataclass(frozen=True, slots=True)
 class TrackerAnswer:
-    """What the tracker says about a stream after a step, as offline about a clip; no gate has touched it."""
+    """What the tracker says about a stream after a step, as offline about a clip; no gate has touched it.
+
+    M video queries say it, or with `TrackerConfig.objects="frame"` the N frame queries of the frame.
+    """
 
     pred_logits: Tensor
     """[M, K + 1]; the last class is "no object"."""
@@ -51,6 +56,13 @@ class Gates:
     born_unheard: bool
     """Whether an object that does not sound may become an identity: the model finds silent objects too."""
 
+    @property
+    def least_odds(self) -> float:
+        """Log-odds of sounding above which something is shown."""
+        if self.presence is None or self.presence <= 0:
+            return -math.inf
+        return float(log_odds(torch.tensor(self.presence)))
+
 
 def observe(answer: TrackerAnswer, sizes: MaskSizes, config: OnlineConfig, gates: Gates) -> Observation:
     """What a frame shows: the video queries with a mask in it, best first, on the CPU.
@@ -73,14 +85,14 @@ def observe(answer: TrackerAnswer, sizes: MaskSizes, config: OnlineConfig, gates
     visible = area >= max(1.0, config.min_area * logits.shape[1] * logits.shape[2])
     if answer.there is not None:
         visible &= answer.there[query]
-    grid = resize_logits(logits[None], MASK_GRID)[0] > 0
+    grid = mask_grids(logits)
     order = (probability[query].amax(-1) * certain / (area + 1e-6)).argsort(descending=True, stable=True)
     order = order[visible[order]]
     if config.duplicate_iou is not None:
         overlaps = mask_iou(grid[order], grid[order]).cpu().numpy()
         order = order[best_of_their_place(overlaps, config.duplicate_iou)]
     query = query[order]
-    sounds = _sounds(answer, query, gates)
+    evidence = _evidence(answer, query, gates)
     token, slot = _likest_token(answer, query)
     return Observation(
         query=query.cpu(),
@@ -90,8 +102,8 @@ def observe(answer: TrackerAnswer, sizes: MaskSizes, config: OnlineConfig, gates
         area=area[order].double().cpu(),
         grid=grid[order].cpu(),
         mask_embed=answer.pred_mask_embed[query].float().cpu(),
-        sounds=sounds.cpu(),
-        may_be_born=(sounds | gates.born_unheard).cpu(),
+        evidence=evidence.cpu(),
+        may_be_born=((evidence > gates.least_odds) | gates.born_unheard).cpu(),
         token=token.float().cpu(),
         token_slot=slot.cpu(),
     )
@@ -102,17 +114,14 @@ def _candidate_logits(answer: TrackerAnswer, query: Tensor, sizes: MaskSizes, co
     embed, features = answer.pred_mask_embed[query], answer.clip_mask_features
     if config.judge_at == "network":
         return mask_logits(embed, features[None], sizes)[0].float()
-    stride = sizes.padded[0] // features.shape[1]
-    height, width = (-(-side // stride) for side in sizes.network)
-    return torch.einsum("jc,chw->jhw", embed, features[:, :height, :width]).float()
+    return feature_logits(embed, features, sizes)
 
 
-def _sounds(answer: TrackerAnswer, query: Tensor, gates: Gates) -> Tensor:
-    if gates.silent:
-        return torch.zeros_like(query, dtype=torch.bool)
-    if gates.presence is None or answer.presence is None:
-        return torch.ones_like(query, dtype=torch.bool)
-    return answer.presence[query] > gates.presence
+def _evidence(answer: TrackerAnswer, query: Tensor, gates: Gates) -> Tensor:
+    """Log-odds float32 [J] that each query's object sounds in this frame, by this frame alone."""
+    if gates.silent or gates.presence is None or answer.presence is None:
+        return torch.full_like(query, -math.inf if gates.silent else math.inf, dtype=torch.float32)
+    return log_odds(answer.presence[query])
 
 
 def _likest_token(answer: TrackerAnswer, query: Tensor) -> tuple[Tensor, Tensor]:

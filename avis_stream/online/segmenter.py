@@ -1,13 +1,14 @@
 """`OnlineSegmenter`: a frame and its second of sound in, identities with their masks out; no clock, no thread.
 
-frame, sound --> localizer --> tracker's memory --> video queries --> identity table --> gates, masks --> result
-                 (a frame)     (schedule, memory,   (tracking)        (identities)       (seeing)
+frame, sound --> localizer --> tracker's memory --> queries ------> identity table --> gates, masks --> result
+                 (a frame)     (schedule, memory,   (tracking)      (identities)       (seeing)
                                 tracking)
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ from avis_stream.online.door import (
     layout_of,
 )
 from avis_stream.online.identities import IdentityKeeper, IdentityTable
-from avis_stream.online.looking import Eye, Seen
+from avis_stream.online.looking import Eye, FrameAnswer, Seen
 from avis_stream.online.memory import TrackerMemory
 from avis_stream.online.schedule import PushPlan, windows_of
 from avis_stream.online.seeing import TrackerAnswer, observe
@@ -67,7 +68,11 @@ class OnlineSegmenter:
         require(self.config.refine_delay <= longest, "refine_delay", self.config.refine_delay, wanted)
         self._eye = Eye(model, self.config.silence_dbfs)
         self._presenter = Presenter(model, self.config, geometry)
-        self._keeper = IdentityKeeper(self.config, geometry.ring * self.config.hop_seconds)
+        self._linked = model.config.tracker.objects == "frame"
+        # Where frame queries are the objects, the number of one says nothing: the next frame's have other numbers.
+        rules = replace(self.config, slot_bonus=0.0, match_same_slot=1.0) if self._linked else self.config
+        stay = model.config.postprocess.sounding_stay
+        self._keeper = IdentityKeeper(rules, geometry.ring * self.config.hop_seconds, stay)
         self._model_id = fingerprint(model)
         self._layout = layout_of(geometry, self.config)
 
@@ -240,7 +245,7 @@ class OnlineSegmenter:
         plan, answer = self._drive(body, together([one.arrival for one in seen]))
         body.steps += len(given) - 1
         self._note_time(body, given[-1])
-        said = self._answer_of(0, answer, body.memory, plan, seen[-1].features, seen[-1].chance, seen[-1].mask_embed)
+        said = self._answer_of(0, answer, body.memory, plan, seen[-1].answer)
         told = self._told(body, given[-1])
         return self._identify(body, given[-1], seen[-1], said, told), OnlineState(body)
 
@@ -253,6 +258,7 @@ class OnlineSegmenter:
         state: OnlineState,
         sounding: Tensor | None = None,
         mask_embed: Tensor | None = None,
+        logits: Tensor | None = None,
     ) -> tuple[TrackerAnswer, OnlineState]:
         """The tracker alone, on what a localizer made of a frame; no gate touches it, and no identity.
 
@@ -263,12 +269,13 @@ class OnlineSegmenter:
             state: Consumed.
             sounding: [N], chance of each frame query to sound; None: `presence` will be None.
             mask_embed: [N, Cm], of the frame queries' own masks, with `TrackerConfig.masks="frame"`.
+            logits: [N, K + 1], their classes, with `TrackerConfig.objects="frame"`; without them video queries answer.
 
         Raises:
             ShapeError: An argument differs; the state stays as it was.
         """
         return self.push_features(
-            frame_queries[None], clip_mask_features, audio_feature[None], state, sounding, mask_embed
+            frame_queries[None], clip_mask_features, audio_feature[None], state, sounding, mask_embed, logits
         )
 
     @torch.no_grad()
@@ -280,6 +287,7 @@ class OnlineSegmenter:
         state: OnlineState,
         sounding: Tensor | None = None,
         mask_embed: Tensor | None = None,
+        logits: Tensor | None = None,
     ) -> tuple[TrackerAnswer, OnlineState]:
         """`step_features` on n frames at once, with the answer after the last: the same as n steps, to rounding.
 
@@ -290,6 +298,7 @@ class OnlineSegmenter:
             state: Consumed.
             sounding: [N] of the last frame.
             mask_embed: [N, Cm] of the last frame.
+            logits: [N, K + 1] of the last frame.
         """
         config, slots = self.model.config, self.tracking.geometry.slots
         check_shape(frame_queries, "frame_queries", "n N C", N=slots, C=config.channels)
@@ -299,6 +308,8 @@ class OnlineSegmenter:
             check_shape(sounding, "sounding", "N", N=slots)
         if mask_embed is not None:
             check_shape(mask_embed, "mask_embed", "N Cm", N=slots, Cm=config.mask_channels)
+        if logits is not None:
+            check_shape(logits, "logits", "N K", N=slots, K=len(config.classes) + 1)
         (body,) = self._bodies([state])
         require(len(frame_queries) >= 1, "frame_queries", len(frame_queries), "at least one frame")
         body = state.take()
@@ -306,7 +317,8 @@ class OnlineSegmenter:
         for _ in range(len(frame_queries)):
             body.last_pts_ns = checked_time(body, self.config, None)
         body.steps += len(frame_queries)
-        said = self._answer_of(0, answer, body.memory, plan, clip_mask_features, sounding, mask_embed)
+        seen = FrameAnswer(clip_mask_features, sounding, mask_embed, logits)
+        said = self._answer_of(0, answer, body.memory, plan, seen)
         return said, OnlineState(body)
 
     @torch.no_grad()
@@ -387,7 +399,7 @@ class OnlineSegmenter:
         answer = self.tracking.answer(memories, plans)
         results = []
         for n, (body, own, what, plan) in enumerate(zip(bodies, inputs, seen, plans, strict=True)):
-            said = self._answer_of(n, answer, body.memory, plan, what.features, what.chance, what.mask_embed)
+            said = self._answer_of(n, answer, body.memory, plan, what.answer)
             results.append(self._identify(body, own, what, said, self._told(body, own)))
         return results
 
@@ -409,38 +421,51 @@ class OnlineSegmenter:
     def _identify(
         self, body: StreamBody, given: FrameInput, seen: Seen, said: TrackerAnswer, told: tuple[Event, ...]
     ) -> OnlineResult:
-        what = observe(said, seen.sizes, self.config, self._presenter.gates(seen.silent))
-        outcome = self._keeper.update(body.table, what, given.pts_ns)
-        for slot in outcome.died_slots:
+        gates = self._presenter.gates(seen.silent)
+        what = observe(said, seen.sizes, self.config, gates)
+        outcome = self._keeper.update(body.table, what, given.pts_ns, gates.least_odds)
+        for slot in () if self._linked else outcome.died_slots:
             body.memory.reset_sinks(slot)
         events = (*told, *outcome.events)
         if body.delay is None:
-            return self._presenter.now(body.table, seen.features, seen.sizes, given.pts_ns, given.frame_id, events)
+            return self._presenter.now(
+                body.table, seen.answer.features, seen.sizes, given.pts_ns, given.frame_id, events
+            )
         put(body.delay, given, seen)
         due = body.delay.filled - 1 - self.config.refine_delay
         return self._presenter.late(body, due, seen.sizes, events) if due >= 0 else nothing(given, events)
 
     def _answer_of(
-        self, n: int, answer: ClipPrediction, memory: TrackerMemory, plan: PushPlan, features: Tensor,
-        chance: Tensor | None, frame_mask_embed: Tensor | None,
-    ) -> TrackerAnswer:  # fmt: skip
-        """Stream n's part of what the tracker said."""
-        similarity, tokens = answer.similarity[n], self.tracking.tokens_of_newest(memory, plan)
+        self, n: int, answer: ClipPrediction, memory: TrackerMemory, plan: PushPlan, seen: FrameAnswer
+    ) -> TrackerAnswer:
+        """Stream n's part of what the tracker said of what was seen last."""
+        # The memory goes on being written; what was said stays.
+        tokens = self.tracking.tokens_of_newest(memory, plan).clone()
         of_frame = self.model.tracker.similarity_of_frames(tokens)
+        if self._linked and seen.mask_embed is not None and seen.logits is not None:
+            return TrackerAnswer(
+                pred_logits=seen.logits,
+                pred_mask_embed=seen.mask_embed,
+                similarity=of_frame,
+                presence=seen.chance,
+                tokens=tokens,
+                frame_similarity=of_frame,
+                clip_mask_features=seen.features,
+            )
+        similarity = answer.similarity[n]
         same = same_object(similarity[None], of_frame[None, None])  # [1, M, 1, N]
-        sounds = None if chance is None else presence_of(same, chance[None, None])[0, :, 0]
+        sounds = None if seen.chance is None else presence_of(same, seen.chance[None, None])[0, :, 0]
         mask_embed, there = answer.mask_embed[n], None
-        if frame_mask_embed is not None:
+        if seen.mask_embed is not None:
             number, likely = likeliest(same)
-            mask_embed, there = frame_mask_embed[number[0, :, 0]], likely[0, :, 0] > SAME_OBJECT
+            mask_embed, there = seen.mask_embed[number[0, :, 0]], likely[0, :, 0] > SAME_OBJECT
         return TrackerAnswer(
             pred_logits=answer.logits[n],
             pred_mask_embed=mask_embed,
             similarity=similarity,
             presence=sounds,
-            # The memory goes on being written; what was said stays.
-            tokens=tokens.clone(),
+            tokens=tokens,
             frame_similarity=of_frame,
-            clip_mask_features=features,
+            clip_mask_features=seen.features,
             there=there,
         )

@@ -50,8 +50,10 @@ def delay_line(delay: int, features: Tensor, chance: Tensor, mask_embed: Tensor 
 def put(delay: DelayLine, given: FrameInput, seen: Seen) -> None:
     """Keeps what it takes to draw a frame later, in the place of the oldest."""
     place = delay.filled % len(delay.pts_ns)
-    delay.features[place], delay.chance[place], delay.silent[place] = seen.features, seen.chance, seen.silent
-    if delay.mask_embed is not None and seen.mask_embed is not None:
-        delay.mask_embed[place] = seen.mask_embed
+    said = seen.answer
+    assert said.chance is not None
+    delay.features[place], delay.chance[place], delay.silent[place] = said.features, said.chance, seen.silent
+    if delay.mask_embed is not None and said.mask_embed is not None:
+        delay.mask_embed[place] = said.mask_embed
     delay.pts_ns[place], delay.frame_id[place] = given.pts_ns, given.frame_id
     delay.filled += 1

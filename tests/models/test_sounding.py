@@ -16,7 +16,7 @@ from avis_stream.models.literal import LiteralAVISM
 from avis_stream.models.peaks import PeakQueries
 from avis_stream.models.postprocess import MaskSizes, find_instances, select_candidates
 from avis_stream.models.sounding import Motion, SoundingHead, motion_between
-from avis_stream.models.tracker import likeliest, presence_of, same_object, voted
+from avis_stream.models.tracker import likeliest, presence_of, same_object
 from avis_stream.presets import preset
 from avis_stream.weights.load import unfolded_model
 
@@ -254,13 +254,3 @@ def test_the_literal_form_has_no_sounding_head() -> None:
     images, audio = clip(2)
     with pytest.raises(ConfigError, match="no sounding head"):
         model.eval().segment(images, audio)
-
-
-def test_frames_vote_by_how_likely_each_is_the_object() -> None:
-    """By hand: 0.6 of the video query's scores, 0.4 of the mean of two frames of which one counts three times."""
-    of_frames = torch.tensor([[[0.9, 0.1], [0.1, 0.9], [0.5, 0.5]]]).log()  # [M = 1, T = 3, 2]
-    weight = torch.tensor([[0.9, 0.3, 0.0]])
-    found = voted(torch.tensor([[0.2, 0.8]]).log(), of_frames, weight, 0.4).softmax(-1)
-    torch.testing.assert_close(found, torch.tensor([[0.6 * 0.2 + 0.4 * 0.7, 0.6 * 0.8 + 0.4 * 0.3]]))
-    alone = voted(torch.tensor([[0.2, 0.8]]).log(), of_frames, torch.zeros(1, 3), 0.4).softmax(-1)
-    torch.testing.assert_close(alone, torch.tensor([[0.2, 0.8]]))

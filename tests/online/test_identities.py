@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields
 
 import pytest
 import torch
 from torch import Tensor
 
+from avis_stream.models.linking import MASK_GRID, mask_iou
 from avis_stream.online.config import OnlineConfig
-from avis_stream.online.identities import DORMANT, MASK_GRID, IdentityKeeper, IdentityTable, Observation, mask_iou
+from avis_stream.online.identities import DORMANT, IdentityKeeper, IdentityTable, Observation
 from avis_stream.types import NANOSECONDS, Event
 
 CLASSES, CHANNELS, RING = 4, 8, 36
@@ -46,7 +48,7 @@ def observe(
         area=torch.full((total,), 100.0, dtype=torch.float64),
         grid=grid,
         mask_embed=torch.zeros(total, 3),
-        sounds=torch.full((total,), sounds),
+        evidence=torch.full((total,), math.inf if sounds else -math.inf),
         may_be_born=torch.ones(total, dtype=torch.bool),
         token=torch.zeros(total, CHANNELS),
         token_slot=torch.zeros(total, dtype=torch.int64),
