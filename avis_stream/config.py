@@ -128,12 +128,17 @@ class LocalizerConfig:
     sounding_head: bool = False
     """Find every visible object and tell by a score of its own whether it sounds (ADR 0007); needs sets that say what
     is visible in silence. Officially only sounding objects are found."""
+    fusion_hears: bool = True
+    """Off: the fusion gets a learned vector in place of the sound, so that what is seen, and what it is called, does not
+    depend on what is heard, and the sounding score alone listens (ADR 0007)."""
     motion_cue: bool = False
     """The sounding score also sees how an object moved in the 100 ms before its frame, against others of its class."""
 
     def __post_init__(self) -> None:
         wanted = "False without sounding_head, to whose score it adds"
         require(self.sounding_head or not self.motion_cue, "LocalizerConfig.motion_cue", self.motion_cue, wanted)
+        wanted = "True without sounding_head: nothing else would listen"
+        require(self.sounding_head or self.fusion_hears, "LocalizerConfig.fusion_hears", self.fusion_hears, wanted)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -69,7 +69,13 @@ def avism_mini() -> AVISMConfig:
         input=InputConfig(short_side_px=192, long_side_px=512),
         pixel_decoder=PixelDecoderConfig(layers=2, ffn_channels=256),
         localizer=LocalizerConfig(
-            queries=24, layers=3, ffn_channels=384, query_source="peaks", sounding_head=True, motion_cue=True
+            queries=24,
+            layers=3,
+            ffn_channels=384,
+            query_source="peaks",
+            sounding_head=True,
+            fusion_hears=False,
+            motion_cue=True,
         ),
         postprocess=PostprocessConfig(one_class=True, duplicate_iou=0.6),
         tracker=TrackerConfig(

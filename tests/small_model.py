@@ -35,8 +35,8 @@ SMALL = [
     "postprocess.presence_threshold=0.0",
 ]
 WITHOUT_HEAD = [
-    "localizer.motion_cue=false", "localizer.sounding_head=false", "localizer.query_source=learned",
-    "tracker.masks=video",
+    "localizer.motion_cue=false", "localizer.fusion_hears=true", "localizer.sounding_head=false",
+    "localizer.query_source=learned", "tracker.masks=video",
 ]  # fmt: skip
 EVERYTHING = {"candidate_score": 0.0, "birth_score": 0.0, "show_score": 0.0, "presence_gate": False}
 """Thresholds under which the answers of random weights count."""

@@ -125,6 +125,8 @@ class Localizer(nn.Module):
         self.audio_fusion = (
             AudioFusion(channels, own.heads, config.audio.feature_dim, FEATURE_LEVELS) if own.audio_fusion else None
         )
+        unheard = own.audio_fusion and not own.fusion_hears
+        self.unheard = nn.Parameter(torch.zeros(config.audio.feature_dim)) if unheard else None
         self.layers = nn.ModuleList(DecoderLayer(channels, own.heads, own.ffn_channels) for _ in range(own.layers))
         self.decoder_norm = nn.LayerNorm(channels)
         self.class_embed = nn.Linear(channels, classes + 1)
@@ -155,7 +157,8 @@ class Localizer(nn.Module):
         else:
             peaks, embed, state = self.peaks(features.levels[-1], position[-1])
         if self.audio_fusion is not None:
-            state = state + self.audio_fusion(audio, embed, levels)
+            heard_by_fusion = audio if self.unheard is None else self.unheard.expand_as(audio)
+            state = state + self.audio_fusion(heard_by_fusion, embed, levels)
         heard = None if self.sounding is None else self.sounding.listen(audio)
         seen = None if motion is None else Motion(motion, _resized(features.mask_features.detach(), motion))
         heads = [self.predict(state, heard, seen)]

@@ -51,6 +51,24 @@ def test_a_deaf_model_says_the_same_whatever_is_heard() -> None:
     assert not model.hear(sound.view(2, -1)[:, :16_000]).any()
 
 
+def test_what_is_seen_does_not_depend_on_what_is_heard() -> None:
+    """With `fusion_hears` off the sounding score alone listens; on, everything does."""
+    generator = torch.Generator().manual_seed(3)
+    images, sound = torch.randn(2, 3, 64, 96, generator=generator), torch.rand(2, 1024, generator=generator)
+    for hears in (False, True):
+        model = model_of(small(f"localizer.fusion_hears={hears}".lower()))
+        with torch.no_grad():
+            one, other = model.localize(images, sound), model.localize(images, 2 * sound.flip(0))
+        for name in ("frame_queries", "logits", "mask_embed"):
+            assert torch.equal(getattr(one, name), getattr(other, name)) is not hears
+        assert not torch.equal(one.sounding, other.sounding)  # type: ignore[arg-type]
+
+
+def test_something_must_listen() -> None:
+    with pytest.raises(ConfigError, match=r"LocalizerConfig\.fusion_hears.*nothing else would listen"):
+        LocalizerConfig(fusion_hears=False)
+
+
 def test_queries_stand_on_the_best_peaks_first() -> None:
     peaks = PeakQueries(channels=32, queries=4, classes=3)
     peaks.conv, peaks.position_proj = nn.Identity(), nn.Identity()  # type: ignore[assignment]
@@ -239,7 +257,10 @@ def test_one_class_a_query_is_an_option() -> None:
 
 def test_a_clip_shows_its_chances() -> None:
     # By video queries' masks: whether a random tracker takes any frame query for an object is luck.
-    settings = "postprocess.score_threshold=0", "postprocess.presence_threshold=0", "tracker.masks=video"
+    settings = [
+        "postprocess.score_threshold=0", "postprocess.presence_threshold=0", "tracker.objects=video",
+        "tracker.masks=video",
+    ]  # fmt: skip
     images, audio = clip(3)
     result = model_of(small(*settings)).segment(images, audio)
     assert len(result)

@@ -251,7 +251,7 @@ def test_what_cannot_be_is_refused_before_anything_is_lost(tmp_path: Path, data:
 
 
 def test_losses_refuse_a_model_that_does_not_tell_who_sounds() -> None:
-    settings = [*SMALL, "localizer.motion_cue=false", "localizer.sounding_head=false"]
+    settings = [*SMALL, "localizer.motion_cue=false", "localizer.fusion_hears=true", "localizer.sounding_head=false"]
     deaf = unfolded_model(preset("avism_mini").with_overrides(settings), None, "")
     with pytest.raises(ConfigError, match="sounds alone teach a sounding head"):
         SoundLosses(deaf, CONFIG)
