@@ -129,8 +129,8 @@ class LocalizerConfig:
     """Find every visible object and tell by a score of its own whether it sounds (ADR 0007); needs sets that say what
     is visible in silence. Officially only sounding objects are found."""
     fusion_hears: bool = True
-    """Off: the fusion gets a learned vector in place of the sound, so that what is seen, and what it is called, does not
-    depend on what is heard, and the sounding score alone listens (ADR 0007)."""
+    """Off: the fusion gets a learned vector in place of the sound. What is seen, and what it is called, does not depend
+    on what is heard then; the sounding score alone listens (ADR 0007)."""
     motion_cue: bool = False
     """The sounding score also sees how an object moved in the 100 ms before its frame, against others of its class."""
 
@@ -179,6 +179,9 @@ class PostprocessConfig:
     """An instance stays if class score x mask quality is above this; hard-coded in the official code (quirk Q11)."""
     duplicate_iou: float | None = None
     """Of two instances whose masks overlap more than this over the clip, the better stays; None: both, as official."""
+    one_piece: bool = False
+    """Of a mask in pieces of comparable size the best stays: a query that draws two alike at once draws one of them
+    (ADR 0010). Officially all stay."""
     one_class: bool = False
     """A query answers with its best class alone, not with every class that passes (quirk Q10)."""
     presence_threshold: float = 0.5

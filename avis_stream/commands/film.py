@@ -38,7 +38,8 @@ def drawn_again(model: AVISM, film: Clip, result: ClipResult, fps: float) -> Ite
         if sounding.any():
             features = eye.features_of(pair.frame.image, sizes)
             embed = result.mask_embed if result.mask_embed.dim() == 2 else result.mask_embed[:, k]
-            mask[sounding], box[sounding] = draw(embed[sounding], features, sizes)
+            one_piece = model.config.postprocess.one_piece
+            mask[sounding], box[sounding] = draw(embed[sounding], features, sizes, one_piece=one_piece)
         yield (
             pair,
             OnlineResult(

@@ -19,6 +19,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from avis_stream.config import PostprocessConfig
+from avis_stream.models.pieces import best_pieces
 from avis_stream.models.postprocess import MaskSizes, best_of_their_place, resize_logits
 
 MASK_GRID = (48, 80)
@@ -64,7 +65,7 @@ def sight(
     query = query[best > config.score_threshold]
     if not len(query):
         return Sightings(query.cpu(), probability[query].cpu(), torch.zeros(0, *MASK_GRID, dtype=torch.bool))
-    grid = mask_grids(feature_logits(mask_embed[query], features, sizes))
+    grid = mask_grids(feature_logits(mask_embed[query], features, sizes, one_piece=config.one_piece))
     there = grid.flatten(1).any(dim=1)
     query, grid = query[there], grid[there]
     if config.duplicate_iou is not None:
@@ -73,13 +74,14 @@ def sight(
     return Sightings(query.cpu(), probability[query].cpu(), grid.cpu())
 
 
-def feature_logits(mask_embed: Tensor, features: Tensor, sizes: MaskSizes) -> Tensor:
+def feature_logits(mask_embed: Tensor, features: Tensor, sizes: MaskSizes, *, one_piece: bool = False) -> Tensor:
     """Mask logits float32 [J, h', w'] of embeddings [J, Cm] where the mask features [Cm, h, w] show the picture itself,
     not its padding.
     """
     stride = sizes.padded[0] // features.shape[1]
     height, width = (-(-side // stride) for side in sizes.network)
-    return torch.einsum("jc,chw->jhw", mask_embed, features[:, :height, :width]).float()
+    logits = torch.einsum("jc,chw->jhw", mask_embed, features[:, :height, :width]).float()
+    return best_pieces(logits) if one_piece else logits
 
 
 def mask_grids(logits: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 from avis_stream.config import PostprocessConfig
 from avis_stream.data import rle
 from avis_stream.data.rle import Rle
+from avis_stream.models.pieces import best_pieces
 
 _FRAMES_AT_ONCE = 5
 """Frames whose masks are drawn together."""
@@ -113,7 +114,8 @@ def find_instances(
     if sounds is not None:
         candidates = candidates.of(sounds.any(dim=1)[candidates.query_id])
     queries, slot = candidates.query_id.unique(return_inverse=True)
-    quality, tracks = draw_masks(mask_embed[queries], features, sizes, None if sounds is None else sounds[queries])
+    shown = None if sounds is None else sounds[queries]
+    quality, tracks = draw_masks(mask_embed[queries], features, sizes, shown, one_piece=config.one_piece)
     score = candidates.class_score * quality[slot]
     order = score.argsort(descending=True, stable=True)
     order = order[score[order] > config.score_threshold]
@@ -175,7 +177,12 @@ class MaskQuality:
 
 @torch.no_grad()
 def draw_masks(
-    mask_embed: Tensor, features: Iterable[tuple[int, Tensor]], sizes: MaskSizes, shown: Tensor | None = None
+    mask_embed: Tensor,
+    features: Iterable[tuple[int, Tensor]],
+    sizes: MaskSizes,
+    shown: Tensor | None = None,
+    *,
+    one_piece: bool = False,
 ) -> tuple[Tensor, list[list[Rle]]]:
     """Draws the masks of J queries on all frames, in one pass over the mask features.
 
@@ -184,6 +191,7 @@ def draw_masks(
         features: (first frame, [t, Cm, h, w]) in order, as a `MaskStore` yields them.
         sizes: Through which the masks go.
         shown: bool [J, T], frames in which a mask is drawn and judged, empty in all others; None: in all.
+        one_piece: As `PostprocessConfig.one_piece`.
     Returns:
         Mask quality [J], and for each query one RLE a frame at output size.
     """
@@ -196,7 +204,7 @@ def draw_masks(
             range(first, first + len(stored), _FRAMES_AT_ONCE), stored.split(_FRAMES_AT_ONCE), strict=True
         ):
             embed = mask_embed if mask_embed.dim() == 2 else mask_embed[:, at : at + len(part)]
-            logits = mask_logits(embed, part.to(mask_embed.device), sizes)
+            logits = mask_logits(embed, part.to(mask_embed.device), sizes, one_piece=one_piece)
             if shown is not None:  # no mask at all: far below every threshold, and still finite for the resizing
                 hidden = ~shown[:, at : at + len(part)].T
                 logits = logits.masked_fill(hidden[..., None, None], _HIDDEN_LOGIT)
@@ -207,10 +215,12 @@ def draw_masks(
     return quality.value(), tracks
 
 
-def mask_logits(mask_embed: Tensor, features: Tensor, sizes: MaskSizes) -> Tensor:
+def mask_logits(mask_embed: Tensor, features: Tensor, sizes: MaskSizes, *, one_piece: bool = False) -> Tensor:
     """Mask logits [t, J, H, W] at network size, of embeddings [J, Cm] or [J, t, Cm] on features [t, Cm, h, w]."""
     letters = "jc" if mask_embed.dim() == 2 else "jtc"
     logits = torch.einsum(f"{letters},tchw->tjhw", mask_embed, features)
+    if one_piece:
+        logits = best_pieces(logits)
     height, width = sizes.network
     return resize_logits(logits, sizes.padded)[..., :height, :width]
 

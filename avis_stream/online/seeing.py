@@ -64,7 +64,9 @@ class Gates:
         return float(log_odds(torch.tensor(self.presence)))
 
 
-def observe(answer: TrackerAnswer, sizes: MaskSizes, config: OnlineConfig, gates: Gates) -> Observation:
+def observe(
+    answer: TrackerAnswer, sizes: MaskSizes, config: OnlineConfig, gates: Gates, *, one_piece: bool = False
+) -> Observation:
     """What a frame shows: the video queries with a mask in it, best first, on the CPU.
 
     Args:
@@ -72,13 +74,14 @@ def observe(answer: TrackerAnswer, sizes: MaskSizes, config: OnlineConfig, gates
         sizes: Through which masks go.
         config: Thresholds.
         gates: Of the step.
+        one_piece: As `PostprocessConfig.one_piece`.
     """
     probability = answer.pred_logits.float().softmax(-1)[:, :-1]
     best, query = probability.amax(-1).topk(min(config.max_candidates, len(probability)))
     query = query[best >= config.candidate_score]
     if not len(query):
         return Observation.nothing(probability.shape[1], answer.similarity.shape[1], answer.pred_mask_embed.shape[1])
-    logits = _candidate_logits(answer, query, sizes, config)
+    logits = _candidate_logits(answer, query, sizes, config, one_piece)
     hard = (logits > 0).float()
     area = hard.sum(dim=(1, 2))
     certain = (logits.sigmoid() * hard).sum(dim=(1, 2))
@@ -109,12 +112,14 @@ def observe(answer: TrackerAnswer, sizes: MaskSizes, config: OnlineConfig, gates
     )
 
 
-def _candidate_logits(answer: TrackerAnswer, query: Tensor, sizes: MaskSizes, config: OnlineConfig) -> Tensor:
+def _candidate_logits(
+    answer: TrackerAnswer, query: Tensor, sizes: MaskSizes, config: OnlineConfig, one_piece: bool
+) -> Tensor:
     """Mask logits [J, h, w] by which queries are judged, of the picture without its padding."""
     embed, features = answer.pred_mask_embed[query], answer.clip_mask_features
     if config.judge_at == "network":
-        return mask_logits(embed, features[None], sizes)[0].float()
-    return feature_logits(embed, features, sizes)
+        return mask_logits(embed, features[None], sizes, one_piece=one_piece)[0].float()
+    return feature_logits(embed, features, sizes, one_piece=one_piece)
 
 
 def _evidence(answer: TrackerAnswer, query: Tensor, gates: Gates) -> Tensor:
@@ -130,7 +135,9 @@ def _likest_token(answer: TrackerAnswer, query: Tensor) -> tuple[Tensor, Tensor]
     return answer.tokens[slot], slot
 
 
-def draw(mask_embed: Tensor, features: Tensor, sizes: MaskSizes, threshold: float = 0.5) -> tuple[Tensor, Tensor]:
+def draw(
+    mask_embed: Tensor, features: Tensor, sizes: MaskSizes, threshold: float = 0.5, *, one_piece: bool = False
+) -> tuple[Tensor, Tensor]:
     """Masks on a picture.
 
     Args:
@@ -138,12 +145,13 @@ def draw(mask_embed: Tensor, features: Tensor, sizes: MaskSizes, threshold: floa
         features: [Cm, h, w] of the frame.
         sizes: Through which masks go.
         threshold: Probability above which a pixel belongs to a mask.
+        one_piece: As `PostprocessConfig.one_piece`.
     Returns:
         Masks bool [I, H, W] on the CPU, and their boxes float32 [I, 4].
     """
     if not len(mask_embed):
         return torch.zeros(0, *sizes.output, dtype=torch.bool), torch.zeros(0, 4)
-    logits = mask_logits(mask_embed.to(features), features[None], sizes)
+    logits = mask_logits(mask_embed.to(features), features[None], sizes, one_piece=one_piece)
     masks = (resize_logits(logits, sizes.output)[0] > math.log(threshold / (1 - threshold))).cpu()
     return masks, boxes_of(masks)
 

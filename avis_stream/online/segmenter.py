@@ -422,7 +422,8 @@ class OnlineSegmenter:
         self, body: StreamBody, given: FrameInput, seen: Seen, said: TrackerAnswer, told: tuple[Event, ...]
     ) -> OnlineResult:
         gates = self._presenter.gates(seen.silent)
-        what = observe(said, seen.sizes, self.config, gates)
+        one_piece = self.model.config.postprocess.one_piece
+        what = observe(said, seen.sizes, self.config, gates, one_piece=one_piece)
         outcome = self._keeper.update(body.table, what, given.pts_ns, gates.least_odds)
         for slot in () if self._linked else outcome.died_slots:
             body.memory.reset_sinks(slot)

@@ -95,7 +95,8 @@ class Presenter:
         frame_id: int,
         events: tuple[Event, ...],
     ) -> OnlineResult:
-        masks, boxes = draw(embed[shown.to(embed.device)], features, sizes, self.config.mask_threshold)
+        one_piece, shown_embed = self.model.config.postprocess.one_piece, embed[shown.to(embed.device)]
+        masks, boxes = draw(shown_embed, features, sizes, self.config.mask_threshold, one_piece=one_piece)
         mask = torch.zeros(len(rows), *sizes.output, dtype=torch.bool)
         box = torch.zeros(len(rows), 4)
         mask[shown], box[shown] = masks, boxes
