@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from avis_stream.config import PostprocessConfig
@@ -138,6 +137,8 @@ class _Known:
         """Rows int64 [n] and the sightings int64 [n] that continue them in frame `t`."""
         if not self.places or not len(seen):
             return torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
+        from scipy.optimize import linear_sum_assignment  # importing the package stays light
+
         place = mask_iou(self.grid, seen.grid) * (_PLACE_KEPT ** (t - self.last - 1))[:, None]
         classes = F.normalize(self.probability[:, :-1], dim=-1) @ F.normalize(seen.probability[:, :-1], dim=-1).T
         alike = place + classes + (self.look @ look.T).sigmoid()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from scipy import ndimage
 from torch import Tensor
 
 _RIVAL = 0.3
@@ -20,6 +19,8 @@ _GONE = -10.0
 
 def best_pieces(logits: Tensor) -> Tensor:
     """Mask logits [..., h, w] without the pieces that rival each mask's best one; themselves where no mask has any."""
+    from scipy import ndimage  # only where masks are drawn: importing the package stays light
+
     flat = logits.flatten(0, -3)
     kept = flat.float().cpu().numpy()
     gone = np.zeros(kept.shape, bool)

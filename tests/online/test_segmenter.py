@@ -249,7 +249,7 @@ def test_refined_masks_of_frame_queries_are_those_of_their_own_frame() -> None:
         (result,), state = play(online, film, state, range(t, t + 1))
         if result.frame_id >= 0:
             k = result.frame_id
-            own, _ = draw(tokens.mask_embed[k], tokens.clip_mask_features[k], sizes)
+            own, _ = draw(tokens.mask_embed[k], tokens.clip_mask_features[k], sizes, one_piece=True)
             for mask in result.mask[result.sounding]:
                 assert any(alike(mask, one) for one in own)
                 compared += 1

@@ -244,7 +244,7 @@ def test_the_command_keeps_its_sounds_for_a_resumed_run(tmp_path: Path) -> None:
 )
 def test_what_cannot_be_is_refused_before_anything_is_lost(tmp_path: Path, data: str, setting: str, words: str) -> None:
     (tmp_path / "last.pt").write_text("a run of before")
-    settings = [*SETTINGS, "localizer.motion_cue=false", setting]
+    settings = [*SETTINGS, "localizer.motion_cue=false", "localizer.fusion_hears=true", setting]
     with pytest.raises(ConfigError, match=words):
         run_training(data, "avism_mini", tmp_path, init=None, resume=None, settings=settings, force=True)
     assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
