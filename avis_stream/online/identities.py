@@ -41,7 +41,7 @@ class Observation:
     """What one frame shows: J video queries with a mask in it, best first."""
 
     query: Tensor
-    """int64 [J]."""
+    """int64 [J], video queries; -1 where frame queries are the objects: their numbers tell the next frame nothing."""
     probability: Tensor
     """float32 [J, K], of each class."""
     similarity: Tensor
@@ -107,7 +107,7 @@ class IdentityTable:
     public_id: Tensor
     """int64 [N]; 0 for rows without one."""
     slot: Tensor
-    """int64 [N], the video query that it was last seen in."""
+    """int64 [N], the video query that it was last seen in; -1: none."""
     born_ns: Tensor
     """int64 [N]."""
     seen_ns: Tensor
@@ -198,10 +198,11 @@ class IdentityTable:
             if isinstance(values, Tensor):
                 values[row] = -1 if field.name in ("slot", "anchor") else 0
 
-    def slot_is_shared(self, row: int) -> bool:
-        """Whether another identity was last seen in the same video query."""
-        others = (self.slot == self.slot[row]) & (self.status != FREE)
-        return int(others.sum()) > 1
+    def slot_alone(self, row: int) -> int | None:
+        """The video query that this identity and no other was last seen in; None if there is none such."""
+        own = (self.slot == self.slot[row]) & (self.status != FREE)
+        slot = int(self.slot[row])
+        return slot if slot >= 0 and int(own.sum()) == 1 else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,7 +302,7 @@ class _Step:
         active = table.status != FREE
         same, margin = self._similarity(active)
         recent = (table.status != DORMANT) & (self.now - table.seen_ns <= self.recent_ns)
-        same_slot = (table.slot[:, None] == seen.query) & recent[:, None]  # [N, J]
+        same_slot = (table.slot[:, None] == seen.query) & (seen.query >= 0) & recent[:, None]  # [N, J]
         votes = table.votes / table.votes.sum(-1, keepdim=True).clamp(min=1e-6)
         affinity = same + config.slot_bonus * same_slot + config.class_bonus * (votes @ seen.probability.T)
         affinity += config.overlap_bonus * mask_iou(table.grid, seen.grid) * recent[:, None]
@@ -441,8 +442,8 @@ class _Step:
 
     def _bury(self, row: int, detail: str = "") -> None:
         self._tell("dead", row, detail=detail)
-        if not self.table.slot_is_shared(row):
-            self.died_slots.append(int(self.table.slot[row]))
+        if (slot := self.table.slot_alone(row)) is not None:
+            self.died_slots.append(slot)
         self.table.free(row)
 
     def _tell_sound(self, rows: list[int], before: Tensor) -> None:

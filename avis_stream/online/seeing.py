@@ -38,6 +38,8 @@ class TrackerAnswer:
     """[Cm, h, w] of the frame."""
     there: Tensor | None = None
     """Bool [M], whether some frame query is the object; None: its mask alone tells."""
+    by_frame: bool = False
+    """The N frame queries say it, which the next frame does not have."""
 
     @property
     def pred_masks(self) -> Tensor:
@@ -67,7 +69,7 @@ class Gates:
 def observe(
     answer: TrackerAnswer, sizes: MaskSizes, config: OnlineConfig, gates: Gates, *, one_piece: bool = False
 ) -> Observation:
-    """What a frame shows: the video queries with a mask in it, best first, on the CPU.
+    """What a frame shows: the queries with a mask in it, best first, on the CPU.
 
     Args:
         answer: Of the step.
@@ -98,7 +100,7 @@ def observe(
     evidence = _evidence(answer, query, gates)
     token, slot = _likest_token(answer, query)
     return Observation(
-        query=query.cpu(),
+        query=torch.full_like(query, -1).cpu() if answer.by_frame else query.cpu(),
         probability=probability[query].cpu(),
         similarity=answer.similarity[query].float().cpu(),
         certain=certain[order].double().cpu(),

@@ -8,7 +8,6 @@ frame, sound --> localizer --> tracker's memory --> queries ------> identity tab
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -69,10 +68,8 @@ class OnlineSegmenter:
         self._eye = Eye(model, self.config.silence_dbfs)
         self._presenter = Presenter(model, self.config, geometry)
         self._linked = model.config.tracker.objects == "frame"
-        # Where frame queries are the objects, the number of one says nothing: the next frame's have other numbers.
-        rules = replace(self.config, slot_bonus=0.0, match_same_slot=1.0) if self._linked else self.config
         stay = model.config.postprocess.sounding_stay
-        self._keeper = IdentityKeeper(rules, geometry.ring * self.config.hop_seconds, stay)
+        self._keeper = IdentityKeeper(self.config, geometry.ring * self.config.hop_seconds, stay)
         self._model_id = fingerprint(model)
         self._layout = layout_of(geometry, self.config)
 
@@ -425,7 +422,7 @@ class OnlineSegmenter:
         one_piece = self.model.config.postprocess.one_piece
         what = observe(said, seen.sizes, self.config, gates, one_piece=one_piece)
         outcome = self._keeper.update(body.table, what, given.pts_ns, gates.least_odds)
-        for slot in () if self._linked else outcome.died_slots:
+        for slot in outcome.died_slots:
             body.memory.reset_sinks(slot)
         events = (*told, *outcome.events)
         if body.delay is None:
@@ -452,6 +449,7 @@ class OnlineSegmenter:
                 tokens=tokens,
                 frame_similarity=of_frame,
                 clip_mask_features=seen.features,
+                by_frame=True,
             )
         similarity = answer.similarity[n]
         same = same_object(similarity[None], of_frame[None, None])  # [1, M, 1, N]

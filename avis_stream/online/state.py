@@ -241,8 +241,8 @@ class OnlineState:
         row = _row(body.table, track_id)
         if (place := int(body.table.anchor[row])) >= 0:
             body.memory.anchor(place, torch.zeros(()), 0, -math.inf)
-        if not body.table.slot_is_shared(row):
-            body.memory.reset_sinks(int(body.table.slot[row]))
+        if (slot := body.table.slot_alone(row)) is not None:
+            body.memory.reset_sinks(slot)
         body.table.free(row)
         body.forgotten.append(track_id)
         return OnlineState(self.take())
