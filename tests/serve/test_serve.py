@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import http.client
-import io
 import json
 import os
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from browser import Browser
 from live_tools import StubSegmenter, free_port, wait_for
 from PIL import Image
@@ -28,107 +24,15 @@ from small_model import SMALL
 
 pytest.importorskip("starlette", reason="starlette is not there (make test installs it)")
 
-import itertools
 
+from serving import CLASSES, SCENE, Running, next_picture, read_on
 from websockets.exceptions import ConnectionClosed
-from websockets.sync.client import connect
 
-from avis_stream.serve.app import ServeConfig, _Views, run_server
+from avis_stream.serve.app import ServeConfig, _Views
 from avis_stream.serve.hub import Hub, LineSlot
-from avis_stream.serve.sources import Sources, together
-from avis_stream.stream.session import Session, SessionConfig
-from avis_stream.types import Event, OnlineResult
+from avis_stream.serve.sources import Sources
+from avis_stream.stream.session import Session
 from avis_stream.writers.colors import identity_color
-
-CLASSES = ("dog", "acoustic_guitar")
-SCENE = "synthetic://flashbeep?size=320x180&fps=10"
-
-
-class TwoOfThem(StubSegmenter):
-    """A dog at the left that always sounds, a guitar at the right that does so every other second."""
-
-    def _result(self, image: torch.Tensor, pts_ns: int, frame_id: int, events: tuple[Event, ...]) -> OnlineResult:
-        height, width = image.shape[1:]
-        mask = torch.zeros(2, height, width, dtype=torch.bool)
-        mask[0, height // 4 : height // 2, width // 8 : width // 3] = True
-        mask[1, height // 3 : -height // 4, width // 2 : -width // 8] = True
-        sounding = torch.tensor([True, pts_ns // 10**9 % 2 == 0])
-        mask &= sounding[:, None, None]
-        box = torch.tensor(
-            [[width / 8, height / 4, width / 5, height / 4], [width / 2, height / 3, width / 3, height / 3]]
-        )
-        return OnlineResult(
-            pts_ns=pts_ns, frame_id=frame_id, track_id=torch.tensor([1, 2]), class_id=torch.tensor([0, 1]),
-            score=torch.tensor([0.92, 0.61]), sounding=sounding, mask=mask, box=box * sounding[:, None], events=events,
-        )  # fmt: skip
-
-
-class Running:
-    """A server on a free port."""
-
-    def __init__(
-        self, video: str = SCENE, *, segmenter: Any = None, audio: str | None = "source", **options: Any
-    ) -> None:
-        self.config = ServeConfig(port=free_port(), **options).with_token()
-
-        def watch(video: str, audio: str | None) -> Session:
-            return Session(segmenter or TwoOfThem(), video, audio, config=SessionConfig(max_latency_ms=60_000))
-
-        self.sources = Sources(watch, CLASSES, most=3)
-        self.sources.open(video, audio)
-        self.server = run_server(self.sources, self.config)
-        self.thread = threading.Thread(target=self.server.run, daemon=True)
-
-    def __enter__(self) -> Running:
-        self.thread.start()
-        wait_for(lambda: self.server.started, 30, "the server")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.server.should_exit = True
-        self.thread.join(20)
-        assert not self.thread.is_alive()
-
-    @property
-    def hub(self) -> Hub:
-        """Of the first source."""
-        first = self.sources.find(None)
-        assert first is not None
-        return first.hub
-
-    def get(self, path: str, **headers: str) -> tuple[int, dict[str, str], bytes]:
-        return self.ask("GET", path, **headers)
-
-    def ask(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, dict[str, str], bytes]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.config.port, timeout=20)
-        named = {name.replace("_", "-"): value for name, value in headers.items()}
-        connection.request(method, path, body if isinstance(body, bytes) else json.dumps(body).encode(), named)
-        answer = connection.getresponse()
-        found = answer.status, dict(answer.getheaders()), answer.read()
-        connection.close()
-        return found
-
-    def socket(self, path: str = "/ws", **options: Any) -> Any:
-        return connect(f"ws://127.0.0.1:{self.config.port}{path}", max_size=None, **options)
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_left_behind() -> Iterator[None]:
-    yield
-    wait_for(
-        lambda: not [t.name for t in threading.enumerate() if t.name.startswith("avis ")], 5, "the end of every thread"
-    )
-
-
-def next_picture(socket: Any) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
-    while True:
-        message = socket.recv(30)
-        socket.send("ok")
-        if isinstance(message, bytes):
-            sizes = struct.unpack(">III", message[:12])
-            ends = np.cumsum([12, *sizes])
-            text, picture, ids = (message[a:b] for a, b in itertools.pairwise(ends))
-            return json.loads(text), np.array(Image.open(io.BytesIO(picture))), np.array(Image.open(io.BytesIO(ids)))
 
 
 def test_a_viewer_gets_what_the_model_got() -> None:
@@ -312,108 +216,12 @@ def test_crowds_and_floods_are_bounded() -> None:
             read_on(socket)
 
 
-def read_on(socket: Any, *, answer: bool = False) -> None:
-    while True:
-        socket.recv(30)
-        if answer:
-            socket.send("ok")
-
-
 def test_without_viewers_nothing_is_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
     monkeypatch.setattr("avis_stream.serve.hub.picture_of", lambda result: made.append(result) or b"")
     with Running() as running:
         wait_for(lambda: running.hub.session.stats().stages["deliver"].count > 5, 30, "results")
     assert not made
-
-
-def other(number: int) -> str:
-    return SCENE + f"&seconds={1000 + number}"
-
-
-def test_sources_come_and_go() -> None:
-    with Running() as running:
-        first = {"id": "1", "video": SCENE, "audio": "source", "state": "ok", "error": None}
-        wait_for(lambda: json.loads(running.get("/api/sources")[2]) == {"sources": [first]}, 30, "the first source")
-        status, _, text = running.ask("POST", "/api/sources", {"video": other(2), "audio": None})
-        added = json.loads(text)
-        assert added.pop("state") in ("no results", "ok")  # by how fast the machine is
-        assert (status, added) == (201, {"id": "2", "video": other(2), "audio": None, "error": None})
-        with running.socket("/ws?source=2") as socket:
-            hello = json.loads(socket.recv(30))
-            socket.send("ok")
-            assert hello["sources"] == [other(2).partition("?")[0]]
-            assert next_picture(socket)[0]["tracks"]
-            wait_for(lambda: running.get("/healthz")[0] == 200, 30, "results of both")
-            assert json.loads(running.get("/stats?source=2")[2])["frames_in"] > 0
-            status, _, _ = running.ask("DELETE", "/api/sources/2")
-            assert status == 204
-            with pytest.raises(ConnectionClosed):
-                read_on(socket, answer=True)
-        assert [one["id"] for one in json.loads(running.get("/api/sources")[2])["sources"]] == ["1"]
-        for path in ("/stats?source=2", "/results?source=2", "/mjpeg?source=2"):
-            assert running.get(path)[0] == 404
-        for method, path in (("DELETE", "/api/sources/2"), ("POST", "/api/sources/2/restart")):
-            assert running.ask(method, path)[0] == 404
-        with pytest.raises(Exception, match=r"403|4404|reject"), running.socket("/ws?source=2"):
-            pass
-
-
-def test_a_source_begins_anew() -> None:
-    with Running() as running, running.socket() as socket:
-        assert socket.recv(30)
-        before = running.hub
-        status, _, text = running.ask("POST", "/api/sources/1/restart")
-        assert (status, json.loads(text)["id"]) == (200, "1")
-        assert running.hub is not before
-        assert before.over
-        with pytest.raises(ConnectionClosed):  # the page connects again, and to the new one
-            read_on(socket, answer=True)
-        with running.socket() as again:
-            assert json.loads(again.recv(30))["over"] is False
-            again.send("ok")
-            assert next_picture(again)[0]["frame_id"] < 1000
-
-
-def test_what_visitors_may_not_add() -> None:
-    with Running() as running:
-
-        def refusal(wanted: Any) -> tuple[int, str]:
-            status, _, text = running.ask("POST", "/api/sources", wanted)
-            return status, text.decode()
-
-        for wanted, words in (
-            ({"video": "film.mp4"}, "files and pipelines are for the command line"),
-            ({"video": "file:///etc/hostname"}, "files and pipelines"),
-            ({"video": "gst: videotestsrc ! appsink name=video"}, "files and pipelines"),
-            ({"video": other(2), "audio": "/etc/hostname"}, "audio must be"),
-            ({"video": "gopher://u:s3cr3t@h/x"}, "begins with"),
-            ({"video": 3}, "a text"),
-            ({"video": other(2), "audio": 3}, "a text"),
-            ({}, "such as"),
-            ([], "such as"),
-            (b"{", "such as"),
-            ({"video": SCENE}, "watched already"),
-        ):
-            status, text = refusal(wanted)
-            assert status == 400
-            assert words in text
-            assert "s3cr3t" not in text
-        assert refusal({"video": "x" * 5000})[0] == 413
-        assert running.ask("POST", "/api/sources", {"video": other(2)}, Origin="http://evil.example")[0] == 403
-        assert running.ask("DELETE", "/api/sources/1", Origin="null")[0] == 403
-        assert [one.id for one in running.sources] == ["1"]
-
-
-def test_figures_of_several_sources_are_one_text() -> None:
-    def text(source: str) -> str:
-        return f'# HELP a About a.\n# TYPE a gauge\na{{source="{source}"}} 1\n# HELP b About b.\n# TYPE b gauge\n'
-
-    assert together([text("x"), text("y")]) == (
-        '# HELP a About a.\n# TYPE a gauge\na{source="x"} 1\na{source="y"} 1\n# HELP b About b.\n# TYPE b gauge\n'
-    )
-    assert together([text("x")]) == text("x")
-    assert together([]) == ""
 
 
 def test_a_page_in_a_browser(tmp_path: Path) -> None:
@@ -456,31 +264,6 @@ def test_a_page_in_a_browser(tmp_path: Path) -> None:
             time.sleep(float(os.environ.get("AVIS_STREAM_SCREENSHOT_AFTER", "0")))
             browser.screenshot(shot)
             assert Image.open(shot).size[0] == 1280
-        finally:
-            browser.close()
-
-
-def test_a_page_has_a_choice_of_sources(tmp_path: Path) -> None:
-    with Running() as running:
-        browser = Browser(tmp_path)
-        try:
-            browser.open(running.config.url)
-            browser.until("document.querySelectorAll('#tracks li').length === 2", "two identities")
-            assert browser.run("document.querySelector('#choice').hidden") is True
-            assert running.ask("POST", "/api/sources", {"video": other(2)})[0] == 201
-            browser.run("listSources()")
-            browser.until("document.querySelectorAll('#choice option').length === 2", "a choice")
-            assert browser.run("document.querySelector('#choice').hidden") is False
-            browser.run(
-                "document.querySelector('#choice').value = '2';"
-                "document.querySelector('#choice').dispatchEvent(new Event('change'))"
-            )
-            browser.until("socket.url.endsWith('/ws?source=2')", "the other source")
-            browser.until("document.querySelector('#state').textContent === 'live'", "its pictures")
-            browser.until("document.querySelectorAll('#tracks li').length === 2", "its identities")
-            assert running.ask("DELETE", "/api/sources/2")[0] == 204
-            browser.until("socket.url.endsWith('/ws')", "the source that is left")
-            browser.until("document.querySelector('#state').textContent === 'live'", "pictures again")
         finally:
             browser.close()
 
