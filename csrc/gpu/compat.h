@@ -17,7 +17,11 @@
 #define AV_UNROLL _Pragma("unroll")
 #define AV_UNROLL_BY(n) AV_PRAGMA(unroll n)  // where all of it would need too many registers
 #define AV_PRAGMA(text) _Pragma(#text)
-#define AV_INFINITY __int_as_float(0x7f800000)  // NVRTC has no headers to take it from
+#if defined(__CUDACC_RTC__)
+#define AV_INFINITY __int_as_float(0x7f800000)  // there are no headers to take it from
+#else
+#define AV_INFINITY __builtin_huge_valf()  // first values of members are compiled for the host too
+#endif
 #define AV_BITS_AS_FLOAT(bits) __uint_as_float(bits)
 #define AV_FLOAT_AS_BITS(x) __float_as_uint(x)
 #else
