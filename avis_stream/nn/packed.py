@@ -121,7 +121,21 @@ class Conv2d(_Packable, nn.Conv2d):
     def pack(self) -> None:
         """Prepares for inference, until `train()` or `load_state_dict`; weights must not be changed in other ways."""
         if can_pack(self.weight):
-            self._packed = _Packed(torch.ops.mkldnn._reorder_convolution_weight(self.weight, *self._geometry(), None))
+            self._packed = _Packed(
+                torch.ops.mkldnn._reorder_linear_weight(self.weight.flatten(1), None)
+                if self._narrows
+                else torch.ops.mkldnn._reorder_convolution_weight(self.weight, *self._geometry(), None)
+            )
+
+    @property
+    def _narrows(self) -> bool:
+        """Whether this is a matrix product from more channels to fewer.
+
+        oneDNN chooses a layout for such convolutions by the size of the picture, and one that was packed for another
+        size costs more than the product: 960 to 320 channels at 6 x 11 on AVX2, 29 ms instead of 1.4. Layouts of linear
+        layers hold for any number of rows.
+        """
+        return self.kernel_size == self.stride == (1, 1) and self.groups == 1 and self.in_channels > self.out_channels
 
     def _geometry(self) -> tuple[list[int], list[int], list[int], int]:
         padding = self.kernel_size[0] // 2
@@ -129,6 +143,9 @@ class Conv2d(_Packable, nn.Conv2d):
 
     def _forward_packed(self, x: Tensor, residual: Tensor | None) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)
+        if self._narrows:
+            rows = None if residual is None else residual.permute(0, 2, 3, 1)
+            return _linear(x.permute(0, 2, 3, 1), self._packed, self.bias, self.activation, rows).permute(0, 3, 1, 2)
         arguments = (self._packed.weight, self.bias, *self._geometry())
         y: Tensor
         if residual is None:
@@ -152,15 +169,24 @@ class Linear(_Packable, nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] to [..., out]."""
         if self._packed.serves(x, self.training):
-            name, parameters = _FUSED[self.activation]
-            y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed.weight, self.bias, name, parameters, "")
-            return y
+            return _linear(x, self._packed, self.bias, self.activation)
         return activate(super().forward(x), self.activation)
 
     def pack(self) -> None:
         """Prepares for inference, until `train()` or `load_state_dict`; weights must not be changed in other ways."""
         if can_pack(self.weight):
             self._packed = _Packed(torch.ops.mkldnn._reorder_linear_weight(self.weight, None))
+
+
+def _linear(
+    x: Tensor, packed: _Packed, bias: Tensor | None, activation: Activation, residual: Tensor | None = None
+) -> Tensor:
+    y: Tensor
+    if residual is not None:
+        y = torch.ops.mkldnn._linear_pointwise.binary(x, residual.contiguous(), packed.weight, bias, "add")
+        return activate(y, activation)
+    y = torch.ops.mkldnn._linear_pointwise(x, packed.weight, bias, *_FUSED[activation], "")
+    return y
 
 
 def pack_layers(module: nn.Module) -> None:

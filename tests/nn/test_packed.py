@@ -19,6 +19,9 @@ CONVS = [
     {"kernel": 7, "stride": 2},
     {"kernel": 3, "groups": 16},
     {"kernel": 1, "bias": False},
+    {"out_channels": 8, "kernel": 1},
+    {"out_channels": 8, "kernel": 1, "bias": False},
+    {"out_channels": 8, "kernel": 1, "stride": 2},
 ]
 
 
@@ -40,7 +43,7 @@ def packs() -> None:
 @torch.no_grad()
 def test_convolution(options: dict[str, int], activation: str, size: tuple[int, int, int]) -> None:
     packs()
-    layer = filled(Conv2d(16, 32, **options, activation=activation))  # type: ignore[arg-type]
+    layer = filled(Conv2d(16, **{"out_channels": 32} | options, activation=activation))  # type: ignore[arg-type]
     x = torch.randn(size[0], 16, *size[1:]) * 3
     ordinary = layer(x)
     residual = torch.randn_like(ordinary)
