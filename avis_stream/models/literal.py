@@ -31,6 +31,14 @@ _BLOCKED = -1000.0
 """Added to blocked scores of shifted windows, as the official code does instead of minus infinity (quirk Q5)."""
 
 
+def attend_literally(value: Tensor, shapes: list[int], reference: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
+    """`ms_deform_attn_fused` step by step: softmax, sampling locations, `grid_sample` for each level."""
+    weights = logits.softmax(dim=-1).view(offsets.shape[:-1])
+    size = torch.tensor(shapes, dtype=offsets.dtype, device=offsets.device).view(-1, 2).flip(-1)  # [L, 2] as (W, H)
+    locations = reference[:, :, None, :, None] + offsets / size[:, None]
+    return ms_deform_attn_grid_sample(value, shapes, locations, weights)
+
+
 class LiteralLocalizer(Localizer):
     """Makes 100 full mask maps before each layer and resizes each of them."""
 
@@ -155,7 +163,7 @@ class LiteralAVISM(AVISM):
         super().__init__(config)
         for part in self.modules():
             if isinstance(part, DeformableAttention):
-                part.kernel = ms_deform_attn_grid_sample
+                part.attend = attend_literally
 
     def prepare_for_inference(self) -> AVISM:
         """Evaluation mode without gradients; norms stay as they are."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from avis_stream.config import AVISMConfig, PixelDecoderConfig
 from avis_stream.nn.layers import sine_position
 from avis_stream.nn.packed import Conv2d, Linear
-from avis_stream.ops import ms_deform_attn
+from avis_stream.ops import ms_deform_attn_fused
 
 FEATURE_LEVELS = 3
 """Feature levels that deformable attention runs over: stride 32, 16, 8, coarsest first."""
@@ -71,14 +71,12 @@ class DeformableAttention(nn.Module):
         """
         value = self.value_proj(memory).unflatten(-1, (self.heads, -1))  # [T, S, A, D]
         offsets = self.sampling_offsets(query).unflatten(-1, (self.heads, FEATURE_LEVELS, self.points, 2))
-        weights = self.attention_weights(query).unflatten(-1, (self.heads, -1)).softmax(dim=-1)
-        weights = weights.unflatten(-1, (FEATURE_LEVELS, self.points))  # [T, Q, A, L, P]
-        size = torch.tensor(shapes, dtype=offsets.dtype, device=offsets.device).view(-1, 2).flip(-1)  # [L, 2] as (W, H)
-        locations = reference[:, None, None, None, :] + offsets / size[:, None, :]
-        attended: Tensor = self.output_proj(self.kernel(value, shapes, locations, weights))
+        logits = self.attention_weights(query).unflatten(-1, (self.heads, -1))  # [T, Q, A, L P]
+        centres = reference[:, None].expand(len(query), -1, FEATURE_LEVELS, -1)
+        attended: Tensor = self.output_proj(self.attend(value, shapes, centres, offsets, logits))
         return attended
 
-    kernel = staticmethod(ms_deform_attn)
+    attend = staticmethod(ms_deform_attn_fused)
     """The operator itself, a class attribute so that the literal form can put `grid_sample` in its place."""
 
 
