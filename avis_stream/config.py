@@ -125,6 +125,9 @@ class LocalizerConfig:
     """Off: no frame-level fusion and none of its parameters (VITA, if `TrackerConfig.audio_fusion` is off too)."""
     query_source: Literal["learned", "peaks"] = "learned"
     """`peaks`: queries begin at the peaks of a map of object centres instead of at learned vectors (ADR 0007)."""
+    placed_masks: bool = False
+    """Each query's mask falls off with distance from a place that the query says, so that one of two alike is drawn
+    alone (ADR 0011)."""
     sounding_head: bool = False
     """Find every visible object and tell by a score of its own whether it sounds (ADR 0007); needs sets that say what
     is visible in silence. Officially only sounding objects are found."""
@@ -360,6 +363,10 @@ class TrainConfig:
         return warm * 0.1 ** sum(step >= milestone for milestone in self.milestones)
 
 
+_PLACE_CHANNELS = 5
+"""Those that `LocalizerConfig.placed_masks` adds, see `models/places.py`."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AVISMConfig:
     """A whole audio-visual instance segmentation model."""
@@ -371,7 +378,7 @@ class AVISMConfig:
     channels: int = 256
     """Width of tokens and queries from the pixel decoder to the tracker."""
     mask_channels: int = 256
-    """Width of mask features and mask embeddings."""
+    """Width of learned mask features and mask embeddings; see `drawn_channels`."""
     backbone: BackboneConfig = field(default_factory=ResNetConfig)
     audio: AudioConfig = field(default_factory=AudioConfig)
     input: InputConfig = field(default_factory=InputConfig)
@@ -384,6 +391,11 @@ class AVISMConfig:
         for part in ("pixel_decoder", "localizer", "tracker"):
             heads = getattr(self, part).heads
             require(self.channels % heads == 0, f"{part}.heads", heads, f"a divisor of the {self.channels} channels")
+
+    @property
+    def drawn_channels(self) -> int:
+        """Width of the mask features and embeddings that objects are drawn by."""
+        return self.mask_channels + _PLACE_CHANNELS * (self.tracker.masks == "frame" and self.localizer.placed_masks)
 
     def to_json(self) -> str:
         """The configuration as one line of JSON, as it is kept in weight files and results."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from avis_stream.config import AVISMConfig
 from avis_stream.models.peaks import PeakQueries
 from avis_stream.models.pixel_decoder import FEATURE_LEVELS, PixelFeatures
+from avis_stream.models.places import MaskPlace
 from avis_stream.models.sounding import Heard, Motion, SoundingHead
 from avis_stream.nn.attention import AttentionBlock, FeedForward
 from avis_stream.nn.layers import MLP, sine_position
@@ -131,6 +132,7 @@ class Localizer(nn.Module):
         self.decoder_norm = nn.LayerNorm(channels)
         self.class_embed = nn.Linear(channels, classes + 1)
         self.mask_embed = MLP(channels, channels, config.mask_channels, 3)
+        self.place = MaskPlace(channels) if own.placed_masks else None
         self.sounding = (
             SoundingHead(channels, config.audio.feature_dim, classes, motion_cue=own.motion_cue)
             if own.sounding_head
@@ -154,26 +156,29 @@ class Localizer(nn.Module):
         guides = self.mask_guides(features)
         if self.peaks is None:
             peaks, embed, state = None, self.query_embed.weight, self.query_feat.weight.expand(len(audio), -1, -1)
+            begin = state.new_zeros(*state.shape[:2], 2)
         else:
-            peaks, embed, state = self.peaks(features.levels[-1], position[-1])
+            peaks, embed, state, begin = self.peaks(features.levels[-1], position[-1])
         if self.audio_fusion is not None:
             heard_by_fusion = audio if self.unheard is None else self.unheard.expand_as(audio)
             state = state + self.audio_fusion(heard_by_fusion, embed, levels)
         heard = None if self.sounding is None else self.sounding.listen(audio)
         seen = None if motion is None else Motion(motion, _resized(features.mask_features.detach(), motion))
-        heads = [self.predict(state, heard, seen)]
+        heads = [self.predict(state, begin, heard, seen)]
         for i, layer in enumerate(self.layers):
             level = i % len(levels)
             size = features.levels[level].shape[-2:]
             visible = self.visible(heads[-1].mask_embed, guides[level], size)
             state = layer(state, embed, keys[level], levels[level], visible)
-            heads.append(self.predict(state, heard, seen))
+            heads.append(self.predict(state, begin, heard, seen))
         return FrameDecoding(heads, peaks, None if heard is None else heard.tags)
 
-    def predict(self, state: Tensor, heard: Heard | None, seen: Motion | None) -> FramePrediction:
-        """The prediction heads on a decoder state [T, N, C]."""
+    def predict(self, state: Tensor, begin: Tensor, heard: Heard | None, seen: Motion | None) -> FramePrediction:
+        """The prediction heads on a decoder state [T, N, C] of queries that began at `begin` [T, N, 2]."""
         queries = self.decoder_norm(state)
         logits, mask_embed = self.class_embed(queries), self.mask_embed(queries)
+        if self.place is not None:
+            mask_embed = torch.cat((mask_embed, self.place(queries, begin)), dim=-1)
         if self.sounding is None or heard is None:
             return FramePrediction(queries, logits, mask_embed)
         return FramePrediction(queries, logits, mask_embed, self.sounding(queries, logits, mask_embed, heard, seen))

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from avis_stream.models.pixel_decoder import ConvGroupNorm
+from avis_stream.models.places import centres_of
 from avis_stream.nn.packed import Conv2d
 
 _RARE = -4.0
@@ -31,14 +32,15 @@ class PeakQueries(nn.Module):
         self.class_proj = nn.Linear(classes, channels)
         self.position_proj = nn.Linear(channels, channels)
 
-    def forward(self, features: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, features: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Finds the peaks.
 
         Args:
             features: [T, C, h, w] at stride 8.
             position: [h w, C], their position encoding.
         Returns:
-            Logits of the map [T, K, h, w], and the queries' positions and states, [T, N, C] each, best peak first.
+            Logits of the map [T, K, h, w], the queries' position encodings and states, [T, N, C] each, best peak first,
+            and where they are, x and y in [-1, 1], [T, N, 2].
         """
         logits = self.centre(F.relu(self.conv(features)))
         chance = logits.detach().sigmoid()
@@ -49,7 +51,7 @@ class PeakQueries(nn.Module):
         place = rank.flatten(1).topk(min(self.queries, rank[0].numel())).indices  # [T, N]
         state = self.feature_proj(_at(features, place)) + self.class_proj(_at(chance, place))
         embed: Tensor = self.position_proj(position[place])
-        return logits, embed, state
+        return logits, embed, state, centres_of(place, features)
 
 
 def _at(maps: Tensor, place: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from avis_stream.config import AVISMConfig, PixelDecoderConfig
+from avis_stream.models.places import place_maps
 from avis_stream.nn.layers import sine_position
 from avis_stream.nn.packed import Conv2d, Linear
 from avis_stream.ops import ms_deform_attn_fused
@@ -131,6 +132,7 @@ class PixelDecoder(nn.Module):
         self.lateral = ConvGroupNorm(stride4, channels, 1)
         self.output = ConvGroupNorm(channels, channels, 3)
         self.mask_features = Conv2d(channels, config.mask_channels, 1)
+        self.placed = config.localizer.placed_masks
         for part in (*self.input_proj.modules(), self.mask_features):
             if isinstance(part, Conv2d) and part.bias is not None:
                 nn.init.kaiming_uniform_(part.weight, a=1)
@@ -153,7 +155,11 @@ class PixelDecoder(nn.Module):
         coarse = F.interpolate(level2, size=res2.shape[-2:], mode="bilinear", align_corners=False)
         fine = self.lateral(res2, coarse)
         stride4 = F.relu(self.output(fine), inplace=True)
-        return PixelFeatures((level0, level1, level2), stride4, self.mask_features(stride4))
+        mask_features = self.mask_features(stride4)
+        if self.placed:
+            places = place_maps(mask_features).expand(len(mask_features), -1, -1, -1)
+            mask_features = torch.cat((mask_features, places), dim=1)
+        return PixelFeatures((level0, level1, level2), stride4, mask_features)
 
     def _position(self, maps: list[Tensor]) -> Tensor:
         channels = maps[0].shape[1]

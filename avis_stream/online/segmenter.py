@@ -85,7 +85,7 @@ class OnlineSegmenter:
         model, config, geometry = self.model, self.config, self.tracking.geometry
         like = model.tracker.query_feat.weight
         memory = TrackerMemory.empty(model.config, geometry, config.kv_cache, like)
-        table = IdentityTable.empty(config, len(model.classes), model.config.channels, model.config.mask_channels)
+        table = IdentityTable.empty(config, len(model.classes), model.config.channels, model.config.drawn_channels)
         body = StreamBody(self._model_id, self._layout, memory, table)
         waits = config.keeps_frames_back
         wanted = "(height, width): this configuration keeps frames back"
@@ -96,12 +96,12 @@ class OnlineSegmenter:
             if config.alignment == "official":
                 body.held = held_frame(frame_size)
             if config.refine_delay:
-                features = like.new_zeros(model.config.mask_channels, *self._eye.feature_size(frame_size))
+                features = like.new_zeros(model.config.drawn_channels, *self._eye.feature_size(frame_size))
                 body.delay = delay_line(
                     config.refine_delay,
                     features,
                     like.new_zeros(geometry.slots),
-                    like.new_zeros(geometry.slots, model.config.mask_channels) if own_masks else None,
+                    like.new_zeros(geometry.slots, model.config.drawn_channels) if own_masks else None,
                 )
         return OnlineState(body)
 
@@ -300,11 +300,11 @@ class OnlineSegmenter:
         config, slots = self.model.config, self.tracking.geometry.slots
         check_shape(frame_queries, "frame_queries", "n N C", N=slots, C=config.channels)
         check_shape(audio_features, "audio_features", "n A", n=len(frame_queries), A=config.audio.feature_dim)
-        check_shape(clip_mask_features, "clip_mask_features", "Cm h w", Cm=config.mask_channels)
+        check_shape(clip_mask_features, "clip_mask_features", "Cm h w", Cm=config.drawn_channels)
         if sounding is not None:
             check_shape(sounding, "sounding", "N", N=slots)
         if mask_embed is not None:
-            check_shape(mask_embed, "mask_embed", "N Cm", N=slots, Cm=config.mask_channels)
+            check_shape(mask_embed, "mask_embed", "N Cm", N=slots, Cm=config.drawn_channels)
         if logits is not None:
             check_shape(logits, "logits", "N K", N=slots, K=len(config.classes) + 1)
         (body,) = self._bodies([state])
