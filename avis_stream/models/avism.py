@@ -17,7 +17,7 @@ from avis_stream.config import AudioConfig, AVISMConfig, BackboneConfig, ResNetC
 from avis_stream.errors import CheckpointError, ShapeError
 from avis_stream.memory import available_memory_bytes
 from avis_stream.models.clip import ClipResult
-from avis_stream.models.linking import Sightings, link, sight
+from avis_stream.models.linking import Sightings, likeliest_objects, link, sight
 from avis_stream.models.localizer import Localizer
 from avis_stream.models.mask_store import MaskStore
 from avis_stream.models.mobilenet import MobileNet
@@ -277,16 +277,11 @@ class AVISM(nn.Module):
         encoded = self.tracker.encode(frame_queries[None])
         looks = self.tracker.similarity_of_frames(self.tracker.fuse(encoded, audio_features.to(self.device)))[0].cpu()
         place = link(sightings, [look[seen.query].float() for look, seen in zip(looks, sightings, strict=True)])
-        there = place >= 0
-        number = torch.zeros_like(place)
-        chance = torch.zeros(len(place), len(self.classes) + 1)
-        for t, (seen, now, own) in enumerate(zip(sightings, there.T, place.T, strict=True)):
-            number[now, t] = seen.query[own[now]]
-            chance[now] += seen.probability[own[now]]
-        logits = (chance / there.sum(dim=1, keepdim=True).clamp(min=1)).clamp(min=1e-12).log()
-        number, there, every = number.to(self.device), there.to(self.device), torch.arange(len(sightings))
+        found = likeliest_objects(sightings, place, self.config.postprocess.top_k)
+        logits = found.probability.clamp(min=1e-12).log().to(self.device)
+        number, there, every = found.number.to(self.device), found.there.to(self.device), torch.arange(len(sightings))
         sounds = None if sounding is None else sounding[every, number] * there
-        return Tracks(logits.to(self.device), frame_mask_embed[every, number], sounds, there=there)
+        return Tracks(logits, frame_mask_embed[every, number], sounds, there=there)
 
     @torch.no_grad()
     def hear(self, seconds: Tensor, valid_samples: Tensor | None = None) -> Tensor:

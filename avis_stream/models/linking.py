@@ -118,6 +118,38 @@ def link(frames: Sequence[Sightings], looks: Sequence[Tensor]) -> Tensor:
     return objects
 
 
+@dataclass(frozen=True, slots=True)
+class Linked:
+    """M objects of a clip of T frames."""
+
+    number: Tensor
+    """int64 [M, T], the frame query that is the object; 0 where none is."""
+    there: Tensor
+    """bool [M, T], frames in which one is."""
+    probability: Tensor
+    """float32 [M, K + 1], of each class, the mean over its frame queries; the last is "no object"."""
+
+
+def likeliest_objects(frames: Sequence[Sightings], place: Tensor, most: int) -> Linked:
+    """What is known of linked objects: of the `most` whose best class is surest.
+
+    Nothing else could be shown, and masks of all objects in all frames would grow with the square of a clip's length.
+
+    Args:
+        frames: [T], at least one.
+        place: int64 [M, T], what `link` gave.
+        most: Objects to keep, in the order in which they are.
+    """
+    there = place >= 0
+    number, probability = torch.zeros_like(place), torch.zeros(len(place), frames[0].probability.shape[1])
+    for t, (seen, now, own) in enumerate(zip(frames, there.T, place.T, strict=True)):
+        number[now, t] = seen.query[own[now]]
+        probability[now] += seen.probability[own[now]]
+    probability /= there.sum(dim=1, keepdim=True).clamp(min=1)
+    best = probability[:, :-1].amax(dim=1).topk(min(most, len(place))).indices.sort().values
+    return Linked(number[best], there[best], probability[best])
+
+
 class _Known:
     """The objects so far: M rows that only grow."""
 

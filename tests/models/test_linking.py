@@ -10,7 +10,16 @@ from torch import Tensor
 
 from avis_stream.config import PostprocessConfig, TrackerConfig
 from avis_stream.errors import ConfigError
-from avis_stream.models.linking import MASK_GRID, Sightings, feature_logits, link, mask_grids, mask_iou, sight
+from avis_stream.models.linking import (
+    MASK_GRID,
+    Sightings,
+    feature_logits,
+    likeliest_objects,
+    link,
+    mask_grids,
+    mask_iou,
+    sight,
+)
 from avis_stream.models.postprocess import MaskSizes
 from avis_stream.models.sounding_chain import MOST, carried, log_odds, smoothed
 
@@ -64,7 +73,23 @@ def test_another_class_with_another_look_is_another_object() -> None:
 
 def test_clips_without_any_object() -> None:
     assert linked() == []
-    assert link([shows()[0], shows()[0]], [shows()[1], shows()[1]]).shape == (0, 2)
+    nothing = link([shows()[0], shows()[0]], [shows()[1], shows()[1]])
+    assert nothing.shape == (0, 2)
+    found = likeliest_objects([shows()[0], shows()[0]], nothing, most=3)
+    assert found.number.shape == found.there.shape == (0, 2)
+    assert found.probability.shape == (0, CLASSES + 1)
+
+
+def test_objects_beyond_those_that_can_be_shown_are_not_kept() -> None:
+    frames = [shows((0, 0, 1), (1, 1, 5), (2, 2, 7))[0], shows((0, 0, 1), (1, 1, 5))[0]]
+    frames[0].probability[1, 1], frames[1].probability[1, 1] = 0.5, 0.6
+    place = torch.tensor([[0, 0], [1, 1], [2, -1]])
+    every, surest = (likeliest_objects(frames, place, most) for most in (9, 2))
+    assert every.probability[:, :3].amax(dim=1).tolist() == pytest.approx([0.9, 0.55, 0.9])
+    assert every.number.tolist() == [[2, 1], [1, 0], [0, 0]]  # the frame queries' numbers run backwards here
+    assert every.there.tolist() == [[True, True], [True, True], [True, False]]
+    assert surest.number.tolist() == [[2, 1], [0, 0]]
+    assert torch.equal(surest.probability, every.probability[[0, 2]])
 
 
 def test_more_frames_change_no_link_before_them() -> None:
