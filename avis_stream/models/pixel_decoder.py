@@ -152,13 +152,15 @@ class PixelDecoder(nn.Module):
         level0, level1, level2 = (
             part.transpose(1, 2).unflatten(2, m.shape[-2:]) for part, m in zip(split, maps, strict=True)
         )
-        coarse = F.interpolate(level2, size=res2.shape[-2:], mode="bilinear", align_corners=False)
+        # A copy, because torch does not see that a view of tokens of one frame already lies channels last.
+        finest = level2.clone(memory_format=torch.channels_last)
+        coarse = F.interpolate(finest, size=res2.shape[-2:], mode="bilinear", align_corners=False)
         fine = self.lateral(res2, coarse)
         stride4 = F.relu(self.output(fine), inplace=True)
         mask_features = self.mask_features(stride4)
         if self.placed:
             places = place_maps(mask_features).expand(len(mask_features), -1, -1, -1)
-            mask_features = torch.cat((mask_features, places), dim=1)
+            mask_features = torch.cat((mask_features, places.contiguous(memory_format=torch.channels_last)), dim=1)
         return PixelFeatures((level0, level1, level2), stride4, mask_features)
 
     def _position(self, maps: list[Tensor]) -> Tensor:
