@@ -7,7 +7,8 @@ same, so either form loads the other's weights. Nothing outside this file needs 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,12 +32,14 @@ _BLOCKED = -1000.0
 """Added to blocked scores of shifted windows, as the official code does instead of minus infinity (quirk Q5)."""
 
 
-def attend_literally(value: Tensor, shapes: list[int], reference: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
+def attend_literally(
+    value: Tensor, spatial_shapes: Sequence[Any] | Tensor, reference_points: Tensor, offsets: Tensor, logits: Tensor
+) -> Tensor:
     """`ms_deform_attn_fused` step by step: softmax, sampling locations, `grid_sample` for each level."""
     weights = logits.softmax(dim=-1).view(offsets.shape[:-1])
-    size = torch.tensor(shapes, dtype=offsets.dtype, device=offsets.device).view(-1, 2).flip(-1)  # [L, 2] as (W, H)
-    locations = reference[:, :, None, :, None] + offsets / size[:, None]
-    return ms_deform_attn_grid_sample(value, shapes, locations, weights)
+    size = torch.as_tensor(spatial_shapes).to(offsets).view(-1, 2).flip(-1)  # [L, 2] as (W, H)
+    locations = reference_points[:, :, None, :, None] + offsets / size[:, None]
+    return ms_deform_attn_grid_sample(value, spatial_shapes, locations, weights)
 
 
 class LiteralLocalizer(Localizer):

@@ -32,7 +32,7 @@ def place_maps(like: Tensor) -> Tensor:
 
 
 def centres_of(place: Tensor, like: Tensor) -> Tensor:
-    """x and y in [-1, 1], [..., 2], of row-major places int64 [...] on maps `like` [..., h, w]."""
+    """Centres (x, y) in [-1, 1], [..., 2], of row-major places int64 [...] on maps `like` [..., h, w]."""
     height, width = like.shape[-2:]
     return torch.stack((_centres(width, like)[place % width], _centres(height, like)[place // width]), dim=-1)
 
