@@ -1,6 +1,6 @@
 """What the localizer alone finds in scenes that it has not seen: outlined, named, heard; by class and by size.
 
-    python benchmarks/localizer_found.py --assets ASSETS [--split val] [--scenes 160] [--weights FILE]
+    python benchmarks/localizer_found.py --assets ASSETS [--split val] [--scenes 160] [--weights FILE] [--pairs cued]
 
 One frame a scene, drawn by the frozen protocol from the pictures and sounds of the split; nothing is tracked, no mask
 is gated. Where `benchmarks/mini_results.py` says how good the answers are, this says which part of the model to blame.
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +51,8 @@ class Asked:
     sounds: bool
     chance: float
     """That it sounds, by the same query."""
+    query: int
+    """Its number."""
 
 
 def main() -> None:
@@ -60,9 +62,12 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=160)
     parser.add_argument("--photographs", type=float, default=0.0, help="share of scenes that are real photographs")
     parser.add_argument("--weights", type=Path, help="default: those that come with the package")
+    parser.add_argument("--pairs", choices=["cued", "uncued"], help="nothing but scenes with two objects of one class")
     options = parser.parse_args()
     model = load("avism_mini", options.weights)
     protocol = Protocol.load()
+    if options.pairs is not None:
+        protocol = replace(protocol, pair_share=1.0, pair_cued_share=float(options.pairs == "cued"))
     height, width = network_size(protocol.size[1], protocol.size[0], model.config.input)
     scenes = SynthClips(
         AssetLibrary(options.assets, protocol, options.split),
@@ -73,12 +78,14 @@ def main() -> None:
         classes=model.classes,
         photograph_share=options.photographs,
     )
-    asked, false = [], 0
+    asked, pairs, false = [], [], 0
     for first in tqdm(range(0, options.scenes, SCENES_AT_ONCE), desc=options.split):
         for found, wrong in answers(model, [scenes.clip(first + i) for i in range(SCENES_AT_ONCE)]):
             asked += found
+            pairs += pairs_of(found)
             false += wrong
     show(asked, false / options.scenes, model.config.postprocess.score_threshold)
+    show_pairs(pairs)
 
 
 @torch.no_grad()
@@ -112,6 +119,7 @@ def answers(model: AVISM, samples: list[ClipSample]) -> Iterator[tuple[list[Aske
                     named=bool(right[best, g]),
                     sounds=bool(sounds),
                     chance=float(tokens.sounding[t, best]),
+                    query=best,
                 )
             )
         yield objects, int((shown[t] & ~hits.any(1)).sum())
@@ -131,6 +139,27 @@ def ranking(loud: ArrayLike, quiet: ArrayLike) -> float:
         return float("nan")
     ranks = rankdata(np.concatenate([loud, quiet]))[: len(loud)]
     return float((ranks.mean() - (len(loud) + 1) / 2) / len(quiet))
+
+
+def pairs_of(found: list[Asked]) -> list[tuple[Asked, Asked]]:
+    """Of the objects of a scene those two of a class of which one sounds, that one first."""
+    classes = {a.class_name: [b for b in found if b.class_name == a.class_name] for a in found}
+    return [
+        (alike[0], alike[1]) if alike[0].sounds else (alike[1], alike[0])
+        for alike in classes.values()
+        if len(alike) == 2 and alike[0].sounds != alike[1].sounds
+    ]
+
+
+def show_pairs(pairs: list[tuple[Asked, Asked]]) -> None:
+    both = [pair for pair in pairs if pair[0].outlined and pair[1].outlined]
+    apart = [(one, other) for one, other in both if one.query != other.query]
+    right = [one.chance > other.chance for one, other in apart]
+    if apart:
+        print(
+            f"{len(pairs)} pairs of a class of which one sounds: both outlined {len(both) / len(pairs):.2f}, by two "
+            f"queries {len(apart) / len(pairs):.2f}; of these the right one is believed more {np.mean(right):.2f}"
+        )
 
 
 def show(asked: list[Asked], false: float, threshold: float) -> None:
