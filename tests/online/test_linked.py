@@ -38,7 +38,7 @@ def test_raw_outputs_hold_an_object_a_row() -> None:
     size = network_size(*film.frames.shape[-2:], model.config.input)
     raw = model.raw_outputs(resize_images(film.frames, size), model.hear(film.audio))
     objects = len(raw.pred_logits)
-    assert raw.pred_mask_embed.shape == (objects, 6, model.config.mask_channels)
+    assert raw.pred_mask_embed.shape == (objects, 6, model.config.drawn_channels)
     assert raw.presence is not None
     assert raw.presence.shape == (objects, 6)
     torch.testing.assert_close(raw.pred_logits.exp().sum(-1), torch.ones(objects))
