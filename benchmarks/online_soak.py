@@ -55,7 +55,7 @@ class Generator:
         self.logits = 3 * torch.randn(POOL, slots, len(config.classes) + 1, generator=generator)
         self.sounding = torch.rand(POOL, slots, generator=generator)
         self.sound = torch.randn(POOL, config.audio.feature_dim, generator=generator)
-        self.features = torch.randn(16, config.mask_channels, height // 4, width // 4, generator=generator)
+        self.features = torch.randn(16, config.drawn_channels, height // 4, width // 4, generator=generator)
         self.step = 0
         self.head = config.localizer.sounding_head
 
