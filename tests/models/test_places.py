@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_model import SMALL, small_model
+from small_model import SMALL
 from torch import nn
 
 import avis_stream as avs
+from avis_stream.models.avism import AVISM
 from avis_stream.models.places import MaskPlace, centres_of, place_maps
+
+
+def placed_model() -> AVISM:
+    torch.manual_seed(0)
+    settings = [*SMALL, "localizer.placed_masks=true"]
+    return avs.load("avism_mini", "random", settings=settings)
 
 
 def fixed(place: MaskPlace, x_fall: float, y_fall: float) -> MaskPlace:
@@ -64,8 +71,7 @@ def test_the_steepest_fall_leaves_a_logit_exact_enough_in_half_precision() -> No
 
 
 def test_weights_without_places_go_on_nearly_where_they_were() -> None:
-    placed = small_model()
-    without = avs.load("avism_mini", "random", settings=[*SMALL, "localizer.placed_masks=false"])
+    placed, without = placed_model(), avs.load("avism_mini", "random", settings=SMALL)
     lacking = placed.load_state_dict(without.state_dict(), strict=False)
     assert lacking.missing_keys
     assert all(key.startswith("localizer.place.") for key in lacking.missing_keys)
@@ -93,7 +99,7 @@ def test_of_two_alike_each_query_draws_its_own() -> None:
 
 
 def test_clips_and_streams_run_on_placed_masks() -> None:
-    model = small_model(objects="frame")
+    model = placed_model()
     frames = torch.randint(0, 256, (3, 3, 64, 96), dtype=torch.uint8)
     raw = model.raw_outputs(frames, torch.randn(3, model.config.audio.feature_dim))
     assert raw.pred_mask_embed.shape[-1] == raw.clip_mask_features.shape[1] == model.config.drawn_channels
