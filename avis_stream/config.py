@@ -1,21 +1,19 @@
 """Configuration: frozen dataclasses, one place for every hyper-parameter, JSON in and out.
 
 Vary a preset with `dataclasses.replace`, or from the command line with `--set tracker.token_window=3`
-(`with_overrides`). Official values are the defaults; `presets.py` names what differs.
+(`with_overrides`); `config_text.py` reads and writes them. Official values are the defaults; `presets.py` names what
+differs.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import types
-import typing
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
+from avis_stream import config_text
 from avis_stream.checks import require
-from avis_stream.errors import ConfigError
+from avis_stream.config_text import with_overrides
 
 AVISEG_CLASSES = (
     "person", "violin", "guitar", "cello", "flute", "piano", "ukulele", "accordion", "guzheng", "clarinet",
@@ -79,6 +77,7 @@ class MobileNetConfig:
 
 
 BackboneConfig = ResNetConfig | SwinConfig | MobileNetConfig
+_KINDS = {"resnet": ResNetConfig, "swin": SwinConfig, "mobilenet": MobileNetConfig}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -341,7 +340,7 @@ class TrainConfig:
 
     def to_json(self) -> str:
         """The schedule as one line of JSON, as it is kept beside weights and in checkpoints."""
-        return json.dumps(_plain(self), sort_keys=True)
+        return config_text.to_json(self, _KINDS)
 
     @staticmethod
     def from_json(text: str) -> TrainConfig:
@@ -350,7 +349,7 @@ class TrainConfig:
         Raises:
             ConfigError: Unknown or missing fields, or values of another type.
         """
-        return _from_json(TrainConfig, text)
+        return config_text.from_json(TrainConfig, text, _KINDS)
 
     def rate_at(self, step: int) -> float:
         """Share of the learning rate that step number `step` uses, counted from 0."""
@@ -395,11 +394,12 @@ class AVISMConfig:
     @property
     def drawn_channels(self) -> int:
         """Width of the mask features and embeddings that objects are drawn by."""
-        return self.mask_channels + _PLACE_CHANNELS * (self.tracker.masks == "frame" and self.localizer.placed_masks)
+        placed = self.tracker.masks == "frame" and self.localizer.placed_masks
+        return self.mask_channels + (_PLACE_CHANNELS if placed else 0)
 
     def to_json(self) -> str:
         """The configuration as one line of JSON, as it is kept in weight files and results."""
-        return json.dumps(_plain(self), sort_keys=True)
+        return config_text.to_json(self, _KINDS)
 
     @staticmethod
     def from_json(text: str) -> AVISMConfig:
@@ -408,105 +408,8 @@ class AVISMConfig:
         Raises:
             ConfigError: Unknown or missing fields, or values of another type.
         """
-        return _from_json(AVISMConfig, text)
+        return config_text.from_json(AVISMConfig, text, _KINDS)
 
     def with_overrides(self, settings: Iterable[str]) -> AVISMConfig:
         """A copy with `"tracker.token_window=3"`-like settings applied; see `with_overrides`."""
         return with_overrides(self, settings)
-
-
-Config = TypeVar("Config", AVISMConfig, TrainConfig)
-
-
-def with_overrides(config: Config, settings: Iterable[str]) -> Config:
-    """A copy of a configuration with `"field.path=value"` settings applied.
-
-    Raises:
-        ConfigError: A setting is not `field.path=value`, or names no field; the message lists the fields there are.
-    """
-    for setting in settings:
-        path, sign, value = setting.partition("=")
-        require(bool(sign), "--set", setting, "of the form field.path=value")
-        config = _replace_at(config, path.split("."), value, path)
-    return config
-
-
-_BACKBONES = {"resnet": ResNetConfig, "swin": SwinConfig, "mobilenet": MobileNetConfig}
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        plain = {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        for kind, cls in _BACKBONES.items():
-            if isinstance(value, cls):
-                plain["kind"] = kind
-        return plain
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _from_json(cls: type[Config], text: str) -> Config:
-    try:
-        plain = json.loads(text)
-    except ValueError as error:
-        raise ConfigError(f"configuration must be JSON as written by {cls.__name__}.to_json, got {error}") from error
-    config: Config = _build(cls, plain, "config")
-    return config
-
-
-def _build(cls: type, plain: Any, where: str) -> Any:
-    if not isinstance(plain, dict):
-        raise ConfigError(f"{where} must be an object, got {plain!r}")
-    hints = typing.get_type_hints(cls)
-    if unknown := set(plain) - set(hints) - {"kind"}:
-        raise ConfigError(f"{where} has unknown fields {sorted(unknown)}; written by a newer version?")
-    values = {}
-    for name, value in plain.items():
-        if name == "kind":
-            continue
-        target: Any = hints[name]
-        if name == "backbone":
-            kind = value.get("kind") if isinstance(value, dict) else None
-            if kind not in _BACKBONES:
-                raise ConfigError(f"{where}.backbone.kind must be one of {sorted(_BACKBONES)}, got {kind!r}")
-            target = _BACKBONES[kind]
-        is_group = isinstance(target, type) and dataclasses.is_dataclass(target)
-        values[name] = _build(target, value, f"{where}.{name}") if is_group else _value(target, value)
-    return cls(**values)
-
-
-def _value(target: Any, value: Any) -> Any:
-    is_tuple = typing.get_origin(target) is tuple or any(typing.get_origin(t) is tuple for t in typing.get_args(target))
-    return tuple(value) if is_tuple and value is not None else value
-
-
-def _replace_at(config: Any, path: list[str], text: str, whole: str) -> Any:
-    fields = {f.name for f in dataclasses.fields(config)}
-    if path[0] not in fields:
-        raise ConfigError(f"--set {whole}: no field {path[0]!r} here; there are {sorted(fields)}")
-    current = getattr(config, path[0])
-    if len(path) > 1:
-        if not dataclasses.is_dataclass(current):
-            raise ConfigError(f"--set {whole}: {path[0]!r} is a value, not a group of fields")
-        return dataclasses.replace(config, **{path[0]: _replace_at(current, path[1:], text, whole)})
-    target = typing.get_type_hints(type(config))[path[0]]
-    return dataclasses.replace(config, **{path[0]: _parse(target, text, whole)})
-
-
-def _parse(target: Any, text: str, whole: str) -> Any:
-    if dataclasses.is_dataclass(target):
-        raise ConfigError(f"--set {whole}: names a group of fields; set one of its fields")
-    origin, arguments = typing.get_origin(target), typing.get_args(target)
-    try:
-        if origin in (typing.Union, types.UnionType):
-            return None if text == "none" else _parse(next(a for a in arguments if a is not type(None)), text, whole)
-        if origin is tuple:
-            return tuple(_parse(arguments[0], part, whole) for part in text.split(","))
-        if origin is Literal:
-            if text not in arguments:
-                raise ValueError(f"must be one of {arguments}")
-            return text
-        if target is bool:
-            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
-        return target(text)
-    except (ValueError, KeyError) as error:
-        raise ConfigError(f"--set {whole}={text}: {error}") from error

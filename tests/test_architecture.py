@@ -25,7 +25,7 @@ LAYERS = [
     {"models", "metrics"},
     {"nn", "audio", "data", "gpu", "presets"},
     {"ops"},
-    {"checks", "config", "errors", "files", "memory", "needs", "stages", "types", "_version"},
+    {"checks", "config", "config_text", "errors", "files", "memory", "needs", "stages", "types", "_version"},
 ]
 """From the top down. A part imports from layers below; in the last three, also from its neighbours."""
 

@@ -15,7 +15,8 @@ import torch
 from tqdm import tqdm
 
 from avis_stream.commands.diary import Diary
-from avis_stream.config import AVISMConfig, TrainConfig, with_overrides
+from avis_stream.config import AVISMConfig, TrainConfig
+from avis_stream.config_text import with_overrides
 from avis_stream.data.annotations import parse_predictions
 from avis_stream.data.dataset import DataSplit, open_split, splits
 from avis_stream.errors import AvisStreamError, ConfigError

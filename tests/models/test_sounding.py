@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from avis_stream.config import AVISMConfig, ConfigError, LocalizerConfig, PostprocessConfig, with_overrides
+from avis_stream.config import AVISMConfig, LocalizerConfig, PostprocessConfig
+from avis_stream.config_text import with_overrides
 from avis_stream.data import rle
 from avis_stream.data.rle import intersections
+from avis_stream.errors import ConfigError
 from avis_stream.models.avism import AVISM
 from avis_stream.models.literal import LiteralAVISM
 from avis_stream.models.peaks import PeakQueries

@@ -1,0 +1,121 @@
+"""Configurations as text: JSON, and `field.path=value` settings, of frozen dataclasses that may hold one another.
+
+A field whose type is a union of dataclasses is kept with a `kind`, the name of the one that it holds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, TypeVar
+
+from avis_stream.checks import require
+from avis_stream.errors import ConfigError
+
+Config = TypeVar("Config")
+Kinds = Mapping[str, type]
+"""Dataclasses by their `kind`."""
+
+
+def to_json(config: Any, kinds: Kinds) -> str:
+    """A configuration as one line of JSON."""
+    return json.dumps(_plain(config, kinds), sort_keys=True)
+
+
+def from_json(cls: type[Config], text: str, kinds: Kinds) -> Config:
+    """The configuration that `to_json` wrote.
+
+    Raises:
+        ConfigError: Unknown or missing fields, or values of another type.
+    """
+    try:
+        plain = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"configuration must be JSON as written by {cls.__name__}.to_json, got {error}") from error
+    config: Config = _build(cls, plain, "config", kinds)
+    return config
+
+
+def with_overrides(config: Config, settings: Iterable[str]) -> Config:
+    """A copy of a configuration with `"field.path=value"` settings applied.
+
+    Raises:
+        ConfigError: A setting is not `field.path=value`, or names no field; the message lists the fields there are.
+    """
+    for setting in settings:
+        path, sign, value = setting.partition("=")
+        require(bool(sign), "--set", setting, "of the form field.path=value")
+        config = _replace_at(config, path.split("."), value, path)
+    return config
+
+
+def _plain(value: Any, kinds: Kinds) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        plain = {f.name: _plain(getattr(value, f.name), kinds) for f in dataclasses.fields(value)}
+        for kind, cls in kinds.items():
+            if isinstance(value, cls):
+                plain["kind"] = kind
+        return plain
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _build(cls: type, plain: Any, where: str, kinds: Kinds) -> Any:
+    if not isinstance(plain, dict):
+        raise ConfigError(f"{where} must be an object, got {plain!r}")
+    hints = typing.get_type_hints(cls)
+    if unknown := set(plain) - set(hints) - {"kind"}:
+        raise ConfigError(f"{where} has unknown fields {sorted(unknown)}; written by a newer version?")
+    values = {}
+    for name, value in plain.items():
+        if name == "kind":
+            continue
+        target: Any = hints[name]
+        if set(typing.get_args(target)) & set(kinds.values()):
+            kind: Any = value.get("kind") if isinstance(value, dict) else None
+            if kind not in kinds:
+                raise ConfigError(f"{where}.{name}.kind must be one of {sorted(kinds)}, got {kind!r}")
+            target = kinds[kind]
+        is_group = isinstance(target, type) and dataclasses.is_dataclass(target)
+        values[name] = _build(target, value, f"{where}.{name}", kinds) if is_group else _value(target, value)
+    return cls(**values)
+
+
+def _value(target: Any, value: Any) -> Any:
+    is_tuple = typing.get_origin(target) is tuple or any(typing.get_origin(t) is tuple for t in typing.get_args(target))
+    return tuple(value) if is_tuple and value is not None else value
+
+
+def _replace_at(config: Any, path: list[str], text: str, whole: str) -> Any:
+    fields = {f.name for f in dataclasses.fields(config)}
+    if path[0] not in fields:
+        raise ConfigError(f"--set {whole}: no field {path[0]!r} here; there are {sorted(fields)}")
+    current = getattr(config, path[0])
+    if len(path) > 1:
+        if not dataclasses.is_dataclass(current):
+            raise ConfigError(f"--set {whole}: {path[0]!r} is a value, not a group of fields")
+        return dataclasses.replace(config, **{path[0]: _replace_at(current, path[1:], text, whole)})
+    target = typing.get_type_hints(type(config))[path[0]]
+    return dataclasses.replace(config, **{path[0]: _parse(target, text, whole)})
+
+
+def _parse(target: Any, text: str, whole: str) -> Any:
+    if dataclasses.is_dataclass(target):
+        raise ConfigError(f"--set {whole}: names a group of fields; set one of its fields")
+    origin, arguments = typing.get_origin(target), typing.get_args(target)
+    try:
+        if origin in (typing.Union, types.UnionType):
+            return None if text == "none" else _parse(next(a for a in arguments if a is not type(None)), text, whole)
+        if origin is tuple:
+            return tuple(_parse(arguments[0], part, whole) for part in text.split(","))
+        if origin is Literal:
+            if text not in arguments:
+                raise ValueError(f"must be one of {arguments}")
+            return text
+        if target is bool:
+            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+        return target(text)
+    except (ValueError, KeyError) as error:
+        raise ConfigError(f"--set {whole}={text}: {error}") from error
