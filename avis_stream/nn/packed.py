@@ -131,9 +131,9 @@ class Conv2d(_Packable, nn.Conv2d):
     def _narrows(self) -> bool:
         """Whether this is a matrix product from more channels to fewer.
 
-        oneDNN chooses a layout for such convolutions by the size of the picture, and one that was packed for another
-        size costs more than the product: 960 to 320 channels at 6 x 11 on AVX2, 29 ms instead of 1.4. Layouts of linear
-        layers hold for any number of rows.
+        oneDNN chooses a layout for such convolutions by the size of the picture, and on one thread one that was packed
+        for another size costs more than the product: 960 to 320 channels at 6 x 11 on AVX2, 29 ms instead of 1.4.
+        Layouts of linear layers hold for any number of rows.
         """
         return self.kernel_size == self.stride == (1, 1) and self.groups == 1 and self.in_channels > self.out_channels
 
