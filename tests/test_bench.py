@@ -14,7 +14,7 @@ from avis_stream.errors import AvisStreamError
 
 PEAKS = {f"gflop_per_s {kind} {n}": 100.0 * n for kind in ("float32", "bfloat16") for n in (1, 2)}
 PEAKS |= {"gb_per_s 1": 10.0, "gb_per_s 2": 15.0}
-LATENCY = {"p50": 0.01, "p95": 0.02, "p99": 0.5, "slope_per_1000_steps": 0.003, "steps": 9}
+LATENCY = {"p50": 0.01, "p95": 0.02, "p99": 0.5, "last_third_slower_by": 0.003, "steps": 9}
 TIMES = {"ours": 0.001, "sdpa": 0.003, "peak": 0.1}
 ROWS = [
     {"what": "attention", "threads": 2, "seconds": TIMES, "flops": 1e8, "noisy": True},

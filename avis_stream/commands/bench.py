@@ -130,7 +130,7 @@ def table(report: dict[str, Any]) -> str:
     lines += _section("Against others", ["what", "threads", "ours", "others", "of the peak"], [
         _compared(row, peaks) for row in rows if "seconds" in row
     ])  # fmt: skip
-    lines += _section("Streams", ["what", "threads", "p50", "p95", "p99", "slower per 1000 steps"], [
+    lines += _section("Streams", ["what", "threads", "p50", "p95", "p99", "last third slower by"], [
         _latency(row) for row in rows if "latency" in row
     ])  # fmt: skip
     lines += _section("Clips, by stage", ["what", "threads", "all", "stages"], [
@@ -166,8 +166,8 @@ def _compared(row: dict[str, Any], peaks: Peaks) -> list[str]:
 def _latency(row: dict[str, Any]) -> list[str]:
     latency = row["latency"]
     steps = [_time(latency[name]) for name in ("p50", "p95", "p99")]
-    slope = f"{latency['slope_per_1000_steps']:+.1%}"
-    return [f"{row['what']}, {latency['steps']} steps", str(row["threads"]), *steps, slope]
+    later = f"{latency['last_third_slower_by']:+.1%}"
+    return [f"{row['what']}, {latency['steps']} steps", str(row["threads"]), *steps, later]
 
 
 def _stages(row: dict[str, Any]) -> list[str]:
