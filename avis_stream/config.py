@@ -87,6 +87,14 @@ class AudioConfig:
     encoder: Literal["vggish", "yamnet", "none", "deaf"] = "vggish"
     """`none`: the caller brings features of his own. `deaf`: nothing is heard, for comparison with the others."""
     feature_dim: int = 128
+    adapter_rank: int = 0
+    """Of the low-rank changes that YAMNet's last layers learned for mixtures, on top of their published weights (ADR
+    0012); 0: there are none."""
+
+    def __post_init__(self) -> None:
+        rank = self.adapter_rank
+        require(rank >= 0, "AudioConfig.adapter_rank", rank, ">= 0")
+        require(rank == 0 or self.encoder == "yamnet", "AudioConfig.adapter_rank", rank, '0, or encoder="yamnet"')
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -286,11 +294,17 @@ class SoundStageConfig:
     """Training of what names the classes in the sound alone, on made sound without pictures (`train/sounds.py`)."""
 
     count: int = 0
-    """Seconds that are made, embedded once and kept; 0: the model learns from pictures. A clip (`TrainConfig.clips`) is
-    one of them."""
+    """Seconds that are made once and kept, as log-mel patches; 0: the model learns from pictures. A clip
+    (`TrainConfig.clips`) is one of them."""
+    mixed: float = 0.3
+    """Share of the clips that are two of them at once."""
+    tilt: float = 0.5
+    """Standard deviation, in nats, of the smooth equaliser that each clip goes through."""
 
     def __post_init__(self) -> None:
         require(self.count >= 0, "SoundStageConfig.count", self.count, ">= 0 seconds")
+        require(0 <= self.mixed <= 1, "SoundStageConfig.mixed", self.mixed, "in [0, 1]")
+        require(self.tilt >= 0, "SoundStageConfig.tilt", self.tilt, ">= 0 nats")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

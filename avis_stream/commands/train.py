@@ -42,12 +42,12 @@ from avis_stream.train.processes import (
     wait_for_all,
 )
 from avis_stream.train.sounds import (
-    LEARNS,
     DrawnSeconds,
     HeardSounds,
     SoundLosses,
     SynthSounds,
     heard_seconds,
+    learns,
     load_sounds,
     require_sounding_head,
     save_sounds,
@@ -169,9 +169,9 @@ def _lesson(model: AVISM, schedule: TrainConfig, data: str, folder: Path) -> tup
         lesson = {"source": stretches, "losses": StreamLosses(model, schedule), "ahead": False}
         return lesson, replace(schedule, frozen=ALL_BUT_THE_TRACKER)
     if schedule.sounds.count:
-        drawn = DrawnSeconds(_sounds(model, schedule, data, folder), schedule.seed)
+        drawn = DrawnSeconds(_sounds(model, schedule, data, folder), schedule)
         lesson = {"source": drawn, "losses": SoundLosses(model, schedule), "ahead": False}
-        return lesson, replace(schedule, frozen=all_but(model, *LEARNS))
+        return lesson, replace(schedule, frozen=all_but(model, *learns(model)))
     return {"source": _source(data, model.config, schedule)}, schedule
 
 

@@ -91,14 +91,14 @@ def build_backbone(config: BackboneConfig) -> ResNet | Swin | MobileNet:
 SAME_OBJECT = 0.3
 """Least chance of being an object that a frame query must have to draw it."""
 
-_ENCODERS: dict[str, type[VGGish] | type[YAMNet] | type[Deaf]] = {"vggish": VGGish, "yamnet": YAMNet, "deaf": Deaf}
+_ENCODERS: dict[str, type[VGGish] | type[Deaf]] = {"vggish": VGGish, "deaf": Deaf}
 
 
 def build_audio_encoder(config: AudioConfig) -> VGGish | YAMNet | Deaf | None:
     """The audio encoder that a configuration names; None if the caller brings features of his own."""
     if config.encoder == "none":
         return None
-    encoder = _ENCODERS[config.encoder]()
+    encoder = YAMNet(config.adapter_rank) if config.encoder == "yamnet" else _ENCODERS[config.encoder]()
     wanted = f"{encoder.feature_dim}, what {config.encoder} gives"
     require(config.feature_dim == encoder.feature_dim, "audio.feature_dim", config.feature_dim, wanted)
     return encoder

@@ -31,8 +31,8 @@ def all_but(model: nn.Module, *learning: str) -> tuple[str, ...]:
 
 
 def build_optimiser(model: AVISM, config: TrainConfig) -> torch.optim.AdamW:
-    """An optimiser over the weights that learn; the audio encoder never does, nor `frozen` parts, nor the backbone at
-    factor 0, nor the tracker at 0 `query_layers`.
+    """An optimiser over the weights that learn; the audio encoder does from sounds alone, never from clips;
+    `frozen` parts do not, nor the backbone at factor 0, nor the tracker at 0 `query_layers`.
 
     Raises:
         ConfigError: A `frozen` prefix names nothing.
@@ -40,7 +40,8 @@ def build_optimiser(model: AVISM, config: TrainConfig) -> torch.optim.AdamW:
     for prefix in config.frozen:
         there = any(name.startswith(prefix) for name, _ in model.named_parameters())
         require(there, "TrainConfig.frozen", prefix, "the first words of a parameter's name, as `backbone.stem`")
-    still = ("audio_encoder.", *config.frozen, *(() if config.query_layers else _OF_CLIPS))
+    deaf = () if config.sounds.count else ("audio_encoder.",)
+    still = (*deaf, *config.frozen, *(() if config.query_layers else _OF_CLIPS))
     undecayed = {
         id(parameter)
         for part in model.modules()

@@ -1,7 +1,9 @@
-"""Training of what names the classes in the sound, on made sound without pictures, embedded once and kept.
+"""Training of what names the classes in the sound, on made sound without pictures, made once and kept.
 
-To make a second of sound costs a twentieth of what a scene with its pictures costs, and the encoder never learns: far
-more can be heard than seen. `SoundingHead.norm` and `.tag` alone learn, by the loss that they have on clips.
+To make a second of sound costs a twentieth of what a scene with its pictures costs: far more can be heard than seen.
+`SoundingHead.norm` and `.tag` alone learn, by the loss that they have on clips, and the changes of low rank that the
+encoder may have (ADR 0012). What is kept are log-mel patches; each time one is drawn it sounds through another
+equaliser, and sometimes with a second one at the same time.
 """
 
 from __future__ import annotations
@@ -12,8 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from avis_stream.audio.logmel import MEL_BANDS
+from avis_stream.audio.vggish import VGGish
+from avis_stream.audio.yamnet import YAMNet, is_published
 from avis_stream.config import AVISEG_CLASSES, AugmentConfig, AVISMConfig, TrainConfig
 from avis_stream.errors import ConfigError
 from avis_stream.models.avism import AVISM
@@ -29,8 +35,10 @@ from avis_stream.train.points import DrawPoints
 from avis_stream.train.source import DISJOINT_SHARE, Source, changed_seconds, heard_at, seconds_of, tags_of
 from avis_stream.train.varied import VariedLibrary
 
-LEARNS = ("localizer.sounding.norm.", "localizer.sounding.tag.")
-"""What learns from sound alone."""
+_MIXED_LOUDER = 1.5
+"""Nats by which the second of two sounds is at most louder or softer in power."""
+_TILT_KNOTS = 5
+"""Of the equaliser, over all bands."""
 
 STORY_SECONDS = 5
 """Taken from each story: a recording that is read and varied once is heard in several of them."""
@@ -97,27 +105,27 @@ class SynthSounds:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HeardSecond:
-    """What the tags get of one second, and what is true of it."""
+    """What the encoder gets of one second, and what is true of it."""
 
-    audio: Tensor
-    """float16 [A]."""
+    patch: Tensor
+    """float16 [96, 64], its log-mel spectrogram."""
     tags: Tensor
     """bool [K]."""
     name: str
 
     def to(self, device: torch.device) -> HeardSecond:
         """The same on a device."""
-        return replace(self, audio=self.audio.to(device), tags=self.tags.to(device))
+        return replace(self, patch=self.patch.to(device), tags=self.tags.to(device))
 
 
 @torch.no_grad()
 def heard_seconds(model: AVISM, source: Source[MadeSound], count: int) -> Iterator[HeardSecond]:
-    """The first `count` seconds of a source, heard by a model; yields as it goes."""
-    number = 0
+    """The first `count` seconds of a source, as a model's encoder gets them; yields as it goes."""
+    encoder, number = encoder_of(model), 0
     for stories in batches(source, _STORIES_AT_ONCE, range(0, -(-count // STORY_SECONDS), _STORIES_AT_ONCE)):
-        audio = model.hear(torch.cat([story.seconds for story in stories])).half().cpu()
+        patches = encoder.log_mel(torch.cat([story.seconds for story in stories]).to(model.device)).half().cpu()
         tags = torch.cat([story.tags for story in stories]) > 0
-        for one, true in zip(audio[: count - number], tags, strict=False):
+        for one, true in zip(patches[: count - number], tags, strict=False):
             yield HeardSecond(one, true, f"second {number}")
             number += 1
 
@@ -126,15 +134,15 @@ def heard_seconds(model: AVISM, source: Source[MadeSound], count: int) -> Iterat
 class HeardSounds:
     """All seconds that are kept, S of them."""
 
-    audio: Tensor
-    """float16 [S, A]."""
+    patches: Tensor
+    """float16 [S, 96, 64]."""
     tags: Tensor
     """bool [S, K]."""
 
 
 def save_sounds(path: Path, seconds: Sequence[HeardSecond], of: str) -> None:
     """Keeps seconds as plain tensors; `of` says what they are, in words."""
-    plain = {"audio": torch.stack([s.audio for s in seconds]), "tags": torch.stack([s.tags for s in seconds])}
+    plain = {"patches": torch.stack([s.patch for s in seconds]), "tags": torch.stack([s.tags for s in seconds])}
     save_kept(path, "sounds", plain, of)
 
 
@@ -148,32 +156,62 @@ def load_sounds(path: Path, of: str) -> HeardSounds:
 
 
 class DrawnSeconds:
-    """Seconds drawn at random from those kept, numbered."""
+    """Seconds drawn at random from those kept, numbered; no two draws are alike."""
 
-    def __init__(self, sounds: HeardSounds, seed: int) -> None:
-        self._sounds, self._seed = sounds, seed
+    def __init__(self, sounds: HeardSounds, config: TrainConfig) -> None:
+        self._sounds, self._seed, self._config = sounds, config.seed, config.sounds
 
     def clip(self, number: int) -> HeardSecond:
         """Draw `number`."""
-        which = int(np.random.default_rng([self._seed, 7, number]).integers(len(self._sounds.audio)))
-        return HeardSecond(self._sounds.audio[which], self._sounds.tags[which], f"second {which}")
+        rng = np.random.default_rng([self._seed, 7, number])
+        which, other = rng.integers(len(self._sounds.patches), size=2).tolist()
+        patch, tags, name = self._sounds.patches[which].float(), self._sounds.tags[which], f"second {which}"
+        if rng.random() < self._config.mixed:  # powers add; the offset in the logarithm is small against both
+            louder = float(rng.uniform(-_MIXED_LOUDER, _MIXED_LOUDER))
+            patch = torch.logaddexp(patch, self._sounds.patches[other].float() + louder)
+            tags, name = tags | self._sounds.tags[other], f"{name} with {other}"
+        knots = torch.from_numpy(rng.normal(0, self._config.tilt, (1, 1, _TILT_KNOTS))).float()
+        tilt = F.interpolate(knots, MEL_BANDS, mode="linear", align_corners=True)[0]
+        return HeardSecond((patch + tilt).half(), tags, name)
 
 
 class SoundLosses(nn.Module):
-    """The sounding head with the loss of its tags around it."""
+    """Encoder and sounding head with the loss of the tags around them."""
 
     def __init__(self, model: AVISM, config: TrainConfig) -> None:
         super().__init__()
         require_sounding_head(model.config)
-        self.head, self.config = model.localizer.sounding, config.losses
+        self.encoder, self.head, self.config = encoder_of(model), model.localizer.sounding, config.losses
 
     def forward(self, seconds: Sequence[HeardSecond], draw: DrawPoints) -> dict[str, Tensor]:
         """Names the classes in seconds of sound; the loss unweighted as `frame_tags`, and weighted as `total`."""
         assert self.head is not None
-        tags = self.head.listen(torch.stack([s.audio for s in seconds]).float()).tags
+        heard = self.encoder.embed(torch.stack([s.patch for s in seconds]).float())
+        tags = self.head.listen(heard).tags
         losses = {"frame_tags": tag_loss(tags, torch.stack([s.tags for s in seconds]).float())}
         losses["total"] = weighted(losses, self.config)
         return losses
+
+
+def learns(model: AVISM) -> tuple[str, ...]:
+    """First words of the names of what learns from sound alone."""
+    heard = (name for name, _ in model.named_parameters() if name.startswith("audio_encoder."))
+    return ("localizer.sounding.norm.", "localizer.sounding.tag.", *(name for name in heard if not is_published(name)))
+
+
+def encoder_of(model: AVISM) -> VGGish | YAMNet:
+    """The model's sound encoder.
+
+    Raises:
+        ConfigError: It has none that listens.
+    """
+    encoder = model.audio_encoder
+    if isinstance(encoder, VGGish | YAMNet):
+        return encoder
+    raise ConfigError(
+        f"learning from sounds alone takes an encoder that listens, and {model.config.name} has audio.encoder="
+        f"{model.config.audio.encoder}: take yamnet, or vggish with --audio-weights"
+    )
 
 
 def require_sounding_head(config: AVISMConfig) -> None:

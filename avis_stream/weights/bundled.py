@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from avis_stream.audio.yamnet import is_published
 from avis_stream.models.avism import AVISM
 from avis_stream.weights.files import read_state
 
@@ -19,9 +20,15 @@ def bundled_weights(name: str) -> Path | None:
 
 
 def stored_state(model: AVISM) -> dict[str, Tensor]:
-    """What a weight file of a model holds: all but the frozen sound encoder, where that ships with the package."""
+    """What a weight file of a model holds: all but the sound encoder's published weights, where those ship with the
+    package.
+    """
     bundled = model.config.audio.encoder == "yamnet"
-    return {k: v for k, v in model.state_dict().items() if not (bundled and k.startswith("audio_encoder."))}
+
+    def elsewhere(name: str) -> bool:
+        return bundled and name.startswith("audio_encoder.") and is_published(name)
+
+    return {k: v for k, v in model.state_dict().items() if not elsewhere(k)}
 
 
 def bundled_yamnet() -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from avis_stream.audio.yamnet import is_published
 from avis_stream.config import MobileNetConfig, ResNetConfig
 from avis_stream.errors import CheckpointError
 from avis_stream.models.avism import AVISM
@@ -55,7 +56,8 @@ def start_from(model: AVISM, path: str | os.PathLike[str]) -> InitialReport:
         for k, v in ours.items()
         if k not in fitting
     ]
-    learnt = {k for k in own if not k.startswith("audio_encoder.") and not k.endswith(".relative_position_index")}
+    public = {k for k in own if k.startswith("audio_encoder.") and is_published(k)}
+    learnt = {k for k in own if k not in public and not k.endswith(".relative_position_index")}
     return InitialReport(tuple(sorted(fitting)), tuple(sorted(skipped)), tuple(sorted(learnt - set(fitting))))
 
 

@@ -128,7 +128,7 @@ def unfolded_model(
     if config.audio.encoder == "vggish" and not hears:
         config = replace(config, audio=replace(config.audio, encoder="none"))
     model = (LiteralAVISM if reference else AVISM)(config)
-    if isinstance(model.audio_encoder, YAMNet):  # frozen and the same for every model, so it is stored once
+    if isinstance(model.audio_encoder, YAMNet):  # what is published is the same for every model, so it is stored once
         untrained = model.state_dict() if state is None else {}
         state = untrained | {f"audio_encoder.{k}": v for k, v in bundled_yamnet().items()} | (state or {})
     if state is not None:

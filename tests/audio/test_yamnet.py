@@ -5,12 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 
+import avis_stream as avs
 from avis_stream.audio.logmel import LogMel
-from avis_stream.audio.yamnet import YAMNet
-from avis_stream.weights.bundled import bundled_yamnet
+from avis_stream.audio.yamnet import YAMNet, is_published
+from avis_stream.config import AudioConfig
+from avis_stream.errors import ConfigError
+from avis_stream.presets import preset
+from avis_stream.weights.bundled import bundled_yamnet, stored_state
+from avis_stream.weights.files import save_weights
+from avis_stream.weights.load import unfolded_model
 
 RECORDED = Path(__file__).parents[1] / "fixtures" / "yamnet.npz"
 
@@ -66,3 +73,39 @@ def test_one_second_at_a_time_gives_what_all_at_once_gives() -> None:
 def test_silence_has_a_finite_spectrum() -> None:
     patch = LogMel(0.001)(torch.zeros(1, 16_000))
     torch.testing.assert_close(patch, torch.full_like(patch, float(np.log(0.001))))
+
+
+@torch.no_grad()
+def test_adapters_begin_as_the_published_network_and_are_stored_beside_it() -> None:
+    torch.manual_seed(0)
+    patches, public = torch.randn(3, 96, 64), bundled_yamnet()
+    adapted = YAMNet(adapter_rank=4).eval()
+    adapted.load_state_dict(public, strict=False)
+    torch.testing.assert_close(adapted.embed(patches), load().embed(patches), rtol=0, atol=0)
+    names = {name for name, _ in adapted.named_parameters()}
+    assert {name for name in names if is_published(name)} == set(public)
+    assert len(names - set(public)) == 3 * 7
+    adapted.layers[-2].up.bias += 1
+    assert (adapted.embed(patches) > load().embed(patches)).any()
+
+
+def test_adapters_travel_with_the_weights_of_their_model(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = preset("avism_mini").with_overrides(["audio.adapter_rank=3"])
+    model = unfolded_model(config, None, "")
+    with torch.no_grad():
+        model.audio_encoder.layers[-2].up.bias += 1
+    save_weights(stored_state(model), model.config, tmp_path / "w.safetensors", half=True)
+    second = torch.rand(1, 16_000) - 0.5
+    heard = avs.load("avism_mini", tmp_path / "w.safetensors").hear(second)
+    torch.testing.assert_close(heard, model.hear(second), rtol=1e-2, atol=1e-2)
+    assert (heard - load()(second)).abs().max() > 0.1
+    stored = {name for name in stored_state(model) if name.startswith("audio_encoder.")}
+    assert len(stored) == 3 * 7
+
+
+def test_only_yamnet_has_adapters() -> None:
+    with pytest.raises(ConfigError, match=r'adapter_rank must be 0, or encoder="yamnet", got 2'):
+        AudioConfig(encoder="vggish", adapter_rank=2)
+    with pytest.raises(ConfigError, match=r"adapter_rank must be >= 0, got -1"):
+        AudioConfig(encoder="yamnet", feature_dim=1024, adapter_rank=-1)
