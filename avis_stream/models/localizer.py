@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from avis_stream.config import AVISMConfig
-from avis_stream.models.peaks import PeakQueries
+from avis_stream.models.peaks import FirstQueries, PeakQueries
 from avis_stream.models.pixel_decoder import FEATURE_LEVELS, PixelFeatures
 from avis_stream.models.places import MaskPlace
 from avis_stream.models.sounding import Heard, Motion, SoundingHead
@@ -155,23 +155,24 @@ class Localizer(nn.Module):
         keys = [level + p for level, p in zip(levels, position, strict=True)]
         guides = self.mask_guides(features)
         if self.peaks is None:
-            peaks, embed, state = None, self.query_embed.weight, self.query_feat.weight.expand(len(audio), -1, -1)
-            begin = state.new_zeros(*state.shape[:2], 2)
+            learned = self.query_feat.weight.expand(len(audio), -1, -1)
+            first = FirstQueries(self.query_embed.weight, learned, learned.new_zeros(*learned.shape[:2], 2))
         else:
-            peaks, embed, state, begin = self.peaks(features.levels[-1], position[-1])
+            first = self.peaks(features.levels[-1], position[-1])
+        state = first.state
         if self.audio_fusion is not None:
             heard_by_fusion = audio if self.unheard is None else self.unheard.expand_as(audio)
-            state = state + self.audio_fusion(heard_by_fusion, embed, levels)
+            state = state + self.audio_fusion(heard_by_fusion, first.embed, levels)
         heard = None if self.sounding is None else self.sounding.listen(audio)
         seen = None if motion is None else Motion(motion, _resized(features.mask_features.detach(), motion))
-        heads = [self.predict(state, begin, heard, seen)]
+        heads = [self.predict(state, first.begin, heard, seen)]
         for i, layer in enumerate(self.layers):
             level = i % len(levels)
             size = features.levels[level].shape[-2:]
             visible = self.visible(heads[-1].mask_embed, guides[level], size)
-            state = layer(state, embed, keys[level], levels[level], visible)
-            heads.append(self.predict(state, begin, heard, seen))
-        return FrameDecoding(heads, peaks, None if heard is None else heard.tags)
+            state = layer(state, first.embed, keys[level], levels[level], visible)
+            heads.append(self.predict(state, first.begin, heard, seen))
+        return FrameDecoding(heads, first.centres, None if heard is None else heard.tags)
 
     def predict(self, state: Tensor, begin: Tensor, heard: Heard | None, seen: Motion | None) -> FramePrediction:
         """The prediction heads on a decoder state [T, N, C] of queries that began at `begin` [T, N, 2]."""

@@ -6,6 +6,8 @@ few training steps they learn much faster than learned queries, which must first
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,6 +18,20 @@ from avis_stream.nn.packed import Conv2d
 
 _RARE = -4.0
 """First logit everywhere: nearly every place is no centre."""
+
+
+@dataclass(frozen=True, slots=True)
+class FirstQueries:
+    """The N queries of T frames with which decoding begins."""
+
+    embed: Tensor
+    """Their position encodings, [T, N, C], or [N, C] where all frames have the same."""
+    state: Tensor
+    """[T, N, C]."""
+    begin: Tensor
+    """[T, N, 2], where they are: x and y in [-1, 1]."""
+    centres: Tensor | None = None
+    """Logits [T, K, h, w] of the map whose peaks they are; None: they are learned."""
 
 
 class PeakQueries(nn.Module):
@@ -32,15 +48,12 @@ class PeakQueries(nn.Module):
         self.class_proj = nn.Linear(classes, channels)
         self.position_proj = nn.Linear(channels, channels)
 
-    def forward(self, features: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Finds the peaks.
+    def forward(self, features: Tensor, position: Tensor) -> FirstQueries:
+        """Finds the peaks, best first.
 
         Args:
             features: [T, C, h, w] at stride 8.
             position: [h w, C], their position encoding.
-        Returns:
-            Logits of the map [T, K, h, w], the queries' position encodings and states, [T, N, C] each, best peak first,
-            and where they are, x and y in [-1, 1], [T, N, 2].
         """
         logits = self.centre(F.relu(self.conv(features)))
         chance = logits.detach().sigmoid()
@@ -50,8 +63,7 @@ class PeakQueries(nn.Module):
         rank = best * (F.max_pool2d(best, 3, 1, 1) == best) + 1e-3 * best
         place = rank.flatten(1).topk(min(self.queries, rank[0].numel())).indices  # [T, N]
         state = self.feature_proj(_at(features, place)) + self.class_proj(_at(chance, place))
-        embed: Tensor = self.position_proj(position[place])
-        return logits, embed, state, centres_of(place, features)
+        return FirstQueries(self.position_proj(position[place]), state, centres_of(place, features), logits)
 
 
 def _at(maps: Tensor, place: Tensor) -> Tensor:

@@ -82,18 +82,20 @@ def test_queries_stand_on_the_best_peaks_first() -> None:
     features[0, 1, 2, 3], features[0, 1, 2, 4] = 8.0, 7.0  # a peak and its slope, second by value
     features[0, 0, 4, 6], features[0, 2, 0, 0] = 5.0, 4.0
     places = torch.arange(35.0)[:, None].expand(-1, 32)
-    logits, embed, _, _ = peaks(features, places)
-    assert logits[0, 1, 2, 3] == 2.0
-    found = embed[0, :, 0].tolist()
+    first = peaks(features, places)
+    assert first.centres[0, 1, 2, 3] == 2.0
+    found = first.embed[0, :, 0].tolist()
     assert found[:3] == [2 * 7 + 3, 4 * 7 + 6, 0]
     assert 2 * 7 + 4 not in found
 
 
 def test_a_frame_of_fewer_places_than_queries_still_decodes() -> None:
     peaks = PeakQueries(channels=32, queries=24, classes=3)
-    logits, embed, state, _ = peaks(torch.randn(2, 32, 2, 3), torch.randn(6, 32))
-    assert logits.shape == (2, 3, 2, 3)
-    assert embed.shape == state.shape == (2, 6, 32)
+    first = peaks(torch.randn(2, 32, 2, 3), torch.randn(6, 32))
+    assert first.centres is not None
+    assert first.centres.shape == (2, 3, 2, 3)
+    assert first.embed.shape == first.state.shape == (2, 6, 32)
+    assert first.begin.shape == (2, 6, 2)
 
 
 def test_motion_is_nothing_where_nothing_moves() -> None:
