@@ -65,8 +65,11 @@ def ms_deform_attn(
     """
     shapes = flat_shapes(spatial_shapes)
     loc, weight = coordinates(sampling_locations, value), weights(attention_weights, value)
-    check_arguments(value, shapes, loc, weight)
-    out: Tensor = torch.ops.avis.ms_deform_attn(value, shapes, loc, weight)
+    try:
+        out: Tensor = torch.ops.avis.ms_deform_attn(value, shapes, loc, weight)
+    except RuntimeError:  # every kernel checks; only then is it worth the time to say it better
+        check_arguments(value, shapes, loc, weight)
+        raise
     return out
 
 

@@ -55,8 +55,11 @@ def ms_deform_attn_fused(
     shapes = flat_shapes(spatial_shapes)
     ref, offsets = coordinates(reference_points, value), coordinates(offsets, value)
     logits = weights(logits.flatten(3) if logits.dim() == 5 else logits, value)
-    check_arguments(value, shapes, ref, offsets, logits)
-    out: Tensor = torch.ops.avis.ms_deform_attn_fused(value, shapes, ref, offsets, logits)
+    try:
+        out: Tensor = torch.ops.avis.ms_deform_attn_fused(value, shapes, ref, offsets, logits)
+    except RuntimeError:
+        check_arguments(value, shapes, ref, offsets, logits)
+        raise
     return out
 
 

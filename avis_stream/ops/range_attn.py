@@ -96,9 +96,12 @@ def range_attn(
         [2.0, 8.0]
     """
     starts, ranges = flat_ints(q_starts), flat_ints(k_ranges)
-    check_arguments(q, k, v, starts, ranges, key_bias)
-    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
-    out, lse = torch.ops.avis.range_attn(q, k, v, starts, ranges, key_bias, scale)
+    try:
+        scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+        out, lse = torch.ops.avis.range_attn(q, k, v, starts, ranges, key_bias, scale)
+    except (RuntimeError, ArithmeticError, IndexError):
+        check_arguments(q, k, v, starts, ranges, key_bias)
+        raise
     return (out, lse) if return_lse else out
 
 
