@@ -65,7 +65,7 @@ def avism_mini() -> AVISMConfig:
         channels=128,
         mask_channels=64,
         backbone=MobileNetConfig(),
-        audio=AudioConfig(encoder="yamnet", feature_dim=1024),
+        audio=AudioConfig(encoder="yamnet", feature_dim=1024, adapter_rank=48),
         input=InputConfig(short_side_px=192, long_side_px=512),
         pixel_decoder=PixelDecoderConfig(layers=2, ffn_channels=256),
         localizer=LocalizerConfig(
