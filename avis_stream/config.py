@@ -89,12 +89,10 @@ class AudioConfig:
     feature_dim: int = 128
     adapter_rank: int = 0
     """Of the low-rank changes that YAMNet's last layers learned for mixtures, on top of their published weights (ADR
-    0012); 0: there are none."""
+    0012); 0: there are none. Other encoders have none."""
 
     def __post_init__(self) -> None:
-        rank = self.adapter_rank
-        require(rank >= 0, "AudioConfig.adapter_rank", rank, ">= 0")
-        require(rank == 0 or self.encoder == "yamnet", "AudioConfig.adapter_rank", rank, '0, or encoder="yamnet"')
+        require(self.adapter_rank >= 0, "AudioConfig.adapter_rank", self.adapter_rank, ">= 0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
