@@ -49,6 +49,7 @@ from avis_stream.train.sounds import (
     heard_seconds,
     learns,
     load_sounds,
+    require_listening,
     require_sounding_head,
     save_sounds,
 )
@@ -203,6 +204,7 @@ def _begin(folder: Path, *, force: bool) -> None:
 def _require_sounds(config: AVISMConfig, data: str) -> None:
     """Refuses to learn from sounds alone what cannot be, before anything is made or cleared away."""
     require_sounding_head(config)
+    require_listening(config)
     if data.partition(":")[0] != _MADE:
         raise ConfigError(
             f"train.sounds.count makes its sound itself, so --data must be {_MADE} or {_MADE}:ASSETS, got {data}; with "

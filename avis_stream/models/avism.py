@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -91,14 +91,18 @@ def build_backbone(config: BackboneConfig) -> ResNet | Swin | MobileNet:
 SAME_OBJECT = 0.3
 """Least chance of being an object that a frame query must have to draw it."""
 
-_ENCODERS: dict[str, type[VGGish] | type[Deaf]] = {"vggish": VGGish, "deaf": Deaf}
+_ENCODERS: dict[str, Callable[[AudioConfig], VGGish | YAMNet | Deaf]] = {
+    "vggish": lambda _: VGGish(),
+    "yamnet": lambda config: YAMNet(config.adapter_rank),
+    "deaf": lambda _: Deaf(),
+}
 
 
 def build_audio_encoder(config: AudioConfig) -> VGGish | YAMNet | Deaf | None:
     """The audio encoder that a configuration names; None if the caller brings features of his own."""
     if config.encoder == "none":
         return None
-    encoder = YAMNet(config.adapter_rank) if config.encoder == "yamnet" else _ENCODERS[config.encoder]()
+    encoder = _ENCODERS[config.encoder](config)
     wanted = f"{encoder.feature_dim}, what {config.encoder} gives"
     require(config.feature_dim == encoder.feature_dim, "audio.feature_dim", config.feature_dim, wanted)
     return encoder

@@ -57,7 +57,7 @@ def ms_deform_attn_fused(
     logits = weights(logits.flatten(3) if logits.dim() == 5 else logits, value)
     try:
         out: Tensor = torch.ops.avis.ms_deform_attn_fused(value, shapes, ref, offsets, logits)
-    except RuntimeError:
+    except RuntimeError:  # as in `ms_deform_attn`: the kernel has checked, this says it better
         check_arguments(value, shapes, ref, offsets, logits)
         raise
     return out

@@ -99,7 +99,7 @@ def range_attn(
     try:
         scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
         out, lse = torch.ops.avis.range_attn(q, k, v, starts, ranges, key_bias, scale)
-    except (RuntimeError, ArithmeticError, IndexError):
+    except (RuntimeError, ArithmeticError, IndexError):  # of the kernel's checks; of the scale, where q has no channels
         check_arguments(q, k, v, starts, ranges, key_bias)
         raise
     return (out, lse) if return_lse else out

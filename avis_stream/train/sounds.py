@@ -205,13 +205,23 @@ def encoder_of(model: AVISM) -> VGGish | YAMNet:
     Raises:
         ConfigError: It has none that listens.
     """
+    require_listening(model.config)
     encoder = model.audio_encoder
-    if isinstance(encoder, VGGish | YAMNet):
-        return encoder
-    raise ConfigError(
-        f"learning from sounds alone takes an encoder that listens, and {model.config.name} has audio.encoder="
-        f"{model.config.audio.encoder}: take yamnet, or vggish with --audio-weights"
-    )
+    assert isinstance(encoder, VGGish | YAMNet)
+    return encoder
+
+
+def require_listening(config: AVISMConfig) -> None:
+    """Refuses a model that hears nothing itself.
+
+    Raises:
+        ConfigError: It has no sound encoder, or one that is deaf.
+    """
+    if config.audio.encoder in {"none", "deaf"}:
+        raise ConfigError(
+            f"learning from sounds alone takes an encoder that listens, and {config.name} has audio.encoder="
+            f"{config.audio.encoder}: take yamnet, or vggish with --audio-weights"
+        )
 
 
 def require_sounding_head(config: AVISMConfig) -> None:

@@ -24,11 +24,12 @@ def stored_state(model: AVISM) -> dict[str, Tensor]:
     package.
     """
     bundled = model.config.audio.encoder == "yamnet"
+    return {k: v for k, v in model.state_dict().items() if not (bundled and of_published_encoder(k))}
 
-    def elsewhere(name: str) -> bool:
-        return bundled and name.startswith("audio_encoder.") and is_published(name)
 
-    return {k: v for k, v in model.state_dict().items() if not elsewhere(k)}
+def of_published_encoder(name: str) -> bool:
+    """Whether a model's parameter is one of its sound encoder's published weights, which never learn."""
+    return name.startswith("audio_encoder.") and is_published(name)
 
 
 def bundled_yamnet() -> dict[str, Tensor]:

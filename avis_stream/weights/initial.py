@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from avis_stream.audio.yamnet import is_published
 from avis_stream.config import MobileNetConfig, ResNetConfig
 from avis_stream.errors import CheckpointError
 from avis_stream.models.avism import AVISM
 from avis_stream.weights.backbones import mobilenet_state
+from avis_stream.weights.bundled import of_published_encoder
 from avis_stream.weights.files import read_state
 from avis_stream.weights.official import is_official, rename_state
 
@@ -56,8 +56,7 @@ def start_from(model: AVISM, path: str | os.PathLike[str]) -> InitialReport:
         for k, v in ours.items()
         if k not in fitting
     ]
-    public = {k for k in own if k.startswith("audio_encoder.") and is_published(k)}
-    learnt = {k for k in own if k not in public and not k.endswith(".relative_position_index")}
+    learnt = {k for k in own if not of_published_encoder(k) and not k.endswith(".relative_position_index")}
     return InitialReport(tuple(sorted(fitting)), tuple(sorted(skipped)), tuple(sorted(learnt - set(fitting))))
 
 

@@ -74,7 +74,7 @@ def usable_device(wanted: str | torch.device) -> torch.device:
     try:
         device = torch.device(wanted)
         torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch's, by what it lacks for the device
         why = (str(error).splitlines() or [""])[0]
         raise ConfigError(
             f"device must be one that this torch can use, such as cpu, got {str(wanted)!r} ({why})"

@@ -270,10 +270,11 @@ def test_the_command_keeps_its_sounds_for_a_resumed_run(tmp_path: Path) -> None:
     ("data", "setting", "words"),
     [
         ("synth", "localizer.sounding_head=false", "and avism_mini has none: take avism_mini, or set localizer"),
+        ("synth", "audio.encoder=deaf", "takes an encoder that listens, and avism_mini has audio"),
         ("made", "train.seed=1", r"--data must be synth or synth:ASSETS, got made; with train\.sounds\.count=0"),
         ("synth", "train.streams.count=3", r"sounds\.count must be 0 where streams\.count is 3: .*, got 6"),
     ],
-    ids=["no_head", "not_made", "streams_too"],
+    ids=["no_head", "deaf", "not_made", "streams_too"],
 )
 def test_what_cannot_be_is_refused_before_anything_is_lost(tmp_path: Path, data: str, setting: str, words: str) -> None:
     (tmp_path / "last.pt").write_text("a run of before")
