@@ -15,6 +15,9 @@ import avis_stream as avs
 from avis_stream.memory import available_memory_bytes
 from avis_stream.models.mask_store import MaskStore
 from avis_stream.models.offline import ClipFrame, mask_features_again, segment_clip
+from avis_stream.online import OnlineConfig
+from avis_stream.online.memory import TrackerMemory
+from avis_stream.online.tracking import Arrival, StreamTracker
 from avis_stream.stages import StageTimer
 
 pytestmark = pytest.mark.slow
@@ -40,6 +43,36 @@ def test_localizer(threads: int, record: Callable[..., Any]) -> None:
             threads,
             {"ours": lambda: ours.localize(images, features), "reference": lambda: literal.localize(images, features)},
             rounds=10,
+            bars={"reference": 3},
+        )
+
+
+def test_tracker_step(record: Callable[..., Any]) -> None:
+    """Steps of a stream through a window, so that every phase counts once, against tracking the last 60 frames anew."""
+    ours, literal = model_of("avism_r50_in"), model_of("avism_r50_in", reference=True)
+    tracking = StreamTracker(ours.tracker, OnlineConfig())
+    memory = TrackerMemory.empty(ours.config, tracking.geometry, True, torch.zeros(1))
+    config, window = ours.config, tracking.geometry.window
+    queries = torch.randn(60, config.localizer.queries, config.channels)
+    sound = torch.randn(60, config.audio.feature_dim)
+
+    def steps() -> None:
+        for t in range(window):
+            tracking.answer([memory], tracking.push([memory], [Arrival(queries[t : t + 1], sound[t : t + 1])]))
+
+    def anew() -> None:
+        for _ in range(window):
+            literal.track(queries, sound)
+
+    with torch.inference_mode():
+        for _ in range(tracking.geometry.pages):
+            steps()
+        record(
+            f"tracker, avism_r50_in, {window} steps of a stream",
+            2,
+            {"ours": steps, "released tracker on 60 frames, each step": anew},
+            rounds=2,
+            bars={"released tracker on 60 frames, each step": 8},
         )
 
 

@@ -4,7 +4,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -47,7 +47,7 @@ def interleave(contenders: dict[str, Timed], threads: int, rounds: int = 30) -> 
             run()
             samples[name].append(clock() - start)
     ordered = {name: sorted(times) for name, times in samples.items()}
-    noisy = any(times[len(times) // 10] > 1.4 * times[0] for times in ordered.values())
+    noisy = any(len(times) > 1 and times[max(1, len(times) // 10)] > 1.4 * times[0] for times in ordered.values())
     return Interleaved({name: times[0] for name, times in ordered.items()}, noisy)
 
 
@@ -57,6 +57,8 @@ class Row:
     threads: int
     result: Interleaved
     flops: float | None = None
+    bars: dict[str, float] = field(default_factory=dict)
+    """How many times faster than a rival it must be."""
 
     def __str__(self) -> str:
         ours = self.result.seconds["ours"]
@@ -64,7 +66,8 @@ class Row:
         parts = [f"{self.what:<44} {self.threads} thr  ours {ours * 1e3:8.3f} ms"]
         for name, seconds in self.result.seconds.items():
             if name not in ("ours", "peak"):
-                parts.append(f"{name} {seconds * 1e3:8.3f} ms = {seconds / ours:5.2f}x")
+                bar = f" (bar {self.bars[name]:g})" if name in self.bars else ""
+                parts.append(f"{name} {seconds * 1e3:8.3f} ms = {seconds / ours:5.2f}x{bar}")
         if self.flops is not None and peak is not None:
             rate, top = self.flops / ours, PEAK_FLOPS / peak
             parts.append(f"{rate / 1e9:.0f} GFLOP/s = {100 * rate / top:.0f} % of a matrix product's")
@@ -102,21 +105,27 @@ def _pinned() -> Iterator[None]:
 
 @pytest.fixture
 def record(table: list[Row], request: pytest.FixtureRequest) -> Callable[..., Interleaved]:
-    """Interleaves contenders, adds the row to the table and to the benchmark's JSON, and holds a bar if given."""
+    """Interleaves contenders and adds the row, with the bars if it has some, to the table and to the JSON."""
 
     def run(
-        what: str, threads: int, contenders: dict[str, Timed], rounds: int = 30, flops: float | None = None
+        what: str,
+        threads: int,
+        contenders: dict[str, Timed],
+        rounds: int = 30,
+        flops: float | None = None,
+        bars: dict[str, float] | None = None,
     ) -> Interleaved:
         if flops is not None:
             contenders = contenders | {"peak": peak()}
         result = interleave(contenders, threads, rounds)
-        table.append(Row(what, threads, result, flops))
+        table.append(Row(what, threads, result, flops, bars or {}))
         benchmark = request.getfixturevalue("benchmark")
         benchmark.extra_info.update(
             what=what,
             threads=threads,
             seconds=result.seconds,
             flops=flops,
+            bars=bars or {},
             noisy=result.noisy,
             load=os.getloadavg()[0],
         )

@@ -19,14 +19,16 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 import avis_stream as avs
 from avis_stream.memory import available_disk_bytes
-from avis_stream.models.avism import AVISM, FrameTokens
+from avis_stream.models.avism import AVISM, FrameTokens, Tracks
 from avis_stream.models.mask_store import MaskStore
 from avis_stream.models.offline import ClipFrame, mask_features_again, segment_clip
 from avis_stream.stages import StageTimer
@@ -77,18 +79,18 @@ def let_pairs_pass(model: AVISM) -> None:
     """
     track = model.track
 
-    def tracked(frame_queries: Tensor, audio_features: Tensor) -> tuple[Tensor, Tensor]:
-        logits, mask_embed = track(frame_queries, audio_features)
-        ranked = logits[:, 0].argsort(descending=True)
-        logits = torch.full_like(logits, -10.0)
+    def tracked(*frames: Any) -> Tracks:
+        tracks = track(*frames)
+        ranked = tracks.logits[:, 0].argsort(descending=True)
+        logits = torch.full_like(tracks.logits, -10.0)
         logits[:, -1] = 0.0
         logits[ranked[:PAIRS], 0] = 10.0
-        return logits, mask_embed
+        return replace(tracks, logits=logits)
 
     model.track = tracked  # type: ignore[method-assign]
 
 
-def generated(model: AVISM, images: Tensor, audio_features: Tensor) -> FrameTokens:
+def generated(images: Tensor, audio_features: Tensor, previous: Tensor | None = None) -> FrameTokens:
     """Random tokens of the real shapes, smooth enough that masks look like masks."""
     count = len(images)
     smooth = torch.nn.functional.interpolate(torch.randn(count, 256, 3, 5), size=(96, 160), mode="bilinear")
@@ -102,7 +104,7 @@ def run(options: argparse.Namespace) -> dict[str, object]:
     model = avs.load("avism_r50_in", "random", reference=options.reference, settings=["audio.encoder=none"])
     let_pairs_pass(model)
     if options.generator:
-        model.localize = lambda images, audio: generated(model, images, audio)  # type: ignore[method-assign]
+        model.localize = generated  # type: ignore[method-assign]
     timer = StageTimer()
 
     def frames() -> Iterator[ClipFrame]:

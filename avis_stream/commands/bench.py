@@ -155,7 +155,11 @@ def _compared(row: dict[str, Any], peaks: Peaks) -> list[str]:
     seconds = dict(row["seconds"])
     seconds.pop("peak", None)
     ours, threads = seconds.pop("ours"), row["threads"]
-    others = "; ".join(f"{name} {_time(s)}, **{s / ours:.2f}x**" for name, s in seconds.items())
+    bars = {
+        name: f" (bar {bar:g}, {'met' if seconds[name] >= bar * ours else 'missed'})"
+        for name, bar in row["bars"].items()
+    }
+    others = "; ".join(f"{name} {_time(s)}, **{s / ours:.2f}x**{bars.get(name, '')}" for name, s in seconds.items())
     share = ""
     if row["flops"]:
         rate, most = row["flops"] / ours / 1e9, peaks[f"gflop_per_s float32 {threads}"]
