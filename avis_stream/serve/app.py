@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from avis_stream.errors import AvisStreamError, ConfigError
 from avis_stream.needs import install_extra
+from avis_stream.serve.allowance import Allowances
 from avis_stream.serve.hub import Hub, LineSlot, Slot
 from avis_stream.serve.sources import Sources, Watched, together
 from avis_stream.sources.address import redacted
@@ -32,6 +33,8 @@ except ImportError as error:
 
 _ASSETS = Path(__file__).parents[1] / "assets" / "viewer"
 _COOKIE = "avis_token"
+_OPEN = ("/viewer.js", "/viewer.css", "/healthz")
+"""For all, as often as they like: nothing in them is secret or dear."""
 _LOCAL = ("127.0.0.1", "localhost", "::1")
 _LONGEST_REQUEST = 4096
 _ACK_SECONDS = 15.0
@@ -54,6 +57,7 @@ class ServeConfig:
     """None: none is asked for on loopback; elsewhere one is made up."""
     max_viewers: int = 16
     requests_per_second: float = 50.0
+    """Of one client address; what anybody may see, and strangers who are refused, do not count."""
 
     @property
     def is_local(self) -> bool:
@@ -111,7 +115,7 @@ class _Door:
 
     def __init__(self, app: ASGIApp, config: ServeConfig) -> None:
         self._app, self._config = app, config
-        self._allowance, self._since = config.requests_per_second, time.monotonic()
+        self._allowances = Allowances(config.requests_per_second)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -127,8 +131,6 @@ class _Door:
             await send({"type": "websocket.close", "code": 4000 + status, "reason": why})
 
     def _refusal(self, connection: HTTPConnection) -> tuple[int, str]:
-        if not self._may_ask():
-            return 429, "too many requests; wait a second"
         host = urlsplit(f"//{connection.headers.get('host', '')}")
         # A page of another site could have its name point here (DNS rebinding), or open our websocket.
         if self._config.is_local and (host.hostname or "") not in _LOCAL:
@@ -136,18 +138,14 @@ class _Door:
         origin = connection.headers.get("origin")
         if origin is not None and urlsplit(origin).netloc != host.netloc:
             return 403, "not for pages of other sites"
-        if connection.url.path in ("/viewer.js", "/viewer.css", "/healthz") or self._knows_token(connection):
+        if connection.url.path in _OPEN:  # a health check that is told to wait would call a well server ill
             return 0, ""
-        return 401, "a token is needed: open the address that avis-stream serve printed"
-
-    def _may_ask(self) -> bool:
-        now, rate = time.monotonic(), self._config.requests_per_second
-        self._allowance = min(rate, self._allowance + (now - self._since) * rate)
-        self._since = now
-        if self._allowance < 1:
-            return False
-        self._allowance -= 1
-        return True
+        if not self._knows_token(connection):  # asked before anything is spent: strangers may share an address
+            return 401, "a token is needed: open the address that avis-stream serve printed"
+        address = connection.client.host if connection.client else ""
+        if not self._allowances.spend(address, time.monotonic()):
+            return 429, "too many requests; wait a second"
+        return 0, ""
 
     def _knows_token(self, connection: HTTPConnection) -> bool:
         wanted = self._config.token

@@ -28,7 +28,8 @@ pytest.importorskip("starlette", reason="starlette is not there (make test insta
 from serving import CLASSES, SCENE, Running, next_picture, read_on
 from websockets.exceptions import ConnectionClosed
 
-from avis_stream.serve.app import ServeConfig, _Views
+from avis_stream.serve.allowance import Allowances
+from avis_stream.serve.app import ServeConfig, _Door, _Views
 from avis_stream.serve.hub import Hub, LineSlot
 from avis_stream.serve.sources import Sources
 from avis_stream.stream.session import Session
@@ -214,6 +215,48 @@ def test_crowds_and_floods_are_bounded() -> None:
         socket.send("x" * 100_000)  # nobody needs to say so much
         with pytest.raises(ConnectionClosed):
             read_on(socket)
+
+
+def test_one_client_does_not_spend_what_another_may_ask() -> None:
+    """And strangers spend nothing, not even from an address that they share with those who know the token."""
+    answered: list[str] = []
+
+    async def inside(scope: Any, _receive: Any, _send: Any) -> None:
+        answered.append(scope["path"])
+
+    door = _Door(inside, ServeConfig(host="0.0.0.0", token="sesame", requests_per_second=3))
+
+    def ask(client: str, path: str = "/stats", token: str = "sesame") -> int:
+        statuses: list[int] = []
+
+        async def send(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                statuses.append(message["status"])
+
+        scope = {
+            "type": "http", "path": path, "query_string": f"token={token}".encode(), "client": (client, 1),
+            "headers": [(b"host", b"10.0.0.1:8080")], "method": "GET", "scheme": "http",
+        }  # fmt: skip
+        asyncio.run(door(scope, None, send))  # type: ignore[arg-type]
+        return statuses[0] if statuses else 200
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("avis_stream.serve.app.time.monotonic", lambda: 100.0)
+        assert [ask("10.0.0.2", token="wrong") for _ in range(5)] == [401] * 5
+        assert [ask("10.0.0.2") for _ in range(5)] == [200, 200, 200, 429, 429]
+        assert ask("10.0.0.2", "/healthz", token="") == 200
+        assert ask("10.0.0.3") == 200
+        patch.setattr("avis_stream.serve.app.time.monotonic", lambda: 100.5)
+        assert [ask("10.0.0.2") for _ in range(2)] == [200, 429]
+    assert answered.count("/stats") == 5
+
+
+def test_allowances_remember_so_many_clients_and_no_more() -> None:
+    allowances = Allowances(1.0, most=2)
+    assert [allowances.spend(client, 0.0) for client in "abab"] == [True, True, False, False]
+    assert allowances.spend("c", 0.0), "a is forgotten for it"
+    assert len(allowances) == 2
+    assert not allowances.spend("b", 0.0)
 
 
 def test_without_viewers_nothing_is_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
