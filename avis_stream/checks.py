@@ -52,6 +52,26 @@ def check_shape(
     return checked
 
 
+def check_finite(value: Tensor, name: str, hint: str) -> Tensor:
+    """Checks that a tensor holds no NaN and no infinity, and returns it.
+
+    Looks at values, so it waits for the device. Where values cannot be looked at, inside `torch.export`,
+    `torch.compile` or the capture of a CUDA graph, nothing is checked.
+
+    Args:
+        value: Any shape.
+        name: The argument's name, as the caller knows it.
+        hint: What to do about it.
+    Raises:
+        ShapeError: Some values are not finite; the message says how many.
+    """
+    capturing = value.is_cuda and torch.cuda.is_current_stream_capturing()
+    if torch.compiler.is_compiling() or capturing or bool(value.isfinite().all()):
+        return value
+    bad = int((~value.isfinite()).sum())
+    raise ShapeError(f"{name} must be finite, got {bad} NaN or infinite values of {value.numel()}; {hint}")
+
+
 def require(condition: bool, name: str, value: object, wanted: str) -> None:
     """Raises ConfigError, naming the field, what was wanted and what came, unless `condition` holds."""
     if not condition:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from avis_stream.checks import check_shape, describe
+from avis_stream.checks import check_finite, check_shape, describe
 from avis_stream.errors import CheckpointError, ClockError, ShapeError
 from avis_stream.models.avism import AVISM
 from avis_stream.online.config import OnlineConfig
@@ -54,9 +54,7 @@ def checked_sound(audio: Tensor) -> tuple[Tensor, int]:
     check_shape(audio, "audio", "S", dtype=torch.float32, hint=hint)
     if len(audio) > SAMPLE_RATE:
         raise ShapeError(f"audio must hold at most {SAMPLE_RATE} samples, got {describe(audio)}; cut it: {hint}")
-    if not bool(audio.isfinite().all()):
-        bad = int((~audio.isfinite()).sum())
-        raise ShapeError(f"audio must be finite, got {bad} NaN or infinite samples; put zeros where nothing was heard")
+    check_finite(audio, "audio", "put zeros where nothing was heard")
     return F.pad(audio, (0, SAMPLE_RATE - len(audio))), len(audio)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from avis_stream.checks import check_shape, require
+from avis_stream.checks import check_finite, check_shape, require
 from avis_stream.errors import ShapeError, StateConsumedError
 from avis_stream.models.avism import AVISM, SAME_OBJECT
 from avis_stream.models.tracker import ClipPrediction, likeliest, presence_of, same_object
@@ -269,7 +269,8 @@ class OnlineSegmenter:
             logits: [N, K + 1], their classes, with `TrackerConfig.objects="frame"`; without them video queries answer.
 
         Raises:
-            ShapeError: An argument differs; the state stays as it was.
+            ShapeError: An argument differs or is not finite; the state stays as it was. While a graph is exported,
+                compiled or captured, values are not looked at.
         """
         return self.push_features(
             frame_queries[None], clip_mask_features, audio_feature[None], state, sounding, mask_embed, logits
@@ -307,6 +308,13 @@ class OnlineSegmenter:
             check_shape(mask_embed, "mask_embed", "N Cm", N=slots, Cm=config.drawn_channels)
         if logits is not None:
             check_shape(logits, "logits", "N K", N=slots, K=len(config.classes) + 1)
+        given = {
+            "frame_queries": frame_queries, "clip_mask_features": clip_mask_features, "audio_features": audio_features,
+            "sounding": sounding, "mask_embed": mask_embed, "logits": logits,
+        }  # fmt: skip
+        for name, values in given.items():
+            if values is not None:  # one NaN would stay in the sinks for as long as the stream lasts
+                check_finite(values, name, "leave the frame out, or look for what broke the localizer")
         (body,) = self._bodies([state])
         require(len(frame_queries) >= 1, "frame_queries", len(frame_queries), "at least one frame")
         body = state.take()

@@ -109,6 +109,56 @@ def test_catching_up_takes_as_much_of_everything(change: dict[str, slice], words
     assert online.catch_up(film.frames[:3], film.audio[:3], state, whole["pts_ns"], film.previous[:3])[1].steps == 3
 
 
+FEATURES = ("frame_queries", "clip_mask_features", "audio_feature", "sounding", "mask_embed", "logits")
+
+
+def features(online: OnlineSegmenter) -> dict[str, torch.Tensor]:
+    """What a localizer might say of a frame."""
+    config, slots = online.model.config, online.tracking.geometry.slots
+    sizes = (
+        (slots, config.channels),
+        (config.drawn_channels, 16, 24),
+        (config.audio.feature_dim,),
+        (slots,),
+        (slots, config.drawn_channels),
+        (slots, len(config.classes) + 1),
+    )
+    return {name: torch.rand(size) for name, size in zip(FEATURES, sizes, strict=True)}
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("name", FEATURES)
+def test_features_that_are_not_finite_are_refused(name: str, value: float) -> None:
+    """One would stay in tokens and sinks for as long as the stream lasts."""
+    online = OnlineSegmenter(small_model(), open_config())
+    state, given = online.init_state(), features(online)
+    given[name].view(-1)[3] = value
+    with pytest.raises(ShapeError, match=rf"{name}s? must be finite, got 1 .*; leave the frame out"):
+        online.step_features(state=state, **given)
+    assert state.steps == 0
+
+
+class StepOnce(torch.nn.Module):
+    """The first step of a stream on features."""
+
+    def __init__(self, online: OnlineSegmenter) -> None:
+        super().__init__()
+        self.online, self.model = online, online.model
+
+    def forward(self, frame_queries: torch.Tensor, features: torch.Tensor, audio: torch.Tensor) -> torch.Tensor:
+        answer, _ = self.online.step_features(frame_queries, features, audio, self.online.init_state())
+        return answer.pred_logits
+
+
+def test_a_step_on_features_can_be_exported() -> None:
+    """What looks at values stays out of graphs: an exported step takes the same features and says the same."""
+    online = OnlineSegmenter(small_model(), open_config())
+    given = tuple(features(online)[name] for name in FEATURES[:3])
+    step = StepOnce(online)
+    graph = torch.export.export(step, given, strict=False).module()
+    torch.testing.assert_close(graph(*given), step(*given))
+
+
 @pytest.mark.parametrize("settings", [{"alignment": "official"}, {"refine_delay": 2}], ids=str)
 def test_what_keeps_frames_back_needs_their_size(settings: dict[str, Any]) -> None:
     online = OnlineSegmenter(small_model(), open_config(**settings))
