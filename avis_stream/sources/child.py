@@ -19,7 +19,6 @@ from avis_stream.sources.worker import wire
 
 _PROGRAM = str(Path(wire.__file__).parent)
 _PIPE_BYTES = 1 << 20
-_END_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +67,15 @@ class Child:
         self._thread = threading.Thread(target=self._listen, name=name, daemon=True)
         self._thread.start()
 
-    def end(self) -> None:
-        """Ends the process and the thread; returns when both are gone. Harmless when they are."""
+    def kill(self) -> None:
+        """Kills the process, at which the thread ends too; waits for neither. Harmless when they are gone."""
         with contextlib.suppress(OSError):
             self._process.kill()
+
+    def join(self, timeout: float) -> None:
+        """Returns when process and thread are gone, or after `timeout` seconds."""
         if threading.current_thread() is not self._thread:
-            self._thread.join(_END_SECONDS)
+            self._thread.join(timeout)
 
     def _listen(self) -> None:
         assert self._process.stdout is not None

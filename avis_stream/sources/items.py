@@ -81,7 +81,10 @@ class Source(Protocol):
         """Is called every few hundredths of a second."""
 
     def stop(self) -> None:
-        """Ends every thread and process. Harmless when nothing runs."""
+        """Tells every thread and process to end, and waits for none. Harmless when nothing runs."""
+
+    def join(self, timeout: float) -> None:
+        """Returns when all that `stop` told to end is gone, or after `timeout` seconds. Harmless when nothing runs."""
 
 
 class ItemSource:
@@ -95,7 +98,7 @@ class ItemSource:
 
         Args:
             source_id: Name for results and events.
-            items: May wait in `next`, but then a session cannot end before it returns.
+            items: May wait in `next`; a session that ends meanwhile leaves its thread there, until it returns.
             realtime: Hand each out when its time has come; else as fast as they are taken.
             gives_pictures: Whether there are frames or pairs among them.
             gives_sound: Whether there is sound among them.
@@ -126,10 +129,13 @@ class ItemSource:
         return ()
 
     def stop(self) -> None:
-        """Ends the thread after the item at hand."""
+        """The thread ends after the item at hand."""
         self._stop.set()
-        if self._thread is not None:
-            self._thread.join(2.0)
+
+    def join(self, timeout: float) -> None:
+        """Waits for the thread."""
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(timeout)
 
     def _run(self, clock: SessionClock, post: Post) -> None:
         try:

@@ -24,6 +24,7 @@ from avis_stream.types import NANOSECONDS, SAMPLE_RATE, AudioChunk, Event, Video
 
 _QUIET_NS = 1 * NANOSECONDS
 """Without sound for so long beside pictures that come, frames stop waiting for it."""
+_CLOSE_SECONDS = 1.0
 _LONGEST_FILLER = 8 * SAMPLE_RATE
 
 
@@ -55,6 +56,7 @@ class LiveSource:
         }  # fmt: skip
         self._supervisor = Supervisor(source_id, config)
         self._child: Child | None = None
+        self._killed: Child | None = None
         self._connection: Connection | None = None
         self._number = 0
         self._frames = 0
@@ -72,11 +74,22 @@ class LiveSource:
         self._clock, self._post = clock, post
 
     def stop(self) -> None:
-        """Ends the worker and its thread."""
+        """Kills the worker."""
         child, self._child = self._child, None
         self._number += 1  # whatever it has still said is old
         if child is not None:
-            child.end()
+            child.kill()
+            self._killed = child
+
+    def join(self, timeout: float) -> None:
+        """Waits for the worker and its thread."""
+        if self._killed is not None:
+            self._killed.join(timeout)
+
+    def _close(self) -> None:
+        """Ends one connection of several: the next must find the device free."""
+        self.stop()
+        self.join(_CLOSE_SECONDS)
 
     def tick(self, now_ns: int) -> Iterable[Item]:
         """Opens, closes and gives up when it is time."""
@@ -84,10 +97,10 @@ class LiveSource:
         if wish == "open":
             self._open(now_ns)
         elif wish == "close":
-            self.stop()
+            self._close()
             yield from self._gone(self._supervisor.impatience, now_ns)
         elif wish == "give_up":
-            self.stop()
+            self._close()
             yield Finished(SourceError(f"{self.source_id} must come back, it is away for too long; is it on?"))
         if self._is_quiet(now_ns):
             self._quiet = True
@@ -117,7 +130,7 @@ class LiveSource:
             return
         if message.kind in (wire.ENDED, wire.FATAL):
             why = redacted(message.text)
-            self.stop()
+            self._close()
             if message.kind == wire.FATAL:
                 yield Finished(SourceError(f"{self.source_id} cannot be read: {why}"))
             elif why == "finished":

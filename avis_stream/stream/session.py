@@ -129,19 +129,22 @@ class Session:
         return self
 
     def stop(self) -> None:
-        """Ends every thread and process; returns when they are gone. Harmless when they are.
+        """Ends every thread and process; returns when they are gone, after 2 s at the latest. Harmless when they are.
 
-        A model that is in the middle of a step finishes it first.
+        A model that is in the middle of a step finishes it first. What cannot be made to end by then, such as an
+        iterator of the caller's that waits, is left alone: its thread ends when it can, and holds no program back.
         """
+        deadline = time.monotonic() + _STOP_SECONDS  # one for all, however many are slow to go
         with self._change:
             self._state = "over"
             self._change.notify_all()
         for source in self._sources:
             source.stop()
-        deadline = time.monotonic() + _STOP_SECONDS
-        for thread in self._threads:
-            if thread is not threading.current_thread():
-                thread.join(max(0.0, deadline - time.monotonic()))
+        # The thread that takes in comes first: what it was just opening it stops itself. The model may be slowest.
+        ending: Sequence[Source | threading.Thread] = (*self._threads[:1], *self._sources, *self._threads[1:])
+        for one in ending:
+            if one is not threading.current_thread():
+                one.join(max(0.0, deadline - time.monotonic()))
 
     def stats(self) -> SessionStats:
         """What was measured so far."""

@@ -77,6 +77,7 @@ def test_what_is_played_is_heard_when_it_was_played(microphone: VirtualMicrophon
         recorder.until(lambda: len(recorder.chunks) > heard + 25, "the rest")
     finally:
         recorder.source.stop()
+        recorder.source.join(2.0)
     assert recorder.events == ["connected"]
     assert all(chunk.valid for chunk in recorder.chunks)
     first = recorder.chunks[30]
@@ -157,6 +158,7 @@ def test_a_sound_server_that_dies_is_found_again(microphone: VirtualMicrophone) 
         recorder.until(lambda: len(recorder.chunks) > before, "sound again")
     finally:
         recorder.source.stop()
+        recorder.source.join(2.0)
     assert recorder.events[-1] == "reconnected"
     stamps = [chunk.pts_ns for chunk in recorder.chunks]
     assert stamps[before] > stamps[before - 1]
@@ -175,6 +177,7 @@ def test_a_name_that_no_microphone_has(microphone: VirtualMicrophone) -> None:
         recorder.until(lambda: recorder.events, "an event")
     finally:
         recorder.source.stop()
+        recorder.source.join(2.0)
     assert recorder.events == ["unreachable"] or recorder.events[0] == "SoundOver"
 
 

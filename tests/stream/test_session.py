@@ -6,7 +6,7 @@ import itertools
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -184,8 +184,11 @@ class EndlessCamera:
         self._thread = threading.Thread(target=self._speak, name=name, daemon=True)
         self._thread.start()
 
-    def end(self) -> None:
+    def kill(self) -> None:
         self._over.set()
+
+    def join(self, timeout: float) -> None:
+        self._thread.join(timeout)
 
     def _speak(self) -> None:
         picture, sound = bytearray(3 * 16 * 12), bytearray(4 * SAMPLE_RATE // 25)
@@ -251,6 +254,67 @@ def test_stopping_from_any_state_ends_everything() -> None:
     assert blocked.next() is not None
     blocked.stop()
     assert not avis_threads()
+
+
+class StuckSource:
+    """A source that does not end: whoever waits for it waits as long as they said they would."""
+
+    live = True
+
+    def __init__(self, name: str, told: list[str], wait: Callable[[float], None], *, gives_pictures: bool) -> None:
+        self.source_id, self.gives_pictures, self.gives_sound = name, gives_pictures, not gives_pictures
+        self._told, self._wait = told, wait
+
+    def start(self, clock: object, post: object) -> None: ...
+
+    def receive(self, what: object, now_ns: int) -> tuple[()]:
+        return ()
+
+    def tick(self, now_ns: int) -> tuple[()]:
+        return ()
+
+    def stop(self) -> None:
+        self._told.append(f"stop {self.source_id}")
+
+    def join(self, timeout: float) -> None:
+        self._told.append(f"join {self.source_id} {timeout:g}")
+        self._wait(timeout)
+
+
+def test_whoever_is_slow_to_end_shares_one_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    now = [100.0]
+
+    def wait(timeout: float) -> None:
+        now[0] += min(1.5, timeout)
+
+    sources = [StuckSource(name, told, wait, gives_pictures=name == "cam") for name in ("cam", "mic", "line")]
+    session = Session(StubSegmenter(), sources=sources)
+    monkeypatch.setattr("avis_stream.stream.session.time.monotonic", lambda: now[0])
+    session.stop()
+    assert told == ["stop cam", "stop mic", "stop line", "join cam 2", "join mic 0.5", "join line 0"]
+
+
+@pytest.mark.slow
+def test_two_sources_that_do_not_end_hold_nobody_for_more_than_the_deadline() -> None:
+    released = threading.Event()
+
+    def stuck() -> Iterator[VideoFrame]:
+        yield from frames(2)
+        released.wait(30)
+
+    sources = [
+        ItemSource("frames", stuck(), realtime=False, gives_pictures=True, gives_sound=False),
+        StuckSource("mic", [], time.sleep, gives_pictures=False),
+    ]
+    session = Session(StubSegmenter(), sources=sources).start()
+    try:
+        assert session.next(20) is not None
+        begin = time.monotonic()
+        session.stop()
+        assert time.monotonic() - begin < 2.5
+    finally:
+        released.set()
 
 
 def test_leaving_the_loop_ends_everything() -> None:
