@@ -85,7 +85,8 @@ class Event:
     """Something that happened to an identity, or to a source, at one instant."""
 
     kind: str
-    """For identities `born`, `sounding`, `silent`, `dormant`, `returned`, `dead`; for sources `gap`, `resized`,
+    """For identities `born`, `sounding`, `silent`, `dormant`, `returned`, `dead`; `full`, with how many in `detail`, at
+    each step in which `OnlineConfig.max_identities` keeps somebody from an identity; for sources `gap`, `resized`,
     `connected`, `lost`, `unreachable`, `reconnected`, `broken`, `audio_missing`, `audio_back`, `audio_lost`,
     `drift`."""
     track_id: int | None = None

@@ -247,13 +247,16 @@ class IdentityKeeper:
 
     def interrupt(self, table: IdentityTable) -> tuple[Event, ...]:
         """The source announced a gap: places say nothing any more, so all identities must return by their looks."""
+        sounded = table.status == SOUNDING
+        awake = sounded | (table.status == SILENT)
         events = [
-            Event(kind="silent", track_id=track_id, detail="gap")
-            for track_id in sorted(table.public_id[table.status == SOUNDING].tolist())
+            Event(kind=kind, track_id=track_id, detail="gap")
+            for kind, rows in (("silent", sounded), ("dormant", awake))
+            for track_id in sorted(table.public_id[rows].tolist())
         ]
         for row in (table.status == TENTATIVE).nonzero()[:, 0].tolist():
             table.free(row)
-        table.status[(table.status == SOUNDING) | (table.status == SILENT)] = DORMANT
+        table.status[awake] = DORMANT
         table.odds[:] = 0
         return tuple(events)
 
@@ -279,6 +282,7 @@ class _Step:
         self.stay, self.least_odds = stay, least_odds
         self.events: list[Event] = []
         self.died_slots: list[int] = []
+        self.without_place = 0
 
     def fall_asleep(self) -> None:
         """Identities that were not seen for long return by stricter rules only, from this step on."""
@@ -409,7 +413,8 @@ class _Step:
         for column in new.nonzero()[:, 0].tolist():
             row = self._room()
             if row is None:
-                return
+                self.without_place += 1
+                continue
             at, what = torch.tensor([row]), torch.tensor([column])
             table.status[row], table.hits[row], table.born_ns[row] = TENTATIVE, 1, self.now
             table.sounded_ns[row] = self.now
@@ -419,6 +424,8 @@ class _Step:
                 table.status[row] = SOUNDING if self._is_shown(at, what).item() else SILENT
                 self._confirm(row)
                 self._tell_sound([row], torch.tensor([TENTATIVE]))
+        if self.without_place:  # told at each step that it lasts: whoever is missing would have been shown at each
+            self.events.append(Event(kind="full", detail=f"{self.without_place} without a place"))
 
     def _room(self) -> int | None:
         """A free row; in a full table that of the dormant identity longest unheard, or a tentative one's."""
@@ -431,6 +438,8 @@ class _Step:
                 oldest: int = min(rows.tolist(), key=lambda r: (int(table.sounded_ns[r]), int(table.public_id[r])))
                 if status == DORMANT:
                     self._bury(oldest, detail="table full")
+                else:
+                    self.without_place += 1  # the tentative one's turn is lost
                 table.free(oldest)
                 return oldest
         return None

@@ -152,12 +152,25 @@ def test_gap_announced_by_the_source() -> None:
     weaker = look(0) * torch.tensor(0.55).logit() / (look(0) @ look(0))
     story = Story()
     story.see(observe(0))
-    assert told(list(story.keeper.interrupt(story.table))) == [("silent", 1)]
+    assert told(list(story.keeper.interrupt(story.table))) == [("silent", 1), ("dormant", 1)]
     assert told(story.see(observe(0, looks=[weaker]))) == [("born", 2), ("sounding", 2)]
     story = Story()
     story.see(observe(0))
     story.keeper.interrupt(story.table)
     assert told(story.see(observe(0))) == [("returned", 1), ("sounding", 1)]
+
+
+def test_a_gap_makes_the_silent_dormant_too() -> None:
+    """Those that sounded are told to be silent first; those that were dormant before are not told again."""
+    story = Story()
+    story.see(observe(0))
+    story.see(observe(), after=40)
+    story.see(observe(1, 2))
+    story.see(observe(2))
+    gap = [("silent", 3), ("dormant", 2), ("dormant", 3)]
+    assert told(list(story.keeper.interrupt(story.table))) == gap
+    assert story.live == []
+    assert told(list(story.keeper.interrupt(story.table))) == []
 
 
 def test_jump_of_the_clock_counts_as_absence() -> None:
@@ -233,8 +246,17 @@ def test_full_table_forgets_the_dormant_one_longest_unheard() -> None:
     assert events == [("dead", 1), ("born", 4), ("sounding", 4)]
     story.see(observe(2, 3, 4))
     assert story.table.next_id == 6
-    assert told(story.see(observe(2, 3, 4, 5))) == []  # all live: no room
+    (full,) = story.see(observe(2, 3, 4, 5, 6))  # all live: no room
+    assert (full.kind, full.track_id, full.detail) == ("full", None, "2 without a place")
     assert story.live == [3, 4, 5]
+    assert told(story.see(observe(2, 3, 4))) == []
+
+
+def test_full_table_tells_of_the_tentative_one_that_it_gave_up() -> None:
+    story = Story(max_identities=1, birth_hits=2)
+    assert told(story.see(observe(0))) == []
+    (full,) = story.see(observe(1, 2))
+    assert full.detail == "1 without a place"
 
 
 def test_pinned_identity_never_dies() -> None:
@@ -242,7 +264,7 @@ def test_pinned_identity_never_dies() -> None:
     story.see(observe(0))
     story.table.anchor[0] = 0
     story.see(observe(), after=40)
-    assert told(story.see(observe(1), after=1000)) == []
+    assert told(story.see(observe(1), after=1000)) == [("full", None)]
     assert int(story.table.status[0]) == DORMANT
     assert ("returned", 1) in told(story.see(observe(0)))
 
@@ -267,6 +289,8 @@ def test_no_id_comes_twice(seed: int) -> None:
     for _ in range(300):
         pause = 1 if torch.rand(1, generator=generator) < 0.9 else int(torch.randint(1, 30, (1,), generator=generator))
         for event in story.see(random_observation(generator, 6), after=pause):
+            if event.kind == "full":
+                continue  # of nobody
             assert event.track_id is not None
             if event.kind == "born":
                 assert event.track_id not in born
