@@ -25,9 +25,9 @@ def available_memory_bytes() -> int:
     return available
 
 
-def available_disk_bytes() -> int:
-    """Free space where temporary files go."""
-    return shutil.disk_usage(tempfile.gettempdir()).free
+def available_disk_bytes(folder: Path | None = None) -> int:
+    """Free space in a folder; None: where temporary files go."""
+    return shutil.disk_usage(folder or tempfile.gettempdir()).free
 
 
 def parse_bytes(text: str) -> int:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import pytest
@@ -16,6 +18,7 @@ from PIL import Image
 from avis_stream.audio.yamnet import is_published
 from avis_stream.cli import _parser, main
 from avis_stream.commands.film import drawn_again
+from avis_stream.models.offline import segment_clip
 from avis_stream.presets import preset
 from avis_stream.sources.file import open_clip
 from avis_stream.weights import load
@@ -62,6 +65,35 @@ def test_run_writes_everything(clip: Path, tmp_path: Path) -> None:
     with av.open(str(out / "overlay.mp4")) as container:
         assert len(container.streams.audio) == 1
         assert sum(1 for _ in container.decode(video=0)) == 30, "a quick model draws on every picture of the camera"
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_what_memory_cannot_hold_lies_beside_the_results_and_goes_with_the_run(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, interrupted: bool
+) -> None:
+    """Not in the folder for temporary files, which may be memory itself."""
+    spools: list[Any] = []
+
+    def opened(*, dir: Path) -> Any:
+        spools.append(tempfile.NamedTemporaryFile(dir=dir))  # noqa: SIM115 - with a name, so that a test can see it go
+        return spools[-1]
+
+    def segment(*arguments: Any, **options: Any) -> Any:
+        result = segment_clip(*arguments, **options)
+        assert [Path(file.name).parent for file in spools] == [tmp_path / "results"]
+        if interrupted:
+            raise KeyboardInterrupt
+        return result
+
+    monkeypatch.setattr("avis_stream.models.mask_store.tempfile.TemporaryFile", opened)
+    monkeypatch.setattr("avis_stream.commands.run.segment_clip", segment)
+    out = tmp_path / "results" / "out"
+    status = main(["run", str(clip), *DRY, "--no-video", "--memory-budget", "0", "--out", str(out)])
+    assert status == int(interrupted)
+    assert not Path(spools[0].name).exists()
+    assert [path.name for path in out.parent.iterdir()] == ([] if interrupted else ["out"])
+    if not interrupted:
+        assert json.loads((out / "summary.json").read_text())["mask_features"] == {"disk": 3}
 
 
 def test_the_overlay_may_keep_to_the_sampled_frames(clip: Path, tmp_path: Path) -> None:

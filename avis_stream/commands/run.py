@@ -63,7 +63,7 @@ def run_offline(model: AVISM, clip: Clip, folder: Path, options: RunOptions) -> 
     Args:
         model: Prepared for inference.
         clip: The recording; it is read twice, once to segment and once to draw.
-        folder: An existing, empty folder.
+        folder: An existing, empty folder. Beside it lies, meanwhile, what memory cannot hold.
         options: What to write and what it may take.
     Returns:
         The result; `clip.broken` says where the recording broke off, if it did.
@@ -72,12 +72,16 @@ def run_offline(model: AVISM, clip: Clip, folder: Path, options: RunOptions) -> 
     """
     timer = StageTimer()
     memory = available_memory_bytes() // 2 if options.memory_bytes is None else options.memory_bytes
-    disk = available_disk_bytes() // _DISK_SHARE
+    # Beside the results: the system's folder for temporary files is often memory, of which there is none left by then.
+    spool = folder.parent
+    disk = available_disk_bytes(spool) // _DISK_SHARE
 
     def frames() -> Iterator[ClipFrame]:
         return _heard(model, progress(clip, clip.expected_frames, "frames"), timer)
 
-    with MaskStore(memory, disk, recompute=lambda start: mask_features_again(model, frames, start)) as store:
+    with MaskStore(
+        memory, disk, recompute=lambda start: mask_features_again(model, frames, start), spool_folder=spool
+    ) as store:
         result = segment_clip(model, frames, store=store, timer=timer)
         homes = store.homes
     broken = clip.broken
