@@ -33,7 +33,7 @@ from avis_stream.online.schedule import PushPlan, windows_of
 from avis_stream.online.seeing import TrackerAnswer, observe
 from avis_stream.online.showing import Presenter, nothing
 from avis_stream.online.state import OnlineState, StreamBody
-from avis_stream.online.tracking import Arrival, StreamTracker, together
+from avis_stream.online.tracking import Arrival, StreamTracker
 from avis_stream.online.waiting import delay_line, exchange, held_frame, put, released
 from avis_stream.types import SAMPLE_RATE, AVPair, Event, OnlineResult
 
@@ -201,11 +201,13 @@ class OnlineSegmenter:
         state: OnlineState,
         pts_ns: Sequence[int | None] | None = None,
         previous: Tensor | None = None,
+        *,
+        segment: Sequence[int | None] | None = None,
     ) -> tuple[OnlineResult, OnlineState]:
         """Takes the frames that piled up while a step took too long, and answers for the last.
 
-        The tracker's memory and its answer are those of as many single steps (to rounding); the identity table sees
-        the last frame only.
+        Memory, identities and the result are those of as many single steps (to rounding), and its events are those of
+        all frames. Time is saved where frames go through the localizer together, and where no masks are drawn.
 
         Args:
             frames: uint8 [n, 3, H, W], n >= 1.
@@ -213,11 +215,12 @@ class OnlineSegmenter:
             state: Consumed.
             pts_ns: [n]; None: a hop from one to the next.
             previous: uint8 [n, 3, H, W]; None: none.
+            segment: [n], of the source; None: no gaps.
 
         Raises:
             ConfigError: The configuration keeps frames back: there is nothing to catch up with.
-            ShapeError: As `step`, or there are not as many sounds, times or earlier pictures as frames; the state
-                stays as it was.
+            ShapeError: As `step`, or there are not as many sounds, times, earlier pictures or segments as frames; the
+                state stays as it was.
         """
         self.config.require_at_once("catch_up")
         check_shape(frames, "frames", "n 3 H W", dtype=torch.uint8)
@@ -225,26 +228,26 @@ class OnlineSegmenter:
         check_shape(audio, "audio", "n S", dtype=torch.float32, n=len(frames), hint="a second for each frame")
         if previous is not None:
             check_shape(previous, "previous", "n 3 H W", dtype=torch.uint8, n=len(frames))
-        if pts_ns is not None and len(pts_ns) != len(frames):
-            raise ShapeError(f"pts_ns must hold {len(frames)} times, one for each frame, got {len(pts_ns)}")
+        for name, of_each in (("pts_ns", pts_ns), ("segment", segment)):
+            if of_each is not None and len(of_each) != len(frames):
+                raise ShapeError(f"{name} must hold {len(frames)}, one for each frame, got {len(of_each)}")
         (body,) = self._bodies([state])
         last, given = (body.last_pts_ns, body.steps), []
         try:  # the times of the frames are checked one after the other
             for n, (image, sound) in enumerate(zip(frames, audio, strict=True)):
                 before = None if previous is None else previous[n]
-                own = checked_frame(body, self.config, image, sound, before, None if pts_ns is None else pts_ns[n])
+                time, part = (None if x is None else x[n] for x in (pts_ns, segment))
+                own = checked_frame(body, self.config, image, sound, before, time, segment=part)
                 given.append(own)
                 body.last_pts_ns, body.steps = own.pts_ns, body.steps + 1
         finally:
             body.last_pts_ns, body.steps = last
-        body = state.take()
-        seen = self._eye.look_at(given)
-        plan, answer = self._drive(body, together([one.arrival for one in seen]))
-        body.steps += len(given) - 1
-        self._note_time(body, given[-1])
-        said = self._answer_of(0, answer, body.memory, plan, seen[-1].answer)
-        told = self._told(body, given[-1])
-        return self._identify(body, given[-1], seen[-1], said, told), OnlineState(body)
+        body, seen = state.take(), self._eye.look_at(given)
+        events: tuple[Event, ...] = ()
+        for own, what in zip(given, seen, strict=True):  # a frame's tokens change with the next, so each is asked alone
+            self._note_time(body, own)
+            events += self._follow([body], [own], [what])[0]
+        return self._result_of(body, given[-1], seen[-1], events), OnlineState(body)
 
     @torch.no_grad()
     def step_features(
@@ -399,14 +402,21 @@ class OnlineSegmenter:
         if not inputs:
             return []
         seen = self._eye.look_at(inputs)
+        events = self._follow(bodies, inputs, seen)
+        return [self._result_of(*own) for own in zip(bodies, inputs, seen, events, strict=True)]
+
+    def _follow(
+        self, bodies: Sequence[StreamBody], inputs: Sequence[FrameInput], seen: Sequence[Seen]
+    ) -> list[tuple[Event, ...]]:
+        """What was seen goes into the tracker's memory and the identity table of each stream; what happened there."""
         memories = [body.memory for body in bodies]
         plans = self.tracking.push(memories, [s.arrival for s in seen])
         answer = self.tracking.answer(memories, plans)
-        results = []
+        events = []
         for n, (body, own, what, plan) in enumerate(zip(bodies, inputs, seen, plans, strict=True)):
             said = self._answer_of(n, answer, body.memory, plan, what.answer)
-            results.append(self._identify(body, own, what, said, self._told(body, own)))
-        return results
+            events.append((*self._told(body, own), *self._identify(body, own, what, said)))
+        return events
 
     def _due(self, body: StreamBody, given: FrameInput) -> FrameInput | None:
         """What a step works on: the frame given, or the one held back that its sound completes."""
@@ -423,16 +433,17 @@ class OnlineSegmenter:
                 answer = self.tracking.answer([body.memory], [plan])
         return plan, answer
 
-    def _identify(
-        self, body: StreamBody, given: FrameInput, seen: Seen, said: TrackerAnswer, told: tuple[Event, ...]
-    ) -> OnlineResult:
+    def _identify(self, body: StreamBody, given: FrameInput, seen: Seen, said: TrackerAnswer) -> tuple[Event, ...]:
         gates = self._presenter.gates(seen.silent)
         one_piece = self.model.config.postprocess.one_piece
         what = observe(said, seen.sizes, self.config, gates, one_piece=one_piece)
         outcome = self._keeper.update(body.table, what, given.pts_ns, gates.least_odds)
         for slot in outcome.died_slots:
             body.memory.reset_sinks(slot)
-        events = (*told, *outcome.events)
+        return outcome.events
+
+    def _result_of(self, body: StreamBody, given: FrameInput, seen: Seen, events: tuple[Event, ...]) -> OnlineResult:
+        """What is shown after a step."""
         if body.delay is None:
             return self._presenter.now(
                 body.table, seen.answer.features, seen.sizes, given.pts_ns, given.frame_id, events

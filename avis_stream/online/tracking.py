@@ -43,16 +43,6 @@ class Arrival:
         return Arrival(self.frame_queries[first:stop], self.audio[first:stop], evidence)
 
 
-def together(arrivals: Sequence[Arrival]) -> Arrival:
-    """Frames of one stream that came one after the other, as one arrival."""
-    evidence = [a.evidence for a in arrivals if a.evidence is not None]
-    return Arrival(
-        torch.cat([a.frame_queries for a in arrivals]),
-        torch.cat([a.audio for a in arrivals]),
-        torch.cat(evidence) if evidence else None,
-    )
-
-
 def geometry_of(tracker: Tracker, config: OnlineConfig) -> Geometry:
     """The sizes of a stream's memory.
 

@@ -165,21 +165,33 @@ def test_streams_share_a_model_without_meeting() -> None:
             assert same(result, expected[t])
 
 
-def test_catching_up_leaves_the_memory_of_single_steps() -> None:
-    """P6 through the door: frames pushed at once; the answer is the last frame's."""
-    online, film = OnlineSegmenter(small_model(), open_config()), scene()
-    one, two = online.init_state(), online.init_state()
+@pytest.mark.parametrize("objects", ["video", "frame"])
+def test_catching_up_is_as_single_steps(objects: str) -> None:
+    """P6 through the door: frames at once, a gap and silence among them; the result is the last frame's."""
+    online, film = OnlineSegmenter(small_model(objects=objects), open_config()), scene()
+    film = replace(film, audio=film.audio * (torch.arange(len(film)) % 7 > 0)[:, None])
+    segment = [int(t >= 5) for t in range(len(film))]
+    one, two, kinds = online.init_state(), online.init_state(), set()
     for first, stop in ((0, 2), (2, 9), (9, 30)):
-        _, one = play(online, film, one, range(first, stop))
+        results = []
+        for t in range(first, stop):
+            (result,), one = play(online, film, one, range(t, t + 1), segment=segment[t])
+            results.append(result)
+        now = slice(first, stop)
         result, two = online.catch_up(
-            film.frames[first:stop], film.audio[first:stop], two, previous=film.previous[first:stop]
+            film.frames[now], film.audio[now], two, previous=film.previous[now], segment=segment[now]
         )
         assert result.frame_id == stop - 1
+        assert same(result, replace(results[-1], events=tuple(event for own in results for event in own.events)))
+        kinds |= {event.kind for event in result.events}
+        for name in ("status", "public_id", "hits", "born_ns", "seen_ns", "sounded_ns"):
+            assert torch.equal(getattr(one.body.table, name), getattr(two.body.table, name)), name
         torch.testing.assert_close(one.body.memory.tokens, two.body.memory.tokens, **TOLERANCE)
         torch.testing.assert_close(one.body.memory.sink_value, two.body.memory.sink_value, **TOLERANCE)
+    assert kinds >= {"gap", "born", "silent", "dormant"}
     (a,), _ = play(online, film, one, range(30, 31))
     (b,), _ = play(online, film, two, range(30, 31))
-    assert a.frame_id == b.frame_id
+    assert same(a, b)
     assert a.pts_ns == b.pts_ns
 
 

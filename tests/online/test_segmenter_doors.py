@@ -94,6 +94,7 @@ def test_a_refused_stream_consumes_no_other() -> None:
         ({"audio": slice(0, 4)}, "audio must be"),
         ({"previous": slice(0, 2)}, "previous must be"),
         ({"pts_ns": slice(0, 2)}, "pts_ns must hold 3"),
+        ({"segment": slice(0, 2)}, "segment must hold 3"),
     ],
     ids=str,
 )
@@ -101,10 +102,11 @@ def test_catching_up_takes_as_much_of_everything(change: dict[str, slice], words
     online, film = OnlineSegmenter(small_model(), open_config()), scene()
     state = online.init_state()
     given = {"audio": film.audio[:3], "pts_ns": [0, NANOSECONDS, 2 * NANOSECONDS], "previous": film.previous[:3]}
-    whole = {"audio": film.audio, "pts_ns": given["pts_ns"], "previous": film.previous}
+    given["segment"] = [0, 0, 1]
+    whole = {"audio": film.audio, "pts_ns": given["pts_ns"], "previous": film.previous, "segment": given["segment"]}
     given |= {name: whole[name][part] for name, part in change.items()}
     with pytest.raises(ShapeError, match=words):
-        online.catch_up(film.frames[:3], given["audio"], state, given["pts_ns"], given["previous"])
+        online.catch_up(film.frames[:3], state=state, **given)
     assert state.steps == 0
     assert online.catch_up(film.frames[:3], film.audio[:3], state, whole["pts_ns"], film.previous[:3])[1].steps == 3
 
