@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from avis_stream.errors import SourceError
+from avis_stream.needs import install_extra
 from avis_stream.sources.worker import wire
 
 _PROGRAM = str(Path(wire.__file__).parent)
@@ -61,7 +62,7 @@ class Child:
         )  # fmt: skip
         assert self._process.stdin is not None
         with contextlib.suppress(OSError):  # it died at once; the thread will say so
-            self._process.stdin.write(json.dumps(dict(request)).encode() + b"\n")
+            self._process.stdin.write(_line(request))
             self._process.stdin.flush()
         self._deliver = deliver
         self._thread = threading.Thread(target=self._listen, name=name, daemon=True)
@@ -110,6 +111,11 @@ class Child:
         return f": {said[-1][:200]}" if said else ""
 
 
+def _line(request: Mapping[str, Any]) -> bytes:
+    """The request as a worker reads it. A worker imports nothing of the package, so it is told our remedies too."""
+    return json.dumps(dict(request) | {"install_mic": install_extra("mic")}).encode() + b"\n"
+
+
 def _fill(pipe: IO[bytes], payload: bytearray) -> bool:
     view = memoryview(payload)
     while view:
@@ -139,7 +145,7 @@ def list_microphones(timeout_seconds: float = 10.0) -> list[dict[str, Any]]:
     try:
         done = subprocess.run(
             [sys.executable, _PROGRAM],
-            input=b'{"reader": "list-microphones"}\n', capture_output=True, timeout=timeout_seconds, check=False,
+            input=_line({"reader": "list-microphones"}), capture_output=True, timeout=timeout_seconds, check=False,
             env=os.environ | {"PYTHONWARNINGS": "ignore"},
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:

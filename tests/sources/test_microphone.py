@@ -125,9 +125,10 @@ def test_blocks_that_wait_for_the_session_are_not_late(monkeypatch: pytest.Monke
                 raise wire.Ended("enough")
 
     device = Device()
-    monkeypatch.setattr(reader, "_portaudio", lambda: (device, device))
+    monkeypatch.setattr(reader, "_portaudio", lambda _: (device, device))
+    wanted = {"name": "", "open_seconds": 1.0, "stall_seconds": 1.0, "install_mic": "do"}
     with pytest.raises(wire.Ended, match="enough"):
-        reader.read_microphone({"name": "", "open_seconds": 1.0, "stall_seconds": 1.0}, Slow())  # type: ignore[arg-type]
+        reader.read_microphone(wanted, Slow())  # type: ignore[arg-type]
     assert all(arrival is not None and arrival <= recorded[0] for arrival in arrivals)
 
 

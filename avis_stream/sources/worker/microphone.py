@@ -16,7 +16,7 @@ _BLOCK_SECONDS = 0.02
 
 def read_microphone(wanted: dict[str, Any], out: Outlet) -> None:
     """A microphone by PyAudio; `name` is part of a device's name, or its number, or empty for the default."""
-    audio, portaudio = _portaudio()
+    audio, portaudio = _portaudio(wanted["install_mic"])
     device = _device(portaudio, wanted["name"])
     rate = _rate_of(audio, portaudio, device)
     blocks: list[tuple[bytes, int]] = []
@@ -50,13 +50,13 @@ def read_microphone(wanted: dict[str, Any], out: Outlet) -> None:
             out.send(AUDIO, convert(data), NO_STAMP, SAMPLE_RATE, arrival=arrival)
 
 
-def _portaudio() -> tuple[Any, Any]:
+def _portaudio(install: str) -> tuple[Any, Any]:
+    """The module and a session of it; `install` is what to do where it is missing."""
     try:
         import pyaudio
     except ImportError as error:
         raise Hopeless(
-            f"PyAudio cannot be imported ({error}); apt-get install portaudio19-dev, "
-            "then pip install 'avis-stream[mic]'"
+            f"PyAudio cannot be imported ({error}); apt-get install portaudio19-dev, then {install}"
         ) from error
     with _alsa_quiet():
         return pyaudio, pyaudio.PyAudio()
@@ -81,9 +81,9 @@ def _alsa_quiet() -> Iterator[None]:
         alsa.snd_lib_error_set_handler(None)
 
 
-def microphones() -> list[dict[str, Any]]:
+def microphones(wanted: dict[str, Any]) -> list[dict[str, Any]]:
     """Every device that records, the default one marked."""
-    _, portaudio = _portaudio()
+    _, portaudio = _portaudio(wanted["install_mic"])
     try:
         default = portaudio.get_default_input_device_info()["index"]
     except OSError:

@@ -24,7 +24,7 @@ def main() -> int:
     wanted = json.loads(sys.stdin.readline())
     if wanted["reader"] == "list-microphones":
         try:
-            sys.stdout.write(json.dumps(microphones()))
+            sys.stdout.write(json.dumps(microphones(wanted)))
         except Hopeless as error:
             sys.stderr.write(str(error))
             return 1
