@@ -41,7 +41,8 @@ class Ingest:
         self.queue = PairQueue(config.policy, live=live, max_latency_ms=config.max_latency_ms)
         self.drift = DriftWatch()
         self.lost = 0
-        self._watches_drift = live and any(s.gives_pictures for s in hearing)
+        self._watched = next((s.source_id for s in hearing if s.gives_pictures and live), None)
+        """The live source of both, whose sound may drift away from its pictures."""
         self._correction_ns = 0
         self._lost: Counter[str] = Counter()
         self._arrived: deque[tuple[int, int]] = deque(maxlen=64)
@@ -111,11 +112,13 @@ class Ingest:
         return frame if self._earlier is None else self._earlier.attach(frame)
 
     def _watch(self, kind: Literal["video", "audio"], pts_ns: int, now_ns: int) -> tuple[Event, ...]:
-        if not self._watches_drift:
+        if self._watched is None:
             return ()
         change = self.drift.observe(kind, pts_ns, now_ns)
         self._correction_ns += change
-        return (Event(kind="drift", detail=f"sound moved by {change / 1e6:.1f} ms"),) if change else ()
+        if not change:
+            return ()
+        return (Event(kind="drift", detail=f"sound moved by {change / 1e6:.1f} ms", source_id=self._watched),)
 
 
 def _noted(moments: deque[tuple[int, int]], pair: AVPair) -> int:

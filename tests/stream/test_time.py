@@ -15,7 +15,7 @@ from avis_stream.stream.ingest import Ingest
 from avis_stream.stream.policy import PairQueue
 from avis_stream.stream.ring import SoundRing, stretched
 from avis_stream.stream.session_config import SessionConfig
-from avis_stream.types import SAMPLE_RATE, AudioChunk, AVPair, VideoFrame
+from avis_stream.types import SAMPLE_RATE, AudioChunk, AVPair, Event, VideoFrame
 
 MS = 1_000_000
 S = 1_000_000_000
@@ -257,6 +257,19 @@ def test_drift_beyond_the_limit_is_corrected_once() -> None:
             assert abs(second * MS - added) < 150 * MS
     assert 3 <= len(corrections) <= 6
     assert all(80 * MS < change < 130 * MS for _, change in corrections)
+
+
+def test_a_drift_is_told_with_the_name_of_its_source() -> None:
+    """Who watches is told of sources alone; an event without one would be taken for an identity's."""
+    source = ItemSource("cam", (), realtime=True, gives_pictures=True, gives_sound=True)
+    ingest = Ingest([source], SessionConfig(), live=True, wants_previous=False)
+    told: list[Event] = []
+    for number in range(25 * 150):
+        now = number * PERIOD
+        told += ingest.take(frame(number), now)[1]
+        told += ingest.take(chunk(number * 40, 40), now + 40 * MS + number * PERIOD // 1000)[1]
+    assert [(event.kind, event.source_id) for event in told] == [("drift", "cam")]
+    assert told[0].detail.startswith("sound moved by ")
 
 
 def test_without_one_of_them_there_is_no_drift() -> None:
