@@ -22,11 +22,11 @@ class PairQueue:
 
     | policy | live | recording |
     | --- | --- | --- |
-    | `auto` | in order, the newest if the model falls behind, never older than `max_latency_ms` | every pair (1) |
+    | `auto` | in order; the newest if the model falls behind; what is too old is skipped (2) | every pair (1) |
     | `latest` | one place, the newest wins | as live |
     | `every` | every pair (1); latency grows without bound if the model is slower | as `auto` |
 
-    (1) `offer` refuses while the queue is full.
+    (1) `offer` refuses while the queue is full. (2) What is older than `max_latency_ms` and not the newest.
     """
 
     def __init__(self, policy: Policy = "auto", *, live: bool, max_latency_ms: int = 500, capacity: int = 32) -> None:

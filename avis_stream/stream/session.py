@@ -386,7 +386,7 @@ def live(
         model: From `avs.load`.
         video: Camera (`0`), file, address (`rtsp://...`), `gst:` pipeline, `synthetic://flashbeep`, own frames.
         audio: `source`, `mic`, `mic:NAME`, a file, own sound, or None.
-        policy: `auto`: in order and never older than `max_latency_ms`; `latest`: only the newest; `every`: all.
+        policy: `auto`: in order while the model keeps up, else the newest; `latest`: only the newest; `every`: all.
         max_latency_ms: Oldest frame that goes to the model while there is a newer one.
         num_threads: Of the model; None: half of the cores.
         online: Settings of the tracker.

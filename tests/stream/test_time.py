@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +20,7 @@ from avis_stream.stream.ring import SoundRing, stretched
 from avis_stream.stream.session_config import SessionConfig
 from avis_stream.types import SAMPLE_RATE, AudioChunk, AVPair, Event, VideoFrame
 
+ROOT = Path(__file__).parents[2]
 MS = 1_000_000
 S = 1_000_000_000
 PERIOD = 40 * MS
@@ -358,6 +362,15 @@ def test_where_nothing_may_be_lost_a_full_queue_refuses(policy: str, live: bool)
     assert [p.frame.frame_id for _ in range(4) if (p := queue.take(100 * S)) is not None] == [0, 1, 2, 3]
     assert queue.take(100 * S) is None
     assert not queue.dropped
+
+
+def test_every_cause_of_a_loss_is_in_the_guide() -> None:
+    code = "".join(path.read_text() for path in (ROOT / "avis_stream").rglob("*.py"))
+    causes = set(re.findall(r"""Lost\(\w+, "(\w+)"\)|dropped\["(\w+)"\]""", code))
+    (told,) = re.findall(r"\*\*Losses\*\*.*?(?=\n- )", (ROOT / "docs" / "live.md").read_text(), re.DOTALL)
+    assert len(causes) >= 7
+    for cause in causes:
+        assert f"`{''.join(cause)}`" in told
 
 
 def test_an_old_frame_is_better_than_none() -> None:
