@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,6 +23,31 @@ def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_script_finds_what_it_names(name: str) -> None:
     assert callable(importlib.import_module(name).main)
+
+
+def test_a_sound_without_a_mask_in_time_is_missed_and_infinitely_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the demo something begins to sound at 3, 5, 10, 12, 15 (until 16), 16, 18 and 19 s."""
+    live = importlib.import_module("live")
+    monkeypatch.setattr(live, "overlaps", lambda result, mask: result.pts_seconds > 0)
+
+    def waits(*stamps: float, latency_ms: float = 500, played: float = math.inf) -> list[float]:
+        results = [
+            SimpleNamespace(pts_seconds=at, frame_id=round(25 * at), latency_ms=latency_ms) for at in (0, *stamps)
+        ]
+        return sorted(live.delays(results, played))
+
+    assert waits() == [math.inf] * 8
+    assert waits(3.0, played=6) == [0.5]
+    assert waits(2.9, played=6) == [math.inf], "it is of a frame before"
+    assert waits(5.6, played=6) == [math.inf], "it comes after more than 3 s"
+    assert waits(5.6, played=8) == [pytest.approx(1.1), math.inf]
+    assert waits(16.4, 16.6)[:3] == [pytest.approx(0.9), pytest.approx(1.9), math.inf]
+    assert waits(16.6)[:2] == [pytest.approx(1.1), math.inf], "it comes more than 1 s after the end of the one at 15 s"
+    assert waits(9.9, played=5.9) == [], "it may still come"
+    assert waits(9.9, played=6.0) == [math.inf]
+    assert live.onsets(waits(3.0)) == {"onsets_total": 8, "onsets_missed": 7, "onset_to_mask_p95_s": "missed"}
+    assert live.onsets([0.5, 1.5]) == {"onsets_total": 2, "onsets_missed": 0, "onset_to_mask_p95_s": 1.5}
+    assert live.onsets([])["onset_to_mask_p95_s"] is None
 
 
 @pytest.mark.parametrize("generator", [False, True])
