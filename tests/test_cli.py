@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import tempfile
 from fractions import Fraction
@@ -18,6 +19,7 @@ from PIL import Image
 from avis_stream.audio.yamnet import is_published
 from avis_stream.cli import _parser, main
 from avis_stream.commands.film import drawn_again
+from avis_stream.commands.run import progress
 from avis_stream.models.offline import segment_clip
 from avis_stream.presets import preset
 from avis_stream.sources.file import open_clip
@@ -133,6 +135,17 @@ def test_existing_results_are_not_overwritten(clip: Path, tmp_path: Path, capsys
     assert (out / "notes.txt").read_text() == "mine"
     assert json.loads((out / "summary.json").read_text())["frames"] == 3
     assert not (out / "overlay.mp4").exists()
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_bar_is_for_terminals_alone(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a log it would be a line for each step."""
+    screen = io.StringIO()
+    monkeypatch.setattr(screen, "isatty", lambda: terminal)
+    monkeypatch.setattr("sys.stderr", screen)
+    assert list(progress(range(3), 3, "overlay")) == [0, 1, 2]
+    said = screen.getvalue()
+    assert all(word in said for word in ("overlay", "3/3", "frame/s")) if terminal else not said
 
 
 def test_an_interrupted_run_leaves_nothing(clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
