@@ -32,7 +32,9 @@ class OnlineConfig:
     hop_seconds: float = 1.0
     """Time from one step to the next; the sound of a step is a second all the same."""
     ring_seconds: float | None = None
-    """Time that the ring holds, rounded up to whole windows; None: 6 windows, or more if the encoder needs them."""
+    """Time that the ring holds, rounded up to whole windows. None: that of 6 windows at a step a second, whatever the
+    hop, or more if the encoder needs it. With the published models that is 36 s: 36 frames at a hop of 1 s, 72 at
+    0.5 s, so a shorter hop costs memory and time in proportion."""
     kv_cache: bool = True
     """Keep the decoder's keys and values of the ring; False: project them again each step, in a sixth of the memory."""
     max_anchors: int = 8

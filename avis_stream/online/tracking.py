@@ -24,6 +24,7 @@ from avis_stream.ops import kv_write_, range_attn_paged
 from avis_stream.ops.ranges import AttentionPlan, Range
 
 _DEFAULT_PAGES = 6
+"""At a step a second, so 36 s with the published windows of 6 frames."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ def geometry_of(tracker: Tracker, config: OnlineConfig) -> Geometry:
     """
     window, layers = tracker.config.token_window, tracker.config.encoder_layers
     if config.ring_seconds is None or window == 0:
-        pages = max(_DEFAULT_PAGES, least_pages(layers))
+        pages = max(math.ceil(_DEFAULT_PAGES / config.hop_seconds - 1e-9), least_pages(layers))
     else:
         pages = math.ceil(config.ring_seconds / config.hop_seconds / window - 1e-9)
     return Geometry(

@@ -379,6 +379,13 @@ def test_models_that_cannot_stream_are_refused(window: int, layers: int, online:
         StreamTracker(random_tracker(tracker_config(window, layers)), online)
 
 
+@pytest.mark.parametrize(("hop", "frames"), [(1.0, 36), (0.5, 72), (0.4, 90), (1 / 3, 108), (2.0, 24)])
+def test_ring_is_as_long_at_any_hop(hop: float, frames: int) -> None:
+    """36 s by default; at a hop of 2 s a little more, since the encoder needs four windows."""
+    tracker = random_tracker(tracker_config())
+    assert StreamTracker(tracker, OnlineConfig(hop_seconds=hop)).geometry.ring == frames
+
+
 def test_ring_is_measured_in_seconds() -> None:
     tracker = random_tracker(tracker_config())
     assert StreamTracker(tracker, OnlineConfig(ring_seconds=60)).geometry.ring == 60
