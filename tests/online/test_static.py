@@ -9,9 +9,15 @@ import torch
 from online_models import Runner, Stream, random_tracker, tracker_config
 from torch import Tensor, nn
 
+from avis_stream.config import AVISMConfig
+from avis_stream.models.tracker import Tracker
+from avis_stream.online import OnlineState
 from avis_stream.online.config import OnlineConfig
+from avis_stream.online.identities import IdentityTable
 from avis_stream.online.memory import TrackerMemory
-from avis_stream.online.tracking import Arrival, StreamTracker
+from avis_stream.online.state import StreamBody
+from avis_stream.online.tracking import Arrival, StreamTracker, geometry_of
+from avis_stream.presets import avism_mini, avism_r50_in
 
 
 def buffers_of(memory: TrackerMemory) -> dict[str, Tensor]:
@@ -88,3 +94,26 @@ def test_addresses_and_sizes_stay() -> None:
         before = {name: (x.data_ptr(), x.shape) for name, x in buffers_of(runner.memory).items()}
         runner.push(Stream.random(100, config), 100)
         assert {name: (x.data_ptr(), x.shape) for name, x in buffers_of(runner.memory).items()} == before
+
+
+@pytest.mark.parametrize(
+    ("config", "kv_cache", "megabytes", "bar"),
+    [
+        (avism_r50_in(), False, 15.8, 16.0),
+        (avism_r50_in(), True, 38.0, 40.0),
+        (avism_mini(), False, 1.7, 16.0),
+        (avism_mini(), True, 4.4, 40.0),
+    ],
+    ids=["r50", "r50 with cache", "mini", "mini with cache"],
+)
+def test_a_state_is_as_small_as_documented(config: AVISMConfig, kv_cache: bool, megabytes: float, bar: float) -> None:
+    """All of a stream's state in float32, by the sizes of its tensors: the figures of ADR 0201, and their bars."""
+    online = OnlineConfig(kv_cache=kv_cache)
+    with torch.device("meta"):
+        tracker = Tracker(config)
+    geometry = geometry_of(tracker, online)
+    memory = TrackerMemory.empty(config, geometry, kv_cache, tracker.query_feat.weight)
+    table = IdentityTable.empty(online, len(config.classes), config.channels, config.drawn_channels)
+    size = OnlineState(StreamBody("", "", memory, table)).nbytes / 1e6
+    assert size <= bar
+    assert round(size, 1) == megabytes
