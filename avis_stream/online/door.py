@@ -18,8 +18,12 @@ from avis_stream.online.schedule import Geometry
 from avis_stream.online.state import StreamBody
 from avis_stream.types import NANOSECONDS, SAMPLE_RATE
 
-_SMALL_VALUES = 65_536
-"""Tensors of up to so many values make a model's fingerprint: norms, biases and embeddings, no large matrix."""
+_WHOLE_VALUES = 65_536
+"""Tensors of up to so many values go whole into a model's fingerprint: norms, biases and embeddings."""
+_SAMPLED_VALUES = 1024
+"""Of larger ones about so many, evenly spread: training and other weights change nearly all of them."""
+_SCHEME = "2"
+"""Begins every fingerprint; another one whenever what goes into it changes. 1 left out large tensors and the sound."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,23 +111,33 @@ def checked_time(body: StreamBody, config: OnlineConfig, pts_ns: int | None) -> 
 
 
 def fingerprint(model: AVISM) -> str:
-    """A few letters that tell one model from another: of its configuration and its small tensors."""
+    """A few letters that tell one model from another: of its configuration and all tensors, the large ones sampled."""
     digest = hashlib.sha256(model.config.to_json().encode())
     for name, tensor in sorted(model.state_dict().items()):
-        if tensor.numel() <= _SMALL_VALUES and not name.startswith("audio_encoder."):
-            digest.update(name.encode())
-            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
+        values = tensor.detach().flatten()
+        if len(values) > _WHOLE_VALUES:
+            values = values[:: len(values) // _SAMPLED_VALUES | 1]  # odd, so that it meets every column of a matrix
+        digest.update(name.encode())
+        digest.update(values.float().cpu().contiguous().numpy().tobytes())
+    return f"{_SCHEME}:{digest.hexdigest()[:16]}"
 
 
 def layout_of(geometry: Geometry, config: OnlineConfig) -> str:
     """The settings that shape a state's buffers or give them their meaning, as JSON."""
-    names = ("sinks", "kv_cache", "max_identities", "prototypes", "alignment", "refine_delay")
+    names = (
+        "sinks", "kv_cache", "max_identities", "prototypes", "alignment", "refine_delay", "hop_seconds", "half_life_s",
+        "sink_write_gate",
+    )  # fmt: skip
     return json.dumps(asdict(geometry) | {name: getattr(config, name) for name in names}, sort_keys=True)
 
 
 def check_owner(body: StreamBody, model: str, layout: str) -> None:
     """Raises CheckpointError unless a state was made for this model and these settings."""
+    if not body.model.startswith(f"{_SCHEME}:"):
+        raise CheckpointError(
+            "state must be of this version, which knows models by all their weights, got one of another version "
+            f"({body.model}): whether it is of this model cannot be told; begin with init_state()"
+        )
     if body.model != model:
         raise CheckpointError(
             f"state must be of this model ({model}), got one of another ({body.model}): its memory means nothing here; "

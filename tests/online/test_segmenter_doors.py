@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from small_model import open_config, play, scene, small_model
 
 from avis_stream.errors import AvisStreamError, CheckpointError, ClockError, ConfigError, ShapeError, StateConsumedError
 from avis_stream.online import OnlineConfig, OnlineSegmenter, OnlineState
+from avis_stream.online.door import fingerprint
 from avis_stream.types import NANOSECONDS
 
 
@@ -51,7 +53,28 @@ def test_states_of_others_are_refused() -> None:
     refused(CheckpointError, "another", online, state)
     state = OnlineSegmenter(small_model(), open_config(ring_seconds=30)).init_state()
     refused(CheckpointError, "pages", online, state)
+    for name, value in (("hop_seconds", 0.9), ("half_life_s", 60.0), ("sink_write_gate", 0.3)):
+        state = OnlineSegmenter(small_model(), open_config(ring_seconds=18, **{name: value})).init_state()
+        refused(CheckpointError, name, OnlineSegmenter(small_model(), open_config(ring_seconds=18)), state)
     OnlineSegmenter(small_model(), open_config(birth_score=0.9)).refresh(scene().frames[0], online.init_state())
+
+
+def test_a_state_of_an_earlier_version_is_refused() -> None:
+    """It bears a fingerprint of less than the whole model; that is said, instead of "another model"."""
+    online = OnlineSegmenter(small_model(), open_config())
+    state = online.init_state()
+    state.body.model = "0123456789abcdef"
+    refused(CheckpointError, "version", online, state)
+
+
+@pytest.mark.parametrize("part", ["audio_encoder.", "tracker.", "backbone."])
+def test_models_are_told_apart_by_all_their_weights(part: str) -> None:
+    """A model that hears or sees otherwise is another, though its small tensors are the same."""
+    model = copy.deepcopy(small_model())
+    assert fingerprint(model) == fingerprint(small_model())
+    largest = max((x for name, x in model.state_dict().items() if name.startswith(part)), key=torch.Tensor.numel)
+    largest.mul_(1.01)
+    assert fingerprint(model) != fingerprint(small_model())
 
 
 def test_a_consumed_state_is_refused() -> None:
