@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import av
@@ -23,7 +24,9 @@ from avis_stream.cli import main
 from avis_stream.commands import doctor
 from avis_stream.commands.live import LiveOptions, run_live
 from avis_stream.errors import SourceError
+from avis_stream.sources.child import Message
 from avis_stream.sources.synthetic import beep_onsets
+from avis_stream.sources.worker import wire
 from avis_stream.stream.session import Session
 from avis_stream.types import SAMPLE_RATE, AVPair, LiveResult, VideoFrame
 from avis_stream.writers.recording import RecordingWriter
@@ -188,6 +191,65 @@ def test_doctor_fails_for_what_is_required(
     said = capsys.readouterr()
     assert f"{verdict}  0 microphones" in said.out
     assert ("1 of what" in said.err) == bool(status)
+
+
+@pytest.mark.parametrize(
+    ("said", "good", "words"),
+    [
+        ([(wire.OPENED, b"{}")] + [(wire.AUDIO, np.full(4000, 0.1, np.float32).tobytes())] * 2, True, "loudest -20 dB"),
+        ([(wire.OPENED, b"{}")] + [(wire.AUDIO, bytes(16_000))] * 2, False, "gives zeros alone"),
+        ([(wire.ENDED, b"microphone 'USB' cannot be opened (busy)")], False, "cannot be opened (busy)"),
+        ([], False, "does not answer"),
+    ],
+    ids=["sound", "muted", "busy", "hangs"],
+)
+def test_doctor_listens_to_the_default_microphone(
+    said: list[tuple[bytes, bytes]], good: bool, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = []
+
+    class Reader:
+        def __init__(self, request: dict[str, object], deliver: Callable[[Message], None], *, name: str) -> None:
+            assert (request["reader"], request["name"]) == ("microphone", "")
+            for kind, payload in said:
+                deliver(Message(kind, bytearray(payload), None, 0, (SAMPLE_RATE, 0), 0))
+
+        def kill(self) -> None:
+            ended.append("kill")
+
+        def join(self, timeout: float) -> None:
+            ended.append("join")
+
+    devices = [{"index": 0, "name": "USB", "default": True}]
+    monkeypatch.setattr(doctor, "list_microphones", lambda: devices)
+    monkeypatch.setattr(doctor, "Child", Reader)
+    monkeypatch.setattr(doctor, "_OPEN_SECONDS", 0.05)
+    listed, heard = doctor._microphones()
+    assert listed.good
+    assert (heard.good, "'USB'" in heard.what, words in heard.what) == (good, True, True), heard.what
+    assert ended == ["kill", "join"]
+
+
+@pytest.mark.parametrize(
+    ("before", "answers", "words"), [(True, [0], "fresh"), (True, [1, 0], "stale"), (False, [1], "not written")]
+)
+def test_doctor_tells_where_the_registry_lies(
+    before: bool, answers: list[int], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = tmp_path / "registry.bin"
+    if before:
+        registry.write_bytes(b"")
+    left = list(answers)
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: name)
+    monkeypatch.setattr(doctor, "registry_file", lambda: registry)
+    monkeypatch.setattr(
+        doctor.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], returncode=left.pop(0))
+    )
+    found, element = doctor._element()
+    assert found.what.startswith(f"GStreamer's registry, {words}")
+    assert str(registry) in found.what
+    assert element.good == (answers[-1] == 0)
+    assert not left
 
 
 def test_doctor_fails_where_not_even_files_are_read(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import queue
 import shutil
 import subprocess
 import sys
@@ -25,11 +26,12 @@ from avis_stream.commands.devices import camera_remedy, cameras
 from avis_stream.commands.gst import plugin_folder, registry_file
 from avis_stream.errors import AvisStreamError, SourceError
 from avis_stream.needs import install_extra, required
-from avis_stream.sources.child import list_microphones
+from avis_stream.sources.child import Child, Message, list_microphones
 from avis_stream.sources.open import has_gstreamer
 from avis_stream.sources.synthetic import FlashBeep, beep_onsets, flash_onsets, skew_of
+from avis_stream.sources.worker import wire
 from avis_stream.stream.session import Session, SessionConfig
-from avis_stream.types import NANOSECONDS, AudioChunk, AVPair, OnlineResult, VideoFrame
+from avis_stream.types import NANOSECONDS, SAMPLE_RATE, AudioChunk, AVPair, OnlineResult, VideoFrame
 from avis_stream.weights.bundled import bundled_weights
 
 APT = (
@@ -45,6 +47,8 @@ _ELEMENTS = {
 
 
 _LONGEST_SECONDS = 40.0
+_OPEN_SECONDS = 5.0
+_LISTEN_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,20 +123,22 @@ def _gstreamer() -> Iterator[Finding]:
 
 
 def _element() -> Iterator[Finding]:
-    inspect = shutil.which("gst-inspect-1.0")
+    inspect, registry = shutil.which("gst-inspect-1.0"), registry_file()
     if inspect is None:
         remedy = "apt-get install gstreamer1.0-tools"
         yield Finding(False, "gst-inspect-1.0, for the element avisseg", remedy, needed=required("gst"))
+        yield Finding(True, f"GStreamer's registry, which nothing here can read: {registry}")
         return
-    registry = registry_file()
     environment = os.environ | {"GST_PLUGIN_PATH": str(plugin_folder()), "GST_REGISTRY": str(registry)}
     environment["AVIS_STREAM_VENV"] = sys.prefix
     found = subprocess.run([inspect, "avisseg"], env=environment, capture_output=True, check=False).returncode == 0
-    if not found and registry.exists():
+    stale = not found and registry.exists()
+    if stale:
         # A plugin that could not be imported once is remembered as absent until the registry is gone.
         registry.unlink()
         found = subprocess.run([inspect, "avisseg"], env=environment, capture_output=True, check=False).returncode == 0
-        yield Finding(True, f"a stale registry was deleted: {registry}")
+    state = "stale, so it was deleted and made anew" if stale else "fresh" if registry.exists() else "not written"
+    yield Finding(True, f"GStreamer's registry, {state}: {registry}")
     remedy = (
         "apt-get install gstreamer1.0-python3-plugin-loader; the loader needs the Python that .venv is made of "
         f"(this one is {sysconfig.get_python_version()})"
@@ -157,6 +163,36 @@ def _microphones() -> Iterator[Finding]:
     remedy = "start pulseaudio or pipewire; PortAudio reaches them through libasound2-plugins"
     what = f"{len(found)} microphones, the default is {default[0] if default else 'none'}"
     yield Finding(bool(found), what, remedy, needed=required("mic"))
+    if default:
+        yield _heard(default[0])
+
+
+def _heard(name: str) -> Finding:
+    """What came from the default microphone, opened as a session does."""
+    said: queue.Queue[Message] = queue.Queue()
+    wanted = {"reader": "microphone", "name": "", "open_seconds": _OPEN_SECONDS, "stall_seconds": _OPEN_SECONDS}
+    child, blocks, why = Child(wanted, said.put, name="avis doctor"), [np.zeros(0, np.float32)], ""
+    try:
+        while not why and sum(map(len, blocks)) < _LISTEN_SECONDS * SAMPLE_RATE:
+            message = said.get(timeout=2 * _OPEN_SECONDS)
+            if message.kind == wire.AUDIO:
+                blocks.append(np.frombuffer(message.payload, np.float32))
+            elif message.kind in (wire.ENDED, wire.FATAL):
+                why = message.text
+    except queue.Empty:
+        why = f"the sound system does not answer within {2 * _OPEN_SECONDS:g} s"
+    finally:
+        child.kill()
+        child.join(1.0)
+    if why:
+        remedy = "see that no other program holds it, and that the sound server runs"
+        return Finding(False, f"sound of {name!r}: {why}", remedy, needed=required("mic"))
+    peak = float(np.abs(np.concatenate(blocks)).max())
+    if peak == 0:
+        return Finding(False, f"sound of {name!r}: it opens, but gives zeros alone", "unmute it in the sound settings")
+    return Finding(
+        True, f"sound of {name!r}: {_LISTEN_SECONDS:g} s, loudest {20 * np.log10(peak):.0f} dB of full scale"
+    )
 
 
 def _extras() -> Iterator[Finding]:
