@@ -120,6 +120,17 @@ def test_every_quirk_that_code_names_has_a_row() -> None:
     assert rows == {f"Q{n}" for n in range(1, 29)}, "the list has no holes"
 
 
+def test_every_quirk_says_where_it_is_and_what_holds_it() -> None:
+    text = (ROOT / "docs" / "official_quirks.md").read_text()
+    for row in re.findall(r"^\| Q\d+ \|.*", text, re.MULTILINE):
+        name, _, where, _, _, tests = [cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]]
+        assert where, name
+        assert re.search(r"`\w[\w./]*`", tests), name
+        for test in re.findall(r"`([\w./]+)`", tests):
+            path = ROOT / test if test.startswith("tests/") else None
+            assert path.exists() if path is not None else any((ROOT / "tests").rglob(test)), f"{name}: {test}"
+
+
 def test_nothing_reads_outside_the_project() -> None:
     """The founders' notes and assets exist on their machine only, and so do its paths."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout.decode()

@@ -30,6 +30,14 @@ def test_swin() -> None:
         assert_golden(features, FILE, f"swin.res{stage}")
 
 
+def test_changing_the_mode_hands_the_model_back() -> None:
+    """Quirk Q22: the official one hands back None, so that nothing can be chained to it."""
+    model = Swin(SwinConfig(embed_channels=16, depths=(2, 2, 2, 2), heads=(1, 2, 4, 8), swin_window=4))
+    assert model.eval() is model
+    assert not model.training
+    assert model.train() is model
+
+
 @torch.no_grad()
 def test_relative_position_bias_is_looked_up_by_query_minus_key() -> None:
     torch.manual_seed(0)
