@@ -50,6 +50,23 @@ def test_a_sound_without_a_mask_in_time_is_missed_and_infinitely_late(monkeypatc
     assert live.onsets([])["onset_to_mask_p95_s"] is None
 
 
+def test_delays_count_what_is_heard_and_what_never_comes() -> None:
+    """Three sounds shown at once, one step late and never; a step takes 0.1 or 0.3 s."""
+    online = importlib.import_module("online_results")
+    found = online.wait_seconds([0, 1, -1], [0.1, 0.3])
+    assert found == {"count": 3, "never": 1, "p50 s": 2.3, "p95 s": "never"}
+    assert online.wait_seconds([0, 0, 0], [0.1])["p95 s"] == 1.1
+    assert online.wait_seconds([], [0.1])["p50 s"] is None
+
+
+def test_online_is_compared_with_offline() -> None:
+    online = importlib.import_module("online_results")
+    row = {"FA": 40.0, "FAn": None, "HOTA": 50.0, "AP_all": 20.0, "IDSW": 3}
+    rows = online.against_offline({"offline": row, "parity": row | {"FA": 39.5, "FAn": 80.0, "AP_all": 21.0}})
+    assert rows["parity minus offline"] == {"FA": -0.5, "FAn": None, "HOTA": 0.0, "AP_all": 1.0}
+    assert rows["offline"] == row
+
+
 @pytest.mark.parametrize("generator", [False, True])
 def test_a_clip_of_one_frame(generator: bool) -> None:
     threads = torch.get_num_threads()
