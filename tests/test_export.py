@@ -30,10 +30,33 @@ def test_a_program_is_the_model_without_its_code(tmp_path: Path) -> None:
     assert {name: list(x.shape) for name, x in state.items()} == {name: x["shape"] for name, x in wanted.items()}
     before = {name: x.clone() for name, x in state.items()}
     program = torch.export.load(tmp_path / "out" / "tracker_step_0.pt2").module()
-    *_, after = program(torch.randn(frame_queries["shape"]), torch.randn(features["shape"]), state)
+    answer = program(torch.randn(frame_queries["shape"]), torch.randn(features["shape"]), state)
+    after = answer[-1]
+    assert list(step["outputs"]) == ["logits", "mask_embed", "similarity", "object_tokens", "frame_similarity", "state"]
+    # What an identity is recognised by: the last two.
+    linked = load("avism_mini", "random").tracker.similarity_of_frames(answer[3])
+    assert answer[4].shape == linked.shape
     assert all(torch.equal(state[name], x) for name, x in before.items())  # nothing is written in place
     assert after.keys() == state.keys()
     assert not torch.equal(after["tokens"], state["tokens"])
+
+
+def test_what_a_frame_gives_is_all_that_linking_and_drawing_take(tmp_path: Path) -> None:
+    """Masks from the exported localizer alone are the model's."""
+    model = load("avism_mini", "random")
+    described = export.export_model(model, tmp_path, (64, 96), print, compiled=False, phases=1)
+    names = list(described["programs"]["localizer"]["outputs"])
+    images, previous = torch.randn(2, 1, 3, 64, 96).unbind()
+    sound = torch.randn(1, model.config.audio.feature_dim)
+    got = dict(zip(names, torch.export.load(tmp_path / "localizer.pt2").module()(images, sound, previous), strict=True))
+    with torch.no_grad():
+        tokens = model.localize(images, sound, previous)
+    assert tokens.mask_embed is not None
+    masks = torch.einsum("tnc,tchw->tnhw", tokens.mask_embed, tokens.clip_mask_features)
+    torch.testing.assert_close(
+        torch.einsum("tnc,tchw->tnhw", got["mask_embed"], got["clip_mask_features"]), masks, rtol=1e-4, atol=1e-4
+    )
+    torch.testing.assert_close(got["sounding"], tokens.sounding, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow

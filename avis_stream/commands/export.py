@@ -42,16 +42,20 @@ Report = Callable[[str], Any]
 class LocalizerProgram(nn.Module):
     """What a frame gives, as tensors in and out."""
 
-    outputs = ("frame_queries", "logits", "clip_mask_features", "sounding")
-
     def __init__(self, model: AVISM) -> None:
         super().__init__()
         self.model = model
+        own = {"sounding": model.config.localizer.sounding_head, "mask_embed": model.config.tracker.masks == "frame"}
+        self.outputs = (
+            "frame_queries",
+            "logits",
+            "clip_mask_features",
+            *(name for name, there in own.items() if there),
+        )
 
     def forward(self, images: Tensor, audio_features: Tensor, previous: Tensor | None = None) -> tuple[Tensor, ...]:
         tokens = self.model.localize(images, audio_features, previous)
-        found = tokens.frame_queries, tokens.logits, tokens.clip_mask_features, tokens.sounding
-        return tuple(x for x in found if x is not None)
+        return tuple(getattr(tokens, name) for name in self.outputs)
 
 
 STATE = ("heard", "tokens", "keys", "values", "sink_value", "sink_lse", "anchor_slot", "key_bias", "evidence")
@@ -61,7 +65,7 @@ STATE = ("heard", "tokens", "keys", "values", "sink_value", "sink_lse", "anchor_
 class TrackerStepProgram(nn.Module):
     """One frame of one stream at a fixed phase: the state comes in and goes out, nothing is remembered here."""
 
-    outputs = ("logits", "mask_embed", "similarity", "object_tokens")
+    outputs = ("logits", "mask_embed", "similarity", "object_tokens", "frame_similarity")
 
     def __init__(self, stream: StreamTracker, seen: int) -> None:
         super().__init__()
@@ -74,7 +78,8 @@ class TrackerStepProgram(nn.Module):
         plans = self.stream.push([memory], [Arrival(frame_queries, audio_features)])
         answer = self.stream.answer([memory], plans)
         tokens = self.stream.tokens_of_newest(memory, plans[0]).clone()
-        return answer.logits, answer.mask_embed, answer.similarity, tokens, state_of(memory)
+        frame_similarity = self.tracker.similarity_of_frames(tokens)
+        return answer.logits, answer.mask_embed, answer.similarity, tokens, frame_similarity, state_of(memory)
 
 
 def state_of(memory: TrackerMemory) -> dict[str, Tensor]:
@@ -124,8 +129,10 @@ def export_model(
     features = torch.randn(1, model.config.audio.feature_dim)
     frame = (images, features, *([torch.randn_like(images)] if model.wants_previous else []))
     with torch.no_grad():
-        localizer, names = LocalizerProgram(model), LocalizerProgram.outputs
-        described["programs"]["localizer"] = _write(localizer, names, frame, out / "localizer", report, compiled)
+        localizer = LocalizerProgram(model)
+        described["programs"]["localizer"] = _write(
+            localizer, localizer.outputs, frame, out / "localizer", report, compiled
+        )
         stream = StreamTracker(model.tracker, OnlineConfig())
         geometry = stream.geometry
         memory = TrackerMemory.empty(model.config, geometry, OnlineConfig().kv_cache, features)

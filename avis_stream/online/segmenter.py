@@ -84,7 +84,7 @@ class OnlineSegmenter:
         """
         model, config, geometry = self.model, self.config, self.tracking.geometry
         like = model.tracker.query_feat.weight
-        memory = TrackerMemory.empty(model.config, geometry, config.kv_cache, like)
+        memory = TrackerMemory.empty(model.config, geometry, config.kv_cache and not self._linked, like)
         table = IdentityTable.empty(config, len(model.classes), model.config.channels, model.config.drawn_channels)
         body = StreamBody(self._model_id, self._layout, memory, table)
         waits = config.keeps_frames_back
@@ -269,7 +269,8 @@ class OnlineSegmenter:
             state: Consumed.
             sounding: [N], chance of each frame query to sound; None: `presence` will be None.
             mask_embed: [N, Cm], of the frame queries' own masks, with `TrackerConfig.masks="frame"`.
-            logits: [N, K + 1], their classes, with `TrackerConfig.objects="frame"`; without them video queries answer.
+            logits: [N, K + 1], their classes, with `TrackerConfig.objects="frame"`; without them video queries
+                answer, whose sinks hold what frames without them showed.
 
         Raises:
             ShapeError: An argument differs or is not finite; the state stays as it was. While a graph is exported,
@@ -321,7 +322,8 @@ class OnlineSegmenter:
         (body,) = self._bodies([state])
         require(len(frame_queries) >= 1, "frame_queries", len(frame_queries), "at least one frame")
         body = state.take()
-        plan, answer = self._drive(body, Arrival(frame_queries, audio_features))
+        ask = not self._linked or mask_embed is None or logits is None
+        plan, answer = self._drive(body, Arrival(frame_queries, audio_features), ask)
         for _ in range(len(frame_queries)):
             body.last_pts_ns = checked_time(body, self.config, None)
         body.steps += len(frame_queries)
@@ -411,7 +413,8 @@ class OnlineSegmenter:
         """What was seen goes into the tracker's memory and the identity table of each stream; what happened there."""
         memories = [body.memory for body in bodies]
         plans = self.tracking.push(memories, [s.arrival for s in seen])
-        answer = self.tracking.answer(memories, plans)
+        # Linked objects are frame queries: no video query is asked, so nothing falls to the sinks either (ADR 0010).
+        answer = None if self._linked else self.tracking.answer(memories, plans)
         events = []
         for n, (body, own, what, plan) in enumerate(zip(bodies, inputs, seen, plans, strict=True)):
             said = self._answer_of(n, answer, body.memory, plan, what.answer)
@@ -423,13 +426,13 @@ class OnlineSegmenter:
         self._note_time(body, given)
         return given if body.held is None else exchange(body.held, given)
 
-    def _drive(self, body: StreamBody, arrival: Arrival) -> tuple[PushPlan, ClipPrediction]:
-        """Pushes frames of one stream, window by window, and answers where it must: at folds and at the end."""
-        first, count = 0, len(arrival.frame_queries)
+    def _drive(self, body: StreamBody, arrival: Arrival, ask: bool) -> tuple[PushPlan, ClipPrediction | None]:
+        """Pushes frames of one stream, window by window; asks video queries where it must: at folds and at the end."""
+        first, count, answer = 0, len(arrival.frame_queries), None
         for size in windows_of(body.memory.seen, count, self.tracking.geometry.window):
             (plan,) = self.tracking.push([body.memory], [arrival.part(first, first + size)])
             first += size
-            if plan.fold or first == count:
+            if ask and (plan.fold or first == count):
                 answer = self.tracking.answer([body.memory], [plan])
         return plan, answer
 
@@ -453,13 +456,15 @@ class OnlineSegmenter:
         return self._presenter.late(body, due, seen.sizes, events) if due >= 0 else nothing(given, events)
 
     def _answer_of(
-        self, n: int, answer: ClipPrediction, memory: TrackerMemory, plan: PushPlan, seen: FrameAnswer
+        self, n: int, answer: ClipPrediction | None, memory: TrackerMemory, plan: PushPlan, seen: FrameAnswer
     ) -> TrackerAnswer:
         """Stream n's part of what the tracker said of what was seen last."""
         # The memory goes on being written; what was said stays.
         tokens = self.tracking.tokens_of_newest(memory, plan).clone()
         of_frame = self.model.tracker.similarity_of_frames(tokens)
-        if self._linked and seen.mask_embed is not None and seen.logits is not None:
+        if answer is None:
+            assert seen.mask_embed is not None
+            assert seen.logits is not None
             return TrackerAnswer(
                 pred_logits=seen.logits,
                 pred_mask_embed=seen.mask_embed,

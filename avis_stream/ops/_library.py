@@ -107,6 +107,13 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
 
 _native, _why_not = _load()
 
+_ISAS = ("avx512", "avx2", "neon", "base")
+if (_asked := os.environ.get("AVIS_STREAM_ISA")) is not None and _asked not in _ISAS:
+    warnings.warn(
+        f"AVIS_STREAM_ISA must be one of {', '.join(_ISAS)}, got {_asked!r}: the best that this machine runs is used",
+        stacklevel=1,
+    )
+
 
 def native_library() -> ctypes.CDLL | None:
     """The loaded operator library, for the few plain C calls that are no operators; None without it."""

@@ -265,7 +265,7 @@ def _kv_write(k_cache: Tensor, v_cache: Tensor, k: Tensor, v: Tensor, slot: Tens
 
 implement("range_attn_paged", reference, quiet=True)
 implement("range_attn_paged_backward", backward_reference, quiet=True)
-implement("kv_write_", _kv_write, quiet=True)
+implement("kv_write_", _kv_write)
 
 
 # --- shapes, gradient, autocast --------------------------------------------------------------------------------------

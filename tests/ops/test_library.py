@@ -85,3 +85,10 @@ def test_require_native_names_what_is_missing() -> None:
     if not _library.has_kernel("ms_deform_attn", "cuda"):
         with pytest.raises(NativeUnavailableError, match="no native cuda kernel for ms_deform_attn"):
             ops.require_native("cuda")
+
+
+def test_an_instruction_set_that_nobody_knows_is_told() -> None:
+    code = "import avis_stream.ops as ops; print(ops.info().isa)"
+    wrong = run_without_library(code, AVIS_STREAM_ISA="nonsense")
+    assert "AVIS_STREAM_ISA must be one of avx512, avx2, neon, base, got 'nonsense'" in wrong.stderr
+    assert "AVIS_STREAM_ISA" not in run_without_library(code, AVIS_STREAM_ISA="neon").stderr
