@@ -26,7 +26,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ from tqdm import tqdm
 from avis_stream.data import rle
 from avis_stream.data.annotations import Annotations, Track, Video, parse_predictions
 from avis_stream.data.dataset import DataSplit, open_split
-from avis_stream.metrics import evaluation, reappearance
+from avis_stream.metrics import evaluation, prefix_curve, reappearance
 from avis_stream.metrics.alignment import assign
 from avis_stream.metrics.pairs import pair_videos
 from avis_stream.metrics.reid import Reappearance, gap_edges
@@ -61,6 +61,8 @@ HEARD_SECONDS = 1.0
 LONGEST_WAIT = 10
 """Steps after which a mask no longer counts as that of the sound that began or ended."""
 AGAINST_OFFLINE = ("FA", "FAn", "HOTA", "AP_all")
+LENGTHS = (1, 37, 120, 300, 600)
+"""Least frames of each part of the prefix curve; up to the ring's the tracker equals offline."""
 SHOWN = {"gates on": OnlineConfig(), "parity": OnlineConfig.parity()}
 RING = 36
 WINDOW = 6
@@ -402,6 +404,10 @@ def results(
         report["returns"] = {name: _returns_row(found) for name, found in comebacks.items()}
         report["switches per minute"] = {name: round(n / report["minutes"], 2) for name, n in switches.items()}
     report["as shown"] = against_offline({name: scores(truth, entries) for name, entries in shown.items()})
+    found = {name: parse_predictions(Path("rows"), entries, truth) for name, entries in shown.items()}
+    report["minus offline by length"] = {
+        name: [asdict(own) for own in prefix_curve(truth, found["offline"], found[name], LENGTHS)] for name in SHOWN
+    }
     taken = list(latencies or step_seconds(model, split, videos[0]))
     report["step seconds"] = {"p50": round(float(np.quantile(taken, 0.5)), 3), "measured here": latencies is None}
     report["delays"] = {key: wait_seconds(values, taken) for key, values in waits.items()}

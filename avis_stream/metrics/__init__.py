@@ -2,6 +2,7 @@
 
 from avis_stream.metrics.answers import answers_of_predictions, parse_answers, score_answers
 from avis_stream.metrics.evaluate import Evaluation, evaluate, evaluation
+from avis_stream.metrics.prefix import prefix_curve
 from avis_stream.metrics.reid import reappearance
 from avis_stream.metrics.segmentation import binary_scores, label_maps, segmentation_summary, semantic_scores
 from avis_stream.metrics.streaming import as_live, read_latencies
@@ -15,6 +16,7 @@ __all__ = [
     "evaluation",
     "label_maps",
     "parse_answers",
+    "prefix_curve",
     "read_latencies",
     "reappearance",
     "score_answers",
