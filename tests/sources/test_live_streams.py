@@ -126,6 +126,19 @@ def test_sound_and_pictures_of_a_stream_belong_together(backend: str, tmp_path: 
     assert session.stats().latency.count > 0
 
 
+def test_two_cameras_at_once(backend: str) -> None:
+    """Each in a session of its own; that one goes does not concern the other."""
+    with RtspServer() as one, RtspServer() as other, open_session(other.url, backend) as second:
+        with open_session(one.url, backend) as first:
+            results_until(first, lambda r: r.pair.audio_valid > 0)
+            results_until(second, lambda r: r.pair.audio_valid > 0)
+            one.kill()
+            assert event_of(first, ("lost",)).source_id == one.url
+        reached = results_until(second, lambda r: True)[-1].pts_ns
+        results_until(second, lambda r: r.pts_ns > reached + S)
+        assert second.stats().reconnects == 0
+
+
 def test_a_server_that_is_killed_is_found_again(backend: str) -> None:
     server = RtspServer()
     results: list[LiveResult] = []

@@ -122,6 +122,17 @@ def test_the_callers_own_sound_may_end_before_the_frames() -> None:
     assert heard[60] == 0.0
 
 
+def test_sound_may_begin_late() -> None:
+    """Two seconds after the pictures: none waits, and each says how much of its second was heard."""
+    late = (chunk for chunk in sound(4.0) if chunk.pts_ns >= 2 * S)
+    results = list(live(StubSegmenter(), frames(100), late))
+    assert [result.frame_id for result in results] == list(range(100))
+    heard = [result.pair.audio_valid for result in results]
+    assert set(heard[:49]) == {0.0}
+    assert heard[62] == pytest.approx(0.52)
+    assert set(heard[75:]) == {1.0}
+
+
 def test_the_callers_own_frames_without_sound() -> None:
     results = list(live(StubSegmenter(), frames(10), None))
     assert [r.pair.audio_valid for r in results] == [0.0] * 10
