@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import logging
 import re
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +18,7 @@ from avis_stream.errors import NativeUnavailableError
 from avis_stream.needs import install_extra
 from avis_stream.ops._library import cuda_library_path
 
+logger = logging.getLogger(__name__)
 EXTRA = install_extra("cuda")
 _PACKAGE = Path(__file__).parents[1]
 
@@ -164,7 +166,7 @@ def compile_kernels(library: ctypes.CDLL | None = None) -> None:
         try:
             kernels.launch(qualified(name.decode()), tuple(dims[:3]), dims[3], shared, args, stream or 0)
         except Exception as error:  # a C function calls this: there is nobody to raise to
-            importlib.import_module("logging").getLogger(__name__).error("%s: %s", name.decode(), error)
+            logger.error("%s: %s", name.decode(), error)
             return -1
         return 0
 
