@@ -3,7 +3,8 @@
 oneDNN can keep weights in the layout that its kernels want and add the residual and the activation before a result
 leaves the cache; torch reaches these only from its compiler. `pack` prepares a layer for them once its weights are
 final; training it again or loading other weights undoes that. Anything else (training, another device or precision,
-export, a torch without these operators) takes the ordinary way; results differ by rounding.
+export, a torch without these operators) takes the ordinary way; results differ by rounding. Wide 3x3 convolutions go by
+Winograd's form, which oneDNN has no longer.
 
     conv, then ReLU, 64 to 256 channels at 96 x 160:   48 ms ordinary, 8 ms packed, same machine, same minute
 """
@@ -16,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from avis_stream.nn.winograd import combined_weight, convolve
+
 Activation = Literal["none", "relu", "relu6"]
 
 _FUSED: dict[Activation, tuple[str, list[float]]] = {
@@ -24,6 +27,10 @@ _FUSED: dict[Activation, tuple[str, list[float]]] = {
     "relu6": ("hardtanh", [0.0, 6.0]),
 }
 """oneDNN's name of an activation, and its parameters."""
+
+
+_LEAST_COMBINED = 128
+"""Channels from which on a 3x3 convolution goes by `nn/winograd.py`."""
 
 
 def activate(x: Tensor, activation: Activation) -> Tensor:
@@ -120,12 +127,21 @@ class Conv2d(_Packable, nn.Conv2d):
 
     def pack(self) -> None:
         """Prepares for inference, until `train()` or `load_state_dict`; weights must not be changed in other ways."""
-        if can_pack(self.weight):
-            self._packed = _Packed(
-                torch.ops.mkldnn._reorder_linear_weight(self.weight.flatten(1), None)
-                if self._narrows
-                else torch.ops.mkldnn._reorder_convolution_weight(self.weight, *self._geometry(), None)
-            )
+        if not can_pack(self.weight):
+            return
+        if self._combines:
+            weight = combined_weight(self.weight.detach())
+        elif self._narrows:
+            weight = torch.ops.mkldnn._reorder_linear_weight(self.weight.flatten(1), None)
+        else:
+            weight = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *self._geometry(), None)
+        self._packed = _Packed(weight)
+
+    @property
+    def _combines(self) -> bool:
+        """Whether Winograd's form is the faster one: channels enough that products outweigh what is combined."""
+        square = self.kernel_size == (3, 3) and self.stride == (1, 1) and self.groups == 1
+        return square and min(self.in_channels, self.out_channels) >= _LEAST_COMBINED
 
     @property
     def _narrows(self) -> bool:
@@ -143,6 +159,10 @@ class Conv2d(_Packable, nn.Conv2d):
 
     def _forward_packed(self, x: Tensor, residual: Tensor | None) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)
+        if self._combines:
+            assert self._packed.weight is not None
+            combined = convolve(x, self._packed.weight, self.bias)
+            return activate(combined if residual is None else combined + residual, self.activation)
         if self._narrows:
             rows = None if residual is None else residual.permute(0, 2, 3, 1)
             return _linear(x.permute(0, 2, 3, 1), self._packed, self.bias, self.activation, rows).permute(0, 3, 1, 2)
