@@ -102,7 +102,7 @@ def delays(results: list[Any], played: float) -> list[float]:
                 continue
             ends = next((t for t, s in enumerate(track.segmentations) if t > k and s is None), truth.videos[0].length)
             limit = min(k + LONGEST_WAIT, ends + LONGEST_AFTER)
-            if limit > played:
+            if limit > played - begin:
                 continue
             mask = rle.as_rle(segmentation, truth.videos[0].height, truth.videos[0].width)
             shown = [(r, r.pts_seconds - begin + (r.latency_ms or 0) / 1e3) for r in results]

@@ -41,6 +41,7 @@ from avis_stream.data.dataset import DataSplit, open_split
 from avis_stream.metrics import evaluation, prefix_curve, reappearance
 from avis_stream.metrics.alignment import assign
 from avis_stream.metrics.pairs import pair_videos
+from avis_stream.metrics.prefix import CURVES
 from avis_stream.metrics.reid import Reappearance, gap_edges
 from avis_stream.models.avism import AVISM
 from avis_stream.models.predict import predict
@@ -60,7 +61,6 @@ HEARD_SECONDS = 1.0
 """A sound that begins with a second is known when that second has been heard."""
 LONGEST_WAIT = 10
 """Steps after which a mask no longer counts as that of the sound that began or ended."""
-AGAINST_OFFLINE = ("FA", "FAn", "HOTA", "AP_all")
 LENGTHS = (1, 37, 120, 300, 600)
 """Least frames of each part of the prefix curve; up to the ring's the tracker equals offline."""
 SHOWN = {"gates on": OnlineConfig(), "parity": OnlineConfig.parity()}
@@ -255,7 +255,7 @@ def against_offline(rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]
     base, found = rows["offline"], dict(rows)
     for name, own in rows.items():
         if name != "offline":
-            pairs = {key: (own[key], base[key]) for key in AGAINST_OFFLINE}
+            pairs = {key: (own[key], base[key]) for key in CURVES}
             found[f"{name} minus offline"] = {
                 key: None if None in pair else round(pair[0] - pair[1], 2) for key, pair in pairs.items()
             }

@@ -116,7 +116,7 @@ def fingerprint(model: AVISM) -> str:
     for name, tensor in sorted(model.state_dict().items()):
         values = tensor.detach().flatten()
         if len(values) > _WHOLE_VALUES:
-            values = values[:: len(values) // _SAMPLED_VALUES | 1]  # odd, so that it meets every column of a matrix
+            values = values[:: len(values) // _SAMPLED_VALUES | 1]  # odd, or it would keep to a few columns of a matrix
         digest.update(name.encode())
         digest.update(values.float().cpu().contiguous().numpy().tobytes())
     return f"{_SCHEME}:{digest.hexdigest()[:16]}"
@@ -135,7 +135,7 @@ def check_owner(body: StreamBody, model: str, layout: str) -> None:
     """Raises CheckpointError unless a state was made for this model and these settings."""
     if not body.model.startswith(f"{_SCHEME}:"):
         raise CheckpointError(
-            "state must be of this version, which knows models by all their weights, got one of another version "
+            "state must be of this version, which knows models by samples of all weights, got one of another version "
             f"({body.model}): whether it is of this model cannot be told; begin with init_state()"
         )
     if body.model != model:

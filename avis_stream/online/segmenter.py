@@ -242,7 +242,8 @@ class OnlineSegmenter:
                 body.last_pts_ns, body.steps = own.pts_ns, body.steps + 1
         finally:
             body.last_pts_ns, body.steps = last
-        body, seen = state.take(), self._eye.look_at(given)
+        seen = self._eye.look_at(given)
+        body = state.take()
         events: tuple[Event, ...] = ()
         for own, what in zip(given, seen, strict=True):  # a frame's tokens change with the next, so each is asked alone
             self._note_time(body, own)
@@ -317,7 +318,7 @@ class OnlineSegmenter:
             "sounding": sounding, "mask_embed": mask_embed, "logits": logits,
         }  # fmt: skip
         for name, values in given.items():
-            if values is not None:  # one NaN would stay in the sinks for as long as the stream lasts
+            if values is not None:  # one NaN would stay in the memory for as long as the stream lasts
                 check_finite(values, name, "leave the frame out, or look for what broke the localizer")
         (body,) = self._bodies([state])
         require(len(frame_queries) >= 1, "frame_queries", len(frame_queries), "at least one frame")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from avis_stream.checks import require
 from avis_stream.errors import AvisStreamError, ConfigError
 from avis_stream.needs import install_extra
 from avis_stream.serve.allowance import Allowances
@@ -58,6 +59,11 @@ class ServeConfig:
     max_viewers: int = 16
     requests_per_second: float = 50.0
     """Of one client address; what anybody may see, and strangers who are refused, do not count."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.requests_per_second >= 1, "requests_per_second", self.requests_per_second, ">= 1, or nobody gets in"
+        )
 
     @property
     def is_local(self) -> bool:
@@ -110,12 +116,17 @@ def make_app(sources: Sources, config: ServeConfig) -> ASGIApp:
     return _Door(Starlette(routes=routes, lifespan=lifespan), config)
 
 
+_GUESSES_PER_SECOND = 10.0
+"""Requests without the right token that one address is answered; a made-up token is 18 random bytes."""
+
+
 class _Door:
     """Lets in whom it may: by name of the host, by origin, by token, and not too often."""
 
     def __init__(self, app: ASGIApp, config: ServeConfig) -> None:
         self._app, self._config = app, config
         self._allowances = Allowances(config.requests_per_second)
+        self._guesses = Allowances(_GUESSES_PER_SECOND)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -140,10 +151,12 @@ class _Door:
             return 403, "not for pages of other sites"
         if connection.url.path in _OPEN:  # a health check that is told to wait would call a well server ill
             return 0, ""
-        if not self._knows_token(connection):  # asked before anything is spent: strangers may share an address
+        address, now = connection.client.host if connection.client else "", time.monotonic()
+        if not self._knows_token(connection):  # out of a purse of their own: strangers may share an address
+            if not self._guesses.spend(address, now):
+                return 429, "too many wrong tokens; wait a second"
             return 401, "a token is needed: open the address that avis-stream serve printed"
-        address = connection.client.host if connection.client else ""
-        if not self._allowances.spend(address, time.monotonic()):
+        if not self._allowances.spend(address, now):
             return 429, "too many requests; wait a second"
         return 0, ""
 

@@ -131,8 +131,8 @@ class Session:
     def stop(self) -> None:
         """Ends every thread and process; returns when they are gone, after 2 s at the latest. Harmless when they are.
 
-        A model that is in the middle of a step finishes it first. What cannot be made to end by then, such as an
-        iterator of the caller's that waits, is left alone: its thread ends when it can, and holds no program back.
+        A step of the model that is under way is not cut off. What has not ended by then, such a step or an iterator of
+        the caller's that waits, is left alone: its thread ends when it can, and holds no program back.
         """
         deadline = time.monotonic() + _STOP_SECONDS  # one for all, however many are slow to go
         with self._change:

@@ -47,6 +47,7 @@ def test_raw_outputs_hold_an_object_a_row() -> None:
 def test_a_stream_answers_with_the_frames_own_queries() -> None:
     online, film = OnlineSegmenter(linked_model()), scene(3)
     model, state = online.model, online.init_state()
+    assert state.body.memory.keys is None, "video queries are not asked, so nothing is kept for them"
     size = network_size(*film.frames.shape[-2:], model.config.input)
 
     def prepared(pictures: torch.Tensor) -> torch.Tensor:

@@ -187,14 +187,14 @@ def test_elsewhere_a_token_is_asked_for() -> None:
     assert ServeConfig().with_token().token is None
     with Running(token="open sesame") as running:
         for path in ("/", "/metrics", "/results", "/stats", "/mjpeg", "/api/sources"):
-            assert running.get(path)[0] == 401
-            assert running.get(path + "?token=wrong")[0] == 401
+            assert running.get(path)[0] in (401, 429)  # too many guesses end as both
+            assert running.get(path + "?token=wrong")[0] in (401, 429)
         assert running.get("/metrics", Authorization="Bearer open sesame")[0] == 200
         status, headers, _ = running.get("/?token=open%20sesame")
         assert status == 200
         assert "HttpOnly" in headers["set-cookie"]
         assert running.get("/metrics", Cookie='avis_token="open sesame"')[0] == 200
-        with pytest.raises(Exception, match=r"401|4401|reject"), running.socket():
+        with pytest.raises(Exception, match=r"401|429|44|reject"), running.socket():
             pass
 
 
@@ -242,7 +242,7 @@ def test_one_client_does_not_spend_what_another_may_ask() -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("avis_stream.serve.app.time.monotonic", lambda: 100.0)
-        assert [ask("10.0.0.2", token="wrong") for _ in range(5)] == [401] * 5
+        assert [ask("10.0.0.2", token="wrong") for _ in range(12)] == [401] * 10 + [429] * 2
         assert [ask("10.0.0.2") for _ in range(5)] == [200, 200, 200, 429, 429]
         assert ask("10.0.0.2", "/healthz", token="") == 200
         assert ask("10.0.0.3") == 200
