@@ -56,6 +56,8 @@ class Generator:
         self.sounding = torch.rand(POOL, slots, generator=generator)
         self.sound = torch.randn(POOL, config.audio.feature_dim, generator=generator)
         self.features = torch.randn(16, config.drawn_channels, height // 4, width // 4, generator=generator)
+        own = config.tracker.masks == "frame"
+        self.mask_embed = torch.randn(POOL, slots, config.drawn_channels, generator=generator) if own else None
         self.step = 0
         self.head = config.localizer.sounding_head
 
@@ -66,7 +68,9 @@ class Generator:
         n = self.step % POOL
         self.step += 1
         sounding = self.sounding[n][None] if self.head else None
-        return FrameTokens(self.frame_queries[n][None], self.logits[n][None], self.features[n % 16][None], sounding)
+        mask_embed = None if self.mask_embed is None else self.mask_embed[n][None]
+        features = self.features[n % 16][None]
+        return FrameTokens(self.frame_queries[n][None], self.logits[n][None], features, sounding, mask_embed)
 
 
 def anonymous_bytes() -> int:

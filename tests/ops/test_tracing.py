@@ -66,6 +66,12 @@ def written() -> tuple[Block, Outputs]:
     return Block(run), (k_cache, v_cache, k, v)
 
 
+@pytest.fixture(autouse=True)
+def _compiled_anew() -> None:
+    """Every case compiles the same code object, which has a limit."""
+    torch.compiler.reset()
+
+
 CASES = {f.__name__: f for f in (deformable, fused, ranges, paged, written)}
 
 
