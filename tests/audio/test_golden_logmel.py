@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import av
+import numpy as np
 import pytest
 import torch
 from golden_data import arrays, assert_golden, tensor
@@ -68,3 +70,21 @@ def test_doors() -> None:
         LogMel(0.01)(torch.zeros(1, 8_000))
     with pytest.raises(ConfigError, match="rate_in must be > 0 Hz, got 0"):
         resample_seconds(torch.zeros(1, 10), 0, 16_000)
+
+
+@pytest.mark.parametrize("rate", [22_050, 44_100, 48_000])
+def test_how_far_a_files_sound_is_from_the_official_resampling(rate: int) -> None:
+    """Files and live sound come through libswresample as one signal; only bands next to the limit hear that (Q20)."""
+    torch.manual_seed(0)
+    seconds = 5
+    wave = 0.1 * torch.randn(seconds * rate)
+    resampler = av.AudioResampler("flt", "mono", 16_000)
+    frame = av.AudioFrame.from_ndarray(wave.numpy()[None], format="flt", layout="mono")
+    frame.sample_rate = rate
+    parts = [part.to_ndarray()[0] for part in (*resampler.resample(frame), *resampler.resample(None))]
+    ours = torch.from_numpy(np.concatenate(parts))[: seconds * 16_000].view(seconds, 16_000)
+    log_mel = VGGish().log_mel
+    apart = (log_mel(ours) - log_mel(mono_seconds(wave, rate, seconds)[0])).abs()
+    assert apart.mean() < 0.005
+    assert apart[..., :58].max() < 0.05
+    assert apart.max() < 0.6
