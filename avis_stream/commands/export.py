@@ -45,13 +45,9 @@ class LocalizerProgram(nn.Module):
     def __init__(self, model: AVISM) -> None:
         super().__init__()
         self.model = model
-        own = {"sounding": model.config.localizer.sounding_head, "mask_embed": model.config.tracker.masks == "frame"}
-        self.outputs = (
-            "frame_queries",
-            "logits",
-            "clip_mask_features",
-            *(name for name, there in own.items() if there),
-        )
+        some = {"sounding": model.config.localizer.sounding_head, "mask_embed": model.config.tracker.masks == "frame"}
+        own = (name for name, there in some.items() if there)
+        self.outputs = ("frame_queries", "logits", "clip_mask_features", *own)
 
     def forward(self, images: Tensor, audio_features: Tensor, previous: Tensor | None = None) -> tuple[Tensor, ...]:
         tokens = self.model.localize(images, audio_features, previous)

@@ -28,7 +28,6 @@ _FUSED: dict[Activation, tuple[str, list[float]]] = {
 }
 """oneDNN's name of an activation, and its parameters."""
 
-
 _LEAST_COMBINED = 128
 """Channels from which on a 3x3 convolution goes by `nn/winograd.py`."""
 
@@ -41,7 +40,7 @@ def activate(x: Tensor, activation: Activation) -> Tensor:
 
 
 class _Packed:
-    """A weight in oneDNN's own layout. Copies of a layer begin without: such tensors cannot be copied or saved."""
+    """A weight as inference wants it. Copies of a layer begin without: oneDNN's layouts cannot be copied or saved."""
 
     def __init__(self, weight: Tensor | None = None) -> None:
         self.weight = weight

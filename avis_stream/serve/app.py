@@ -36,6 +36,8 @@ _ASSETS = Path(__file__).parents[1] / "assets" / "viewer"
 _COOKIE = "avis_token"
 _OPEN = ("/viewer.js", "/viewer.css", "/healthz")
 """For all, as often as they like: nothing in them is secret or dear."""
+_GUESSES_PER_SECOND = 10.0
+"""Requests without the right token that one address is answered; a made-up token is 18 random bytes."""
 _LOCAL = ("127.0.0.1", "localhost", "::1")
 _LONGEST_REQUEST = 4096
 _ACK_SECONDS = 15.0
@@ -114,10 +116,6 @@ def make_app(sources: Sources, config: ServeConfig) -> ASGIApp:
         Route("/api/sources/{source}/restart", api.restart, methods=["POST"]),
     ]
     return _Door(Starlette(routes=routes, lifespan=lifespan), config)
-
-
-_GUESSES_PER_SECOND = 10.0
-"""Requests without the right token that one address is answered; a made-up token is 18 random bytes."""
 
 
 class _Door:

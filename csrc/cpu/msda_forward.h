@@ -1,4 +1,6 @@
 // Forward: stage two. Each query and head adds up the rows that its points read, all channels in registers.
+//
+// Heads side by side in memory, a few queries of one head at a time, was tried and is no faster (ADR 0103).
 #pragma once
 
 #include "msda_points.h"

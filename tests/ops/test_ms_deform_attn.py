@@ -310,29 +310,6 @@ def test_opcheck(dtype: torch.dtype) -> None:
     torch.library.opcheck(torch.ops.avis.ms_deform_attn_backward, args)
 
 
-def test_compile_and_export() -> None:
-    case = make_case()
-    shapes = case.shapes
-
-    class Block(torch.nn.Module):
-        def forward(self, value: Tensor, loc: Tensor, logits: Tensor) -> Tensor:
-            return ms_deform_attn(value * 2, shapes, loc, logits.flatten(3).softmax(-1).view_as(logits)).relu()
-
-    inputs = case.value, case.loc, case.weight
-    want = Block()(*inputs)
-    compiled = torch.compile(Block(), fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(*inputs), want)
-    leaves = [x.clone().requires_grad_() for x in inputs]
-    compiled(*leaves).sum().backward()
-    again = [x.clone().requires_grad_() for x in inputs]
-    Block()(*again).sum().backward()
-    for a, b in zip(leaves, again, strict=True):
-        torch.testing.assert_close(a.grad, b.grad)
-    exported = torch.export.export(Block(), inputs)
-    assert any("avis.ms_deform_attn" in str(node.target) for node in exported.graph.nodes)
-    torch.testing.assert_close(exported.module()(*inputs), want)
-
-
 def test_autocast_keeps_coordinates_in_float32() -> None:
     value, shapes, loc, weight = make_case().args()
     with torch.autocast("cpu", torch.bfloat16):
