@@ -11,9 +11,10 @@ import itertools
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,26 +23,36 @@ from torch import Tensor
 
 from avis_stream.stream.ring import SoundRing, sample_of
 from avis_stream.stream.stats import StatsKeeper
-from avis_stream.stream.two_rates import EarlierPictures, Segmenter, TwoRates
+from avis_stream.stream.two_rates import Segmenter, TwoRates, is_earlier
 from avis_stream.types import AVPair, OnlineResult, VideoFrame
 from avis_stream.writers.draw import draw_result
 
 _MILLISECOND = 1_000_000
-_KEPT = 10
-"""Frames that are remembered, for the picture 100 ms before one and for how long each is shown."""
+_KEPT_STAMPS = 10
+"""Of frames, to know how long each is shown."""
+
+
+class Picture(Protocol):
+    """A frame's pixels, where they lie: most frames are passed over, and only those that the model takes are read."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height)."""
+
+    def pixels(self) -> NDArray[np.uint8]:
+        """A copy, uint8 [H, W, 3]; called from the model's thread."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Arrived:
-    picture: NDArray[np.uint8]
+    picture: Picture
     pts_ns: int
     number: int
     at_ns: int
     """On the monotonic clock."""
 
-
-def _image(arrived: _Arrived) -> Tensor:
-    return torch.from_numpy(arrived.picture).permute(2, 0, 1)
+    def image(self) -> Tensor:
+        return torch.from_numpy(self.picture.pixels()).permute(2, 0, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +84,12 @@ class Answer:
     """Drawn, if that is wanted and there is anything to see."""
     rows: tuple[Row, ...] = ()
     """The identities that sound and are seen, best first."""
+    size: tuple[int, int] = field(init=False)
+    """(width, height) of the frames it belongs to."""
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """(width, height) of the frames it belongs to."""
-        return int(self.result.mask.shape[2]), int(self.result.mask.shape[1])
+    def __post_init__(self) -> None:
+        height, width = self.result.mask.shape[1:]
+        object.__setattr__(self, "size", (int(width), int(height)))
 
     def id_map(self, kind: type[np.uint8] | type[np.uint16] = np.uint8) -> NDArray[Any]:
         """[H, W]: 0 where nothing sounds, else the identity's id (if `kind` is too small for it: modulo, plus 1)."""
@@ -96,7 +108,8 @@ class Follower:
 
     def __init__(
         self, segmenter: Segmenter, classes: Sequence[str], *, num_threads: int, audio_wait_ms: int, draw: bool,
-        told: Callable[[Answer], None] = lambda answer: None, wants_previous: bool = True,
+        told: Callable[[Answer], object] = lambda answer: None,
+        failed: Callable[[Exception], object] = lambda error: None, wants_previous: bool = True,
     ) -> None:  # fmt: skip
         """Begins nothing; see `start`.
 
@@ -107,14 +120,17 @@ class Follower:
             audio_wait_ms: A frame waits so long for the end of its second of sound.
             draw: Whether answers are to be drawn.
             told: Called with every answer, from the model's thread.
+            failed: Called once, from there, if the model or a picture fails; there are no answers after that.
             wants_previous: Whether the model wants the picture 100 ms earlier.
         """
         self._segmenter, self._classes = segmenter, tuple(classes)
         self._num_threads, self._wait_ms = num_threads, audio_wait_ms
-        self._draw, self._told, self._wants_previous = draw, told, wants_previous
+        self._draw, self._told, self._failed, self._wants_previous = draw, told, failed, wants_previous
         self._change = threading.Condition()
         self._thread: threading.Thread | None = None
         self._over = False
+        self.failure: Exception | None = None
+        """Why there are no more answers."""
         self.stats = StatsKeeper()
         self.counts: Counter[str] = Counter()
         self.reset()
@@ -125,7 +141,8 @@ class Follower:
             self._ring = SoundRing()
             self._has_sound = False
             self._newest: _Arrived | None = None
-            self._recent: deque[_Arrived] = deque(maxlen=_KEPT)
+            self._stamps: deque[int] = deque(maxlen=_KEPT_STAMPS)
+            self._earlier: deque[_Arrived] = deque()
             self._rates = TwoRates(self._segmenter)  # which one it is tells this stream from those before
             self.answer: Answer | None = None
             self._change.notify_all()
@@ -150,8 +167,8 @@ class Follower:
         with self._change:
             self._has_sound = True
 
-    def frame(self, picture: NDArray[np.uint8], pts_ns: int) -> None:
-        """Takes a frame, uint8 [H, W, 3], which must stay as it is; never waits."""
+    def frame(self, picture: Picture, pts_ns: int) -> None:
+        """Takes a frame, whose pixels must stay as they are while it is held; never waits."""
         arrived = self._arrived(picture, pts_ns)
         if arrived is None:
             return
@@ -161,26 +178,32 @@ class Follower:
             self._newest = arrived
             self._change.notify_all()
 
-    def frame_sync(self, picture: NDArray[np.uint8], pts_ns: int) -> Answer | None:
-        """Takes a frame and waits for its answer; None: its time is not later than the last one's."""
+    def frame_sync(self, picture: Picture, pts_ns: int) -> Answer | None:
+        """Takes a frame and waits for its answer; None: its time is not later than the last one's, or `failure`."""
         arrived = self._arrived(picture, pts_ns)
-        if arrived is None:
+        if arrived is None or self.failure is not None:
             return None
         torch.set_num_threads(self._num_threads)
-        with self._change:
-            rates, pair = self._rates, self._paired(arrived)
-        self._think(pair, rates)
-        return self.answer
+        with self._failing():
+            with self._change:
+                rates, pair = self._rates, self._paired(arrived)
+            self._think(pair, rates)
+        return None if self.failure is not None else self.answer
 
-    def _arrived(self, picture: NDArray[np.uint8], pts_ns: int) -> _Arrived | None:
+    def _arrived(self, picture: Picture, pts_ns: int) -> _Arrived | None:
         """Notes a frame, as cheaply as can be: this happens in the stream's own thread."""
         number = self.counts["frames"]
         self.counts["frames"] += 1
-        if self._recent and pts_ns <= self._recent[-1].pts_ns:
+        if self._stamps and pts_ns <= self._stamps[-1]:
             self.counts["out_of_order"] += 1
             return None
+        self._stamps.append(pts_ns)
         arrived = _Arrived(picture, pts_ns, number, time.monotonic_ns())
-        self._recent.append(arrived)
+        if self._wants_previous:
+            self._earlier.append(arrived)
+            # Few are held, since cameras lend few buffers; one more than needed, as the model may be choosing just now.
+            while len(self._earlier) > 2 and is_earlier(self._earlier[2].pts_ns, pts_ns):
+                self._earlier.popleft()
         return arrived
 
     # --- what the model does -----------------------------------------------------------------------------------------
@@ -202,16 +225,25 @@ class Follower:
 
     def _run(self) -> None:
         torch.set_num_threads(self._num_threads)
-        while True:
-            with self._change:
-                self._change.wait_for(lambda: self._newest is not None or self._over)
-                if self._over or self._newest is None:
-                    return
-                arrived, self._newest = self._newest, None
-                rates, pair = self._rates, self._paired(arrived)  # a seek may come while it waits for sound
-                if self._over:
-                    return
-            self._think(pair, rates)
+        with self._failing():
+            while True:
+                with self._change:
+                    self._change.wait_for(lambda: self._newest is not None or self._over)
+                    if self._over or self._newest is None:
+                        return
+                    arrived, self._newest = self._newest, None
+                    rates, pair = self._rates, self._paired(arrived)  # a seek may come while it waits for sound
+                    if self._over:
+                        return
+                self._think(pair, rates)
+
+    @contextmanager
+    def _failing(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self.failure = error
+            self._failed(error)
 
     def _paired(self, arrived: _Arrived) -> AVPair:
         """With its second of sound, for whose end it waits as long as it may."""
@@ -229,20 +261,18 @@ class Follower:
         return AVPair(frame=frame, audio=torch.from_numpy(samples), audio_valid=share, end_ns=end_ns)
 
     def _frame_of(self, arrived: _Arrived) -> VideoFrame:
-        previous = None
-        if self._wants_previous:
-            earlier = EarlierPictures()
-            for other in list(self._recent):  # at once: the stream goes on
-                if other.pts_ns < arrived.pts_ns and other.picture.shape == arrived.picture.shape:
-                    earlier.attach(VideoFrame(image=_image(other), pts_ns=other.pts_ns, frame_id=other.number))
-            previous = earlier.attach(
-                VideoFrame(image=_image(arrived), pts_ns=arrived.pts_ns, frame_id=arrived.number)
-            ).previous
-        return VideoFrame(image=_image(arrived), pts_ns=arrived.pts_ns, frame_id=arrived.number, previous=previous)
+        size = arrived.picture.size
+        fitting = (
+            other
+            for other in reversed(list(self._earlier))  # at once: the stream goes on
+            if is_earlier(other.pts_ns, arrived.pts_ns) and other.picture.size == size
+        )
+        earlier = next(fitting, None)
+        previous = None if earlier is None else earlier.image()
+        return VideoFrame(image=arrived.image(), pts_ns=arrived.pts_ns, frame_id=arrived.number, previous=previous)
 
     def _period_ns(self) -> int:
-        stamps = [arrived.pts_ns for arrived in list(self._recent)]
-        distances = sorted(b - a for a, b in itertools.pairwise(stamps))
+        distances = sorted(b - a for a, b in itertools.pairwise(list(self._stamps)))
         return distances[len(distances) // 2] if distances else 40 * _MILLISECOND
 
     def _think(self, pair: AVPair, rates: TwoRates) -> None:

@@ -190,8 +190,9 @@ class AvisSeg(Gst.Element):  # type: ignore[misc]
 
         assert self._loaded is not None
         self._stream = Stream(
-            self.get_name(), self._pads, self._values, self._loaded[1], post=self._post, warn=self._warn
-        )
+            self.get_name(), self._pads, self._values, self._loaded[1], post=self._post, warn=self._warn,
+            fail=lambda text, detail: self._fail(text, detail, Gst.LibraryError.FAILED),
+        )  # fmt: skip
 
     def _post(self, structure: Any) -> None:
         self.post_message(Gst.Message.new_element(self, structure))

@@ -1,4 +1,4 @@
-"""Pixels in GStreamer's buffers: copied out for the model, drawn into for an overlay, made for masks."""
+"""Pixels in GStreamer's buffers: read by the model, drawn into for an overlay, made for masks."""
 
 from __future__ import annotations
 
@@ -46,14 +46,31 @@ class Layout:
         return np.ndarray((self.height, self.width, 3), np.uint8, data, self.offset, (self.stride, 3, 1))
 
 
-def picture_of(buffer: Any, layout: Layout) -> NDArray[np.uint8]:
-    """A copy of the picture, uint8 [H, W, 3]: the frame itself goes on its way."""
-    good, info = buffer.map(Gst.MapFlags.READ)
-    if not good:
-        raise RuntimeError("a video buffer cannot be read")
-    picture = layout.of(buffer).view(info.data).copy()
-    buffer.unmap(info)
-    return picture
+@dataclass(frozen=True, slots=True)
+class BufferPicture:
+    """A picture that stays in its buffer until it is wanted. The buffer is held: nobody may write to it meanwhile."""
+
+    buffer: Any
+    layout: Layout
+    """By the caps."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height)."""
+        return self.layout.size
+
+    def pixels(self) -> NDArray[np.uint8]:
+        """A copy, uint8 [H, W, 3].
+
+        Raises:
+            RuntimeError: The buffer cannot be read.
+        """
+        good, info = self.buffer.map(Gst.MapFlags.READ)
+        if not good:
+            raise RuntimeError("a video buffer cannot be read")
+        picture = self.layout.of(self.buffer).view(info.data).copy()
+        self.buffer.unmap(info)
+        return picture
 
 
 def draw_into(buffer: Any, layer: Any, layout: Layout) -> None:

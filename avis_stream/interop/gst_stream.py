@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 from avis_stream.interop.follower import Answer, Follower
-from avis_stream.interop.gst_frames import Layout, draw_into, mask_buffer, picture_of
+from avis_stream.interop.gst_frames import BufferPicture, Layout, draw_into, mask_buffer
 from avis_stream.interop.gst_metadata import Analytics, attach_regions, message_of
+from avis_stream.interop.gst_time import NO_TIME, SegmentTime
 from avis_stream.types import SAMPLE_RATE, AVPair, VideoFrame
 from avis_stream.writers.jsonl import result_record
 
@@ -35,7 +36,7 @@ class Stream:
 
     def __init__(
         self, name: str, pads: Mapping[str, Any], values: Mapping[str, Any], model: tuple[Any, tuple[str, ...], bool],
-        *, post: Callable[[Any], object], warn: Callable[[str, str], object],
+        *, post: Callable[[Any], object], warn: Callable[[str, str], object], fail: Callable[[str, str], object],
     ) -> None:  # fmt: skip
         """Starts the model's thread, unless frames wait for their results.
 
@@ -46,17 +47,17 @@ class Stream:
             model: From `model_segmenter`.
             post: Takes the structure of an element message; from the model's thread.
             warn: Takes a warning and its remedy.
+            fail: Takes an error and its remedy; from the model's thread.
         """
         segmenter, self._classes, wants_previous = model
         self._name, self._pads, self._values, self._post, self._warn = name, pads, values, post, warn
         self._follower = Follower(
             segmenter, self._classes, num_threads=values["num-threads"] or max(1, (os.cpu_count() or 1) // 2),
             audio_wait_ms=values["audio-wait-ms"], draw=values["overlay"], told=self._tell,
+            failed=lambda error: fail(f"the model failed: {type(error).__name__}: {error}", "see what it was given"),
             wants_previous=wants_previous,
         )  # fmt: skip
-        self._segment, self._audio_segment = Gst.Segment(), Gst.Segment()
-        self._segment.init(Gst.Format.TIME)
-        self._audio_segment.init(Gst.Format.TIME)
+        self._time, self._audio_time = SegmentTime.from_zero(), SegmentTime.from_zero()
         self._layout: Layout | None = None
         self._analytics = Analytics()
         self._masks, self._texts = SideStream(f"{name}/mask_src"), SideStream(f"{name}/json_src")
@@ -90,14 +91,16 @@ class Stream:
         follower, layout = self._follower, self._layout
         if layout is None:
             return Gst.FlowReturn.NOT_NEGOTIATED
-        pts_ns = self._segment.to_running_time(Gst.Format.TIME, buffer.pts)
+        pts_ns = self._time.of_buffer(buffer.pts)
         waited, picture = 0, None
-        if pts_ns != Gst.CLOCK_TIME_NONE:  # else it is outside the segment: nobody will see it
-            picture = picture_of(buffer, layout)
+        if pts_ns != NO_TIME:  # else it is outside the segment: nobody will see it
+            picture = BufferPicture(buffer, layout)
         if picture is not None and self._values["sync"]:
             before = time.perf_counter_ns()
             follower.frame_sync(picture, pts_ns)
             waited = time.perf_counter_ns() - before
+        if follower.failure is not None:  # it is on the bus
+            return Gst.FlowReturn.ERROR
         answer = self._fitting(follower.answer, pts_ns, layout)
         out = self._with_answer(buffer, answer, layout) if answer is not None else buffer
         self._push_beside(answer, buffer, layout)
@@ -117,7 +120,7 @@ class Stream:
         self.age_ms = -1
         if answer is None or answer.size != layout.size:
             return None
-        age_ms = 0 if pts_ns == Gst.CLOCK_TIME_NONE else max(0, (pts_ns - answer.result.pts_ns) // 1_000_000)
+        age_ms = 0 if pts_ns == NO_TIME else max(0, (pts_ns - answer.result.pts_ns) // 1_000_000)
         limit = self._values["max-latency-ms"]
         if limit and age_ms > limit:
             return None
@@ -140,12 +143,12 @@ class Stream:
         """Masks with every frame, JSON with every result; what becomes of them does not stop the video."""
         if "mask_src" in self._pads:
             mask = mask_buffer(None if answer is None else answer.id_map(), layout.size)
-            self._masks.push(self._pads["mask_src"], mask, buffer, self._mask_caps, self._segment)
+            self._masks.push(self._pads["mask_src"], mask, buffer, self._mask_caps, self._time.segment)
         if "json_src" in self._pads and answer is not None and answer.number != self._told_json:
             self._told_json = answer.number
             pad, text = self._pads["json_src"], json.dumps(self._record(answer)) + "\n"
             caps = pad.get_pad_template_caps()
-            self._texts.push(pad, Gst.Buffer.new_wrapped(text.encode()), buffer, caps, self._segment)
+            self._texts.push(pad, Gst.Buffer.new_wrapped(text.encode()), buffer, caps, self._time.segment)
 
     def _record(self, answer: Answer) -> dict[str, Any]:
         result = answer.result
@@ -162,8 +165,8 @@ class Stream:
 
     def take_sound(self, buffer: Any) -> Any:
         """Keeps a block of sound for the frames that it belongs to."""
-        pts_ns = self._audio_segment.to_running_time(Gst.Format.TIME, buffer.pts)
-        if pts_ns == Gst.CLOCK_TIME_NONE:
+        pts_ns = self._audio_time.of_buffer(buffer.pts)
+        if pts_ns == NO_TIME:
             return Gst.FlowReturn.OK
         good, info = buffer.map(Gst.MapFlags.READ)
         if good:
@@ -180,14 +183,14 @@ class Stream:
         if kind == Gst.EventType.CAPS:
             self._take_caps(event.parse_caps())
         elif kind == Gst.EventType.SEGMENT:
-            self._segment = event.parse_segment().copy()
+            self._time = SegmentTime.of(event.parse_segment())
             self._masks.new_segment()
             self._texts.new_segment()
         elif kind == Gst.EventType.FLUSH_START:
             self._follower.sound_over()  # a frame may wait for some
         elif kind == Gst.EventType.FLUSH_STOP:
             self._follower.reset()
-            self._segment.init(Gst.Format.TIME)
+            self._time = SegmentTime.from_zero()
             self.audio_pad_changed()
         if kind in (Gst.EventType.EOS, Gst.EventType.FLUSH_START, Gst.EventType.FLUSH_STOP):
             self._masks.hand_on(event, self._pads.get("mask_src"))
@@ -205,11 +208,11 @@ class Stream:
         """Takes note of what comes between blocks of sound."""
         kind = event.type
         if kind == Gst.EventType.SEGMENT:
-            self._audio_segment = event.parse_segment().copy()
+            self._audio_time = SegmentTime.of(event.parse_segment())
         elif kind in (Gst.EventType.EOS, Gst.EventType.FLUSH_START):
             self._follower.sound_over()
         elif kind == Gst.EventType.FLUSH_STOP:
-            self._audio_segment.init(Gst.Format.TIME)
+            self._audio_time = SegmentTime.from_zero()
 
     # --- figures -----------------------------------------------------------------------------------------------------
 

@@ -112,11 +112,17 @@ class TwoRates:
             self._state = self._segmenter.init_state()
 
 
+_PREVIOUS_NS = (100_000_000 - _EARLY_NS, 250_000_000)
+"""A picture so much older shows what moved since: models with a motion cue want the one about 100 ms before."""
+
+
+def is_earlier(pts_ns: int, of_ns: int) -> bool:
+    """Whether a picture of time `pts_ns` is one that a frame of time `of_ns` can be compared with."""
+    return _PREVIOUS_NS[0] <= of_ns - pts_ns <= _PREVIOUS_NS[1]
+
+
 class EarlierPictures:
     """Gives each frame the picture about 100 ms before it, for models with a motion cue."""
-
-    WANTED_NS = 100_000_000
-    LONGEST_NS = 250_000_000
 
     def __init__(self) -> None:
         self._frames: deque[VideoFrame] = deque(maxlen=32)
@@ -125,12 +131,12 @@ class EarlierPictures:
         """The frame, with `previous` where there is a fitting one."""
         while self._frames and not self._fits(self._frames[0], frame):
             self._frames.popleft()
-        earlier = [f for f in self._frames if frame.pts_ns - f.pts_ns >= self.WANTED_NS - _EARLY_NS]
+        earlier = [f for f in self._frames if is_earlier(f.pts_ns, frame.pts_ns)]
         self._frames.append(frame)
         return replace(frame, previous=earlier[-1].image) if earlier and frame.previous is None else frame
 
     def _fits(self, earlier: VideoFrame, frame: VideoFrame) -> bool:
-        near = frame.pts_ns - earlier.pts_ns <= self.LONGEST_NS
+        near = frame.pts_ns - earlier.pts_ns <= _PREVIOUS_NS[1]
         return near and earlier.segment == frame.segment and earlier.image.shape == frame.image.shape
 
 

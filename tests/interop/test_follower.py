@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,8 +22,24 @@ def follower(segmenter: StubSegmenter, **options: object) -> Follower:
     return Follower(segmenter, CLASSES, **(defaults | options))  # type: ignore[arg-type]
 
 
-def picture(value: int = 0) -> np.ndarray:
-    return np.full((8, 12, 3), value, np.uint8)
+@dataclass
+class Plain:
+    """A picture in plain memory; how often it was read is counted."""
+
+    values: np.ndarray
+    read: int = 0
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.values.shape[1], self.values.shape[0]
+
+    def pixels(self) -> np.ndarray:
+        self.read += 1
+        return self.values.copy()
+
+
+def picture(value: int = 0) -> Plain:
+    return Plain(np.full((8, 12, 3), value, np.uint8))
 
 
 def result() -> OnlineResult:
@@ -47,18 +64,49 @@ def test_frames_never_wait_and_the_newest_is_taken() -> None:
     segmenter = Gated(hop_seconds=0.001)
     one = follower(segmenter)
     one.start()
-    one.frame(picture(), 0)
+    pictures = [picture(n) for n in range(10)]
+    one.frame(pictures[0], 0)
     wait_for(lambda: one._newest is None, 10, "the model")  # it holds the first frame, at the gate
     for n in range(1, 10):
-        one.frame(picture(n), n * 40 * MS)
+        one.frame(pictures[n], n * 40 * MS)
     assert one.answer is None
     segmenter.gate.set()
     wait_for(lambda: one.counts["answers"] == 2, 10, "two answers")
     one.stop()
     assert [p.frame.frame_id for p in segmenter.steps] == [0, 9]
     assert one.counts["passed_over"] == 8
+    assert [n for n, one_picture in enumerate(pictures) if one_picture.read] == [0, 9], "others are not even copied"
     assert one.answer is not None
     assert one.answer.result.frame_id == 9
+
+
+def test_a_motion_cue_gets_the_picture_before_and_few_are_held() -> None:
+    segmenter = StubSegmenter(hop_seconds=0.001)
+    one = follower(segmenter, wants_previous=True)
+    for n in range(20):
+        one.frame_sync(picture(n), n * 33 * MS)
+    before = [None if p.frame.previous is None else int(p.frame.previous[0, 0, 0]) for p in segmenter.steps]
+    assert before == [None] * 3 + list(range(17)), "99 ms earlier"
+    assert len(one._earlier) <= 5
+    one.frame_sync(picture(99), 5000 * MS)
+    assert segmenter.steps[-1].frame.previous is None, "nothing so old"
+
+
+def test_a_model_that_fails_says_so_once() -> None:
+    class Failing(StubSegmenter):
+        def step_pair(self, pair, state):  # type: ignore[no-untyped-def]
+            raise MemoryError("no memory left")
+
+    told: list[Exception] = []
+    one = follower(Failing(), failed=told.append)
+    assert one.frame_sync(picture(), 0) is None
+    assert one.frame_sync(picture(), 1000 * MS) is None
+    waiting = follower(Failing(), failed=told.append)
+    waiting.start()
+    waiting.frame(picture(), 0)
+    wait_for(lambda: waiting.failure is not None, 10, "the failure")
+    waiting.stop()
+    assert [str(error) for error in told] == ["no memory left"] * 2
 
 
 def test_the_second_of_sound_is_that_of_the_frame() -> None:

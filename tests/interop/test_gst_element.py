@@ -386,6 +386,19 @@ def test_a_model_that_cannot_be_loaded_is_an_error(gst: Any) -> None:
     run.pipeline.set_state(gst.State.NULL)
 
 
+@pytest.mark.parametrize("sync", ["true", "false"])
+def test_a_model_that_fails_ends_the_pipeline_with_its_words(
+    gst: Any, stub: StubSegmenter, monkeypatch: pytest.MonkeyPatch, sync: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError("no memory left")
+
+    monkeypatch.setattr(stub, "step_pair", fail)
+    with Run(gst, f"{video(300, live=True)} ! avisseg name=m sync={sync} {OUT}") as run:
+        wait_for(lambda: run.errors, 30, "an error")
+        assert "MemoryError: no memory left" in run.errors[0]
+
+
 def test_thresholds_are_the_models(gst: Any, stub: StubSegmenter, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = []
 
