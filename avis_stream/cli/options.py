@@ -77,7 +77,10 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
         "--realtime", action="store_true", help="play a file at its own pace (default: as fast as can be)"
     )
     parser.add_argument(
-        "--threads", type=count, metavar="N", help="CPU threads of the model (default: half of the cores)"
+        "--threads",
+        type=count,
+        metavar="N",
+        help="CPU threads of the model (default: all cores up to 4, then half of them)",
     )
 
 

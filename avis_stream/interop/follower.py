@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from avis_stream.stream.cores import model_threads
 from avis_stream.stream.ring import SoundRing, sample_of
 from avis_stream.stream.stats import StatsKeeper
 from avis_stream.stream.two_rates import Segmenter, TwoRates, is_earlier
@@ -224,8 +225,7 @@ class Follower:
         self._thread = None
 
     def _run(self) -> None:
-        torch.set_num_threads(self._num_threads)
-        with self._failing():
+        with self._failing(), model_threads(self._num_threads):
             while True:
                 with self._change:
                     self._change.wait_for(lambda: self._newest is not None or self._over)

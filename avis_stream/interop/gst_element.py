@@ -76,7 +76,7 @@ class AvisSeg(Gst.Element):  # type: ignore[misc]
             int, "Greatest age", "Results older than this are no longer attached to frames; 0: always",
             0, 600000, 2000, _RW,
         ),
-        "num-threads": (int, "Threads", "Of the model; 0: half of the cores", 0, 1024, 0, _RW),
+        "num-threads": (int, "Threads", "Of the model; 0: all up to 4, then half of the cores", 0, 1024, 0, _RW),
         "sync": (bool, "Synchronous", "Every frame waits for its own result: for files", False, _RW),
         "overlay": (bool, "Overlay", "Draw masks, outlines and labels into the frames", False, _RW),
         "post-messages": (bool, "Post messages", "An element message `avisseg` with every result", True, _RW),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -17,6 +16,7 @@ from avis_stream.interop.follower import Answer, Follower
 from avis_stream.interop.gst_frames import BufferPicture, Layout, draw_into, mask_buffer
 from avis_stream.interop.gst_metadata import Analytics, attach_regions, message_of
 from avis_stream.interop.gst_time import NO_TIME, SegmentTime
+from avis_stream.stream.cores import usual_threads
 from avis_stream.types import SAMPLE_RATE, AVPair, VideoFrame
 from avis_stream.writers.jsonl import result_record
 
@@ -52,7 +52,7 @@ class Stream:
         segmenter, self._classes, wants_previous = model
         self._name, self._pads, self._values, self._post, self._warn = name, pads, values, post, warn
         self._follower = Follower(
-            segmenter, self._classes, num_threads=values["num-threads"] or max(1, (os.cpu_count() or 1) // 2),
+            segmenter, self._classes, num_threads=values["num-threads"] or usual_threads(),
             audio_wait_ms=values["audio-wait-ms"], draw=values["overlay"], told=self._tell,
             failed=lambda error: fail(f"the model failed: {type(error).__name__}: {error}", "see what it was given"),
             wants_previous=wants_previous,

@@ -19,8 +19,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-import torch
-
 from avis_stream.errors import AvisStreamError, SourceError
 from avis_stream.models.avism import AVISM
 from avis_stream.online import OnlineConfig, OnlineSegmenter
@@ -29,6 +27,7 @@ from avis_stream.sources.items import Finished, Item, SessionClock, SoundOver, S
 from avis_stream.sources.live import LiveSource, without_passwords
 from avis_stream.sources.open import Audio, Backend, Video, open_sources
 from avis_stream.sources.supervisor import SupervisorConfig
+from avis_stream.stream.cores import model_threads
 from avis_stream.stream.ingest import Ingest
 from avis_stream.stream.policy import Policy
 from avis_stream.stream.result_queue import ResultQueue
@@ -321,7 +320,12 @@ class Session:
                 self._change.notify_all()
 
     def _run_model(self) -> None:
-        torch.set_num_threads(self.config.threads)  # of this thread alone
+        with model_threads(self.config.threads):
+            self._follow()
+        self._fail(None)
+
+    def _follow(self) -> None:
+        """The pairs that are to be segmented, until there are no more."""
         while True:
             pair, queued_ns = self._next_pair()
             if pair is None:
@@ -339,7 +343,6 @@ class Session:
             self._stats.time("refresh" if refreshed else "step", now - begin)
             self._stats.moment("refreshes" if refreshed else "steps", now)
             self._deliver(result, pair, refreshed, now)
-        self._fail(None)
 
     def _next_pair(self) -> tuple[AVPair | None, int]:
         with self._change:
@@ -388,7 +391,7 @@ def live(
         audio: `source`, `mic`, `mic:NAME`, a file, own sound, or None.
         policy: `auto`: in order while the model keeps up, else the newest; `latest`: only the newest; `every`: all.
         max_latency_ms: Oldest frame that goes to the model while there is a newer one.
-        num_threads: Of the model; None: half of the cores.
+        num_threads: Of the model; None: all cores up to four, beyond that half of them.
         online: Settings of the tracker.
         realtime: Of files: at their own pace.
         fps: Of files: frames a second to look at; None: all.

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Literal
 
 from avis_stream.checks import require
+from avis_stream.stream.cores import usual_threads
 from avis_stream.stream.policy import POLICIES, Policy
 
 
@@ -22,7 +22,7 @@ class SessionConfig:
     audio_offset_ms: int = 0
     """Added to the time of sound; `avis-stream doctor --av-sync` measures what your devices need."""
     num_threads: int | None = None
-    """Of the model; None: half of the cores. More is slower where others work too."""
+    """Of the model; None: all cores up to four, beyond that half of them."""
     max_unread: int = 8
     """Results that may wait for the reader; of live sources the oldest go, others wait."""
     refresh: bool = True
@@ -40,4 +40,4 @@ class SessionConfig:
     @property
     def threads(self) -> int:
         """Threads that the model uses."""
-        return self.num_threads or max(1, (os.cpu_count() or 1) // 2)
+        return self.num_threads or usual_threads()

@@ -1,0 +1,58 @@
+"""Cores for a model beside decoders: how many threads it gets, and that they sleep while they wait for each other.
+
+torch's threads are OpenMP's. libgomp lets them spin for milliseconds between two operations, which takes cores from the
+decoder, and whatever takes a core from one of them makes all wait. `OMP_WAIT_POLICY=passive` would stop that, but only
+if it is set before torch is loaded, and then for all that a program does. While libgomp manages more threads than
+there are cores it does not let them spin either (its `gomp_managed_threads`): a second pool that sleeps, for as long as
+the model runs, is enough. With another OpenMP it costs a sleeping thread and changes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+_GRAIN = 32_768
+"""Elements that torch gives a thread at least."""
+_PLENTY = 4
+"""Threads beyond which the small operations of a frame gain little."""
+
+
+def usual_threads() -> int:
+    """All cores up to four, beyond that half of them."""
+    cores = os.cpu_count() or 1
+    return max(min(cores, _PLENTY), cores // 2)
+
+
+@contextmanager
+def model_threads(number: int) -> Iterator[None]:
+    """Lets torch use so many threads from this one, which sleep when they have nothing to do."""
+    torch.set_num_threads(number)
+    if number == 1:
+        yield
+        return
+    over = threading.Event()
+    asleep = threading.Event()
+    more_than_cores = max(2, (os.cpu_count() or 1) - number + 2)  # a pool counts without the thread that owns it
+    pool = threading.Thread(target=_sleep, args=(more_than_cores, asleep, over), name="avis sleeper", daemon=True)
+    pool.start()
+    asleep.wait()
+    try:
+        yield
+    finally:
+        over.set()
+        pool.join()
+
+
+def _sleep(number: int, asleep: threading.Event, over: threading.Event) -> None:
+    """Makes a pool of threads by one operation, which none comes after."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    torch.zeros(number * _GRAIN).add_(1)
+    torch.set_num_threads(before)  # what threads begun later start with
+    asleep.set()
+    over.wait()
