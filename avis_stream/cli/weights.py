@@ -66,7 +66,7 @@ def add_commands(commands: Commands) -> None:
         help="export only the first N phases of the tracker's window (default: all)",
     )
     add_settings_option(export)
-    export.set_defaults(device="cpu")
+    export.set_defaults(device="cpu", precision="float32")
     export.add_argument("--force", action="store_true", help="replace what is there")
 
 

@@ -22,7 +22,7 @@ from avis_stream.models.localizer import Localizer
 from avis_stream.models.mask_store import MaskStore
 from avis_stream.models.mobilenet import MobileNet
 from avis_stream.models.offline import ClipFrame, mask_features_again, segment_clip
-from avis_stream.models.pixel_decoder import PixelDecoder
+from avis_stream.models.pixel_decoder import PixelDecoder, PixelFeatures
 from avis_stream.models.postprocess import MaskSizes, find_instances
 from avis_stream.models.preprocess import normalise_and_pad
 from avis_stream.models.resnet import ResNet
@@ -31,7 +31,7 @@ from avis_stream.models.sounding_chain import log_odds, smoothed
 from avis_stream.models.swin import Swin
 from avis_stream.models.tracker import Tracker, likeliest, presence_of, same_object
 from avis_stream.nn.layers import fold_frozen_norms
-from avis_stream.nn.packed import Conv2d, pack_layers
+from avis_stream.nn.packed import Conv2d, lower_weights, pack_layers
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +130,8 @@ class AVISM(nn.Module):
         self.clip_mask_features = Conv2d(config.channels, config.mask_channels, 1)
         self.tracker = self.tracker_type(config)
         self.audio_encoder = build_audio_encoder(config.audio)
+        self.precision = torch.float32
+        """Of what looks at pixels, in inference; see `prepare_for_inference`."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -146,10 +148,20 @@ class AVISM(nn.Module):
         """Where the weights are."""
         return self.clip_mask_features.weight.device
 
-    def prepare_for_inference(self) -> AVISM:
-        """Evaluation mode, no gradients, norms folded and weights packed for the kernels; returns itself."""
+    def prepare_for_inference(self, precision: torch.dtype = torch.float32) -> AVISM:
+        """Evaluation mode, no gradients, norms folded and weights packed for the kernels; returns itself.
+
+        Args:
+            precision: Of backbone and pixel decoder, most of the work: float32 or bfloat16, whose weights are rounded
+                for good. Their features are given back in float32; what is found in them, who sounds and who is who
+                are float32 always, as the masks' signs and identities hang on small differences.
+        """
         self.eval().requires_grad_(False)
         fold_frozen_norms(self)
+        self.precision = precision
+        if precision != torch.float32:
+            for part in (self.backbone, self.pixel_decoder):
+                lower_weights(part, precision)
         pack_layers(self)
         return self
 
@@ -166,7 +178,7 @@ class AVISM(nn.Module):
             audio_features: float32 [T, A], one vector a frame.
             previous: As `images`, 100 ms before each, for models with a motion cue; None: no cue.
         """
-        features = self.pixel_decoder(self.backbone(images))
+        features = self._features(images)
         motion = motion_between(images, previous) if self.wants_previous and previous is not None else None
         answer = self.localizer(features, audio_features, motion).heads[-1]
         sounding = None if answer.sounding is None else answer.sounding.sigmoid()
@@ -176,10 +188,16 @@ class AVISM(nn.Module):
 
     def drawing_features(self, images: Tensor) -> Tensor:
         """Mask features [T, Cm, h, w] of pictures alone, float32 [T, 3, Hp, Wp]: what masks are drawn on."""
-        features = self.pixel_decoder(self.backbone(images))
+        features = self._features(images)
         own = self.config.tracker.masks == "frame"
         drawn: Tensor = features.mask_features if own else self.clip_mask_features(features.stride4)
         return drawn
+
+    def _features(self, images: Tensor) -> PixelFeatures:
+        lower = self.precision != torch.float32
+        with torch.autocast(self.device.type, self.precision if lower else None, enabled=lower):
+            features: PixelFeatures = self.pixel_decoder(self.backbone(images))
+        return features.float() if lower else features
 
     @torch.no_grad()
     def raw_outputs(self, images: Tensor, audio_features: Tensor) -> RawOutputs:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
+from avis_stream.checks import require
 from avis_stream.config import AVISMConfig, PostprocessConfig
 from avis_stream.data import rle
 from avis_stream.errors import ConfigError
@@ -168,6 +169,11 @@ class LiteralAVISM(AVISM):
             if isinstance(part, DeformableAttention):
                 part.attend = attend_literally
 
-    def prepare_for_inference(self) -> AVISM:
-        """Evaluation mode without gradients; norms stay as they are."""
+    def prepare_for_inference(self, precision: torch.dtype = torch.float32) -> AVISM:
+        """Evaluation mode without gradients; norms stay as they are.
+
+        Raises:
+            ConfigError: Another precision than float32.
+        """
+        require(precision == torch.float32, "precision", precision, "float32 for the literal form, as it is official")
         return self.eval().requires_grad_(False)

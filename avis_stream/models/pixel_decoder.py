@@ -30,6 +30,11 @@ class PixelFeatures:
     mask_features: Tensor
     """The frame decoder's mask features, stride 4."""
 
+    def float(self) -> PixelFeatures:
+        """The same in float32."""
+        a, b, c = (level.float() for level in self.levels)
+        return PixelFeatures((a, b, c), self.stride4.float(), self.mask_features.float())
+
 
 class DeformableAttention(nn.Module):
     """Multi-scale deformable attention (Zhu et al., ICLR 2021) of tokens over their own feature levels."""

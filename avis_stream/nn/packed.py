@@ -208,6 +208,13 @@ def _linear(
     return y
 
 
+def lower_weights(module: nn.Module, precision: torch.dtype) -> None:
+    """Puts weights of products into a lower precision for good, where autocast would do it anew at each call."""
+    for part in module.modules():
+        if isinstance(part, (nn.Conv2d, nn.Linear)):
+            part.to(precision)
+
+
 def pack_layers(module: nn.Module) -> None:
     """Packs every layer inside `module` that can be."""
     for part in module.modules():

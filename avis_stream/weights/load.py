@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from avis_stream.audio.yamnet import YAMNet
+from avis_stream.checks import require
 from avis_stream.config import AVISMConfig
 from avis_stream.errors import CheckpointError, ConfigError
 from avis_stream.models.avism import AVISM
@@ -21,6 +23,8 @@ from avis_stream.weights.official import config_of, is_official, rename_state
 from avis_stream.weights.vggish import vggish_state
 
 StrPath = str | os.PathLike[str]
+Precision = Literal["float32", "bfloat16"]
+PRECISIONS: dict[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def load(
@@ -30,6 +34,7 @@ def load(
     *,
     audio_weights: StrPath | None = None,
     settings: Sequence[str] = (),
+    precision: Precision = "float32",
     reference: bool = False,
 ) -> AVISM:
     """A model, ready for inference.
@@ -40,12 +45,15 @@ def load(
         device: Where to put it.
         audio_weights: Public VGGish weights, for models that hear through it; None: none, unless `weights` holds them.
         settings: Changes to the configuration, `"tracker.token_window=3"`.
+        precision: Of backbone and pixel decoder. "bfloat16" is for GPUs and for CPUs that have it, on others it is
+            slow; weights take half the memory, masks move by a pixel here and there, identities stay float32.
         reference: Build the literal official form, for comparison; slow and large.
     Raises:
-        ConfigError: No such model, setting or device.
+        ConfigError: No such model, setting, precision or device.
         CheckpointError: The weights cannot be read or do not fit.
     """
     device = usable_device(device)
+    require(precision in PRECISIONS, "precision", precision, "one of " + ", ".join(PRECISIONS))
     config = preset(name).with_overrides(settings)
     if weights is None:
         weights = bundled_weights(name)
@@ -55,14 +63,16 @@ def load(
             '.safetensors), or weights="random" for benchmarks'
         )
     if weights == "random":
-        return unfolded_model(config, None, "", reference=reference).prepare_for_inference().to(device)
+        model = unfolded_model(config, None, "", reference=reference)
+        return model.prepare_for_inference(PRECISIONS[precision]).to(device)
     state, stored = read_state(weights)
     if is_official(state):
         state = rename_state(state)
     if stored is not None:
         config = stored.with_overrides(settings)
     state = _with_sound(state, audio_weights)
-    return unfolded_model(config, state, str(weights), reference=reference).prepare_for_inference().to(device)
+    model = unfolded_model(config, state, str(weights), reference=reference)
+    return model.prepare_for_inference(PRECISIONS[precision]).to(device)
 
 
 def usable_device(wanted: str | torch.device) -> torch.device:
