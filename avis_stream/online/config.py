@@ -42,6 +42,7 @@ class OnlineConfig:
 
     # Who is an identity.
     max_identities: int = 64
+    """In a full table only dormant identities make room, the one longest unheard first; with none, `full` is told."""
     prototypes: int = 4
     """Appearances remembered for each identity."""
     max_candidates: int = 32

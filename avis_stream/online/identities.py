@@ -428,21 +428,21 @@ class _Step:
             self.events.append(Event(kind="full", detail=f"{self.without_place} without a place"))
 
     def _room(self) -> int | None:
-        """A free row; in a full table that of the dormant identity longest unheard, or a tentative one's."""
+        """A free row; in a full table that of the dormant identity longest unheard; None: nobody may go.
+
+        Tentative ones never go: `age` has left those alone that this step saw, and each of them is nearer to its birth
+        than a newcomer, or came in this step before it, as the better one. Were they to go, two that sound together
+        could push each other out for ever.
+        """
         table = self.table
         if len(free := (table.status == FREE).nonzero()):
             return int(free[0])
-        for status in (DORMANT, TENTATIVE):
-            rows = ((table.status == status) & (table.anchor < 0)).nonzero()[:, 0]
-            if len(rows):
-                oldest: int = min(rows.tolist(), key=lambda r: (int(table.sounded_ns[r]), int(table.public_id[r])))
-                if status == DORMANT:
-                    self._bury(oldest, detail="table full")
-                else:
-                    self.without_place += 1  # the tentative one's turn is lost
-                table.free(oldest)
-                return oldest
-        return None
+        rows = ((table.status == DORMANT) & (table.anchor < 0)).nonzero()[:, 0]
+        if not len(rows):
+            return None
+        oldest: int = min(rows.tolist(), key=lambda r: (int(table.sounded_ns[r]), int(table.public_id[r])))
+        self._bury(oldest, detail="table full")
+        return oldest
 
     def _confirm(self, row: int) -> None:
         self.table.public_id[row] = self.table.next_id

@@ -252,11 +252,32 @@ def test_full_table_forgets_the_dormant_one_longest_unheard() -> None:
     assert told(story.see(observe(2, 3, 4))) == []
 
 
-def test_full_table_tells_of_the_tentative_one_that_it_gave_up() -> None:
-    story = Story(max_identities=1, birth_hits=2)
-    assert told(story.see(observe(0))) == []
-    (full,) = story.see(observe(1, 2))
+def test_in_a_full_table_the_best_of_a_step_are_born() -> None:
+    """Observations come best first: those after them find no room, and take none from those before."""
+    story = Story(max_identities=2, birth_hits=2)
+    (full,) = story.see(observe(3, 1, 2))
     assert full.detail == "1 without a place"
+    kinds = [event.kind for event in story.see(observe(3, 1, 2))]
+    assert kinds == ["born", "born", "sounding", "sounding", "full"]
+    assert sorted(story.table.similarity[story.table.live].argmax(-1).tolist()) == [1, 3]
+
+
+def test_in_a_full_table_whoever_waits_for_its_birth_is_born() -> None:
+    """Two that sound together do not take the one place from each other for ever."""
+    story = Story(max_identities=1, birth_hits=3)
+    story.see(observe(0))
+    assert told(story.see(observe(0, 1))) == [("full", None)]
+    assert told(story.see(observe(0, 1))) == [("born", 1), ("sounding", 1), ("full", None)]
+    assert story.table.similarity[story.table.row_of(1)].argmax() == 0
+
+
+def test_in_a_full_table_the_dormant_go_for_the_tentative() -> None:
+    story = Story(max_identities=1, birth_hits=2)
+    story.see(observe(0))
+    story.see(observe(0))
+    story.see(observe(), after=40)
+    assert told(story.see(observe(1, 2))) == [("dead", 1), ("full", None)]
+    assert told(story.see(observe(1, 2))) == [("born", 2), ("sounding", 2), ("full", None)]
 
 
 def test_pinned_identity_never_dies() -> None:
