@@ -5,8 +5,8 @@ python benchmarks/live.py [--weights random] [--seconds 60] [--video SOURCE] [--
 Without --video the bundled demo clip is played at its own pace, again and again, and its truth says when a sound began:
 what is measured then is the time from that instant until a mask with an overlap of 0.3 with the true one was there. A
 sound is missed if that takes more than 3 s, or lasts until more than 1 s after its end: a mask is then of no use, or of
-the next sound. One percentile counts a miss as infinitely late (`missed` in its place means that it falls on one): what a
-user sees. Others are of the sounds that got a mask: what the way from capture to mask takes.
+the next sound. One percentile counts a miss as infinitely late (`missed` in its place means that it falls on one), as a
+user sees it; others are of the sounds that got a mask, and say what the way from capture to mask takes.
 """
 
 from __future__ import annotations
