@@ -93,7 +93,7 @@ class Event:
     detail: str = ""
     gap_seconds: float | None = None
     source_id: str = ""
-    """Of the source, where it is one that speaks."""
+    """Of the source, where it is one that speaks; in a session's results also with all that is about no identity."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,7 @@ import sys
 import time
 import wave
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -279,3 +280,12 @@ class StubSegmenter:
             score=torch.tensor([0.9]), sounding=torch.tensor([True]), mask=torch.ones(1, height, width).bool(),
             box=torch.tensor([[0.0, 0.0, width, height]]), events=events,
         )  # fmt: skip
+
+
+class Crowded(StubSegmenter):
+    """From its second step on its table of identities is full."""
+
+    def step_pair(self, pair: AVPair, state: Any) -> tuple[OnlineResult, Any]:
+        result, state = super().step_pair(pair, state)
+        full = (Event(kind="full", detail="2 without a place"),) if state > 1 else ()
+        return replace(result, events=(*result.events, *full)), state

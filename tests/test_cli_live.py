@@ -17,7 +17,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from live_tools import StubSegmenter, lines_of, need_gstreamer, virtual_microphone, wait_for
+from live_tools import Crowded, StubSegmenter, lines_of, need_gstreamer, virtual_microphone, wait_for
 from small_model import SMALL
 
 from avis_stream.cli import main
@@ -58,6 +58,16 @@ def test_live_writes_lines_a_film_and_a_summary(tmp_path: Path) -> None:
         sound = np.concatenate([frame.to_ndarray()[0] for frame in film.decode(audio=0)])
     assert beep_onsets(sound, 0) == pytest.approx([1.0, 2.0, 3.0], abs=0.02)
     assert len(sound) / SAMPLE_RATE == pytest.approx(4.0, abs=0.1)
+
+
+def test_a_full_table_is_shown_once_and_written_at_each_step(tmp_path: Path) -> None:
+    session = Session(Crowded(), "synthetic://flashbeep?fps=10&seconds=4&size=64x48", realtime=False)
+    screen = io.StringIO()
+    run_live(session, CLASSES, LiveOptions(json=str(tmp_path / "lines.jsonl")), screen)
+    assert screen.getvalue().count("synthetic://flashbeep: full: 2 without a place") == 1
+    told = [event for line in lines_of((tmp_path / "lines.jsonl").read_text()) for event in line["events"]]
+    full = {"kind": "full", "id": None, "source_id": "synthetic://flashbeep", "detail": "2 without a place"}
+    assert told == [{"kind": "born", "id": 1}, full, full, full]
 
 
 def test_what_was_seen_before_a_failure_is_kept(tmp_path: Path) -> None:

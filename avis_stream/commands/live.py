@@ -16,6 +16,7 @@ from typing import TextIO
 
 from avis_stream.commands.output import aligned
 from avis_stream.files import atomic_path
+from avis_stream.stream.news import News
 from avis_stream.stream.session import Session
 from avis_stream.stream.stats import SessionStats
 from avis_stream.types import AVPair, Event, LiveResult, OnlineResult
@@ -161,21 +162,20 @@ class _View:
     def __init__(self, screen: TextIO, classes: Sequence[str]) -> None:
         self._screen, self._classes = screen, classes
         self._terminal = screen.isatty()
+        self._news = News()
         self._lines = 0
         self._next = time.monotonic() + (0 if self._terminal else _LINE_SECONDS)
 
-    def tell(self, events: Sequence[Event]) -> None:
-        """Says what happened to sources."""
-        for event in events:
-            if not event.source_id:
-                continue
+    def tell(self, events: Sequence[Event], *, step: bool = False) -> None:
+        """Says what happened to sources; `step` as `News.of` has it."""
+        for event in self._news.of(events, step=step):
             gap = "" if event.gap_seconds is None else f" after {event.gap_seconds:.1f} s"
             detail = f": {event.detail}" if event.detail else ""
             self._print(f"{event.source_id}: {event.kind.replace('_', ' ')}{gap}{detail}")
 
     def show(self, result: LiveResult, session: Session) -> None:
         """Draws the table, if it is time."""
-        self.tell(result.events)
+        self.tell(result.events, step=not result.refreshed)
         if time.monotonic() < self._next:
             return
         self._next = time.monotonic() + (_TABLE_SECONDS if self._terminal else _LINE_SECONDS)

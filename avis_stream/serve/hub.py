@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 from avis_stream.serve.message import drawn_picture_of, ids_of, packed, picture_of, viewer_record
+from avis_stream.stream.news import News
 from avis_stream.stream.session import Session
 from avis_stream.types import Event, LiveResult
 from avis_stream.writers.jsonl import result_record
@@ -77,6 +78,7 @@ class Hub:
         self._stop = threading.Event()
         self._history: deque[tuple[float, list[list[Any]]]] = deque()
         self._events: deque[dict[str, Any]] = deque(maxlen=_EVENTS)
+        self._news = News()
 
     # --- on the loop -------------------------------------------------------------------------------------------------
 
@@ -136,7 +138,7 @@ class Hub:
                 if result is not None:
                     self._take(result)
                     continue
-                self._tell(self.session.take_events())
+                self._tell(self._news.of(self.session.take_events()))
                 if self.session.over:
                     break
         except Exception as error:  # a source that is missing for good; the page says so
@@ -146,7 +148,7 @@ class Hub:
 
     def _take(self, result: LiveResult) -> None:
         self.last_result_at = time.monotonic()
-        self._tell(result.events)
+        self._tell(self._news.of(result.events, step=not result.refreshed))
         sounding = [
             [int(i), self.classes[int(c)]]
             for i, c, s in zip(result.track_id, result.class_id, result.sounding, strict=True) if s
@@ -170,7 +172,7 @@ class Hub:
     def _tell(self, events: Iterable[Event]) -> None:
         told = [
             {"at": time.time(), "kind": e.kind, "source": e.source_id, "detail": e.detail, "gap": e.gap_seconds}
-            for e in events if e.source_id
+            for e in events
         ]  # fmt: skip
         self._events.extend(told)
         if told:

@@ -50,7 +50,7 @@ class ResultQueue:
         self, result: OnlineResult, pair: AVPair, *,
         refreshed: bool, latency_ms: float | None, dropped: Mapping[str, int], ready_ns: int,
     ) -> None:  # fmt: skip
-        """Adds a result at the end.
+        """Adds a result at the end. Events of its own that are about no identity get the name of its source.
 
         Args:
             result: What the model found.
@@ -61,7 +61,9 @@ class ResultQueue:
             ready_ns: When it was finished; handed back by `take`.
         """
         known = {f.name: getattr(result, f.name) for f in fields(OnlineResult)}
-        known["events"] = (*self.take_events(), *result.events)
+        source = pair.frame.source_id
+        own = (e if e.track_id is not None or e.source_id else replace(e, source_id=source) for e in result.events)
+        known["events"] = (*self.take_events(), *own)
         since = dict(Counter(dropped) - self._told)
         self._told = Counter(dropped)
         made = LiveResult(

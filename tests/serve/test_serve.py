@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 from browser import Browser
-from live_tools import StubSegmenter, free_port, wait_for
+from live_tools import Crowded, StubSegmenter, free_port, wait_for
 from PIL import Image
 from small_model import SMALL
 
@@ -51,6 +51,13 @@ def test_a_viewer_gets_what_the_model_got() -> None:
         assert 0 <= record["level"] <= 1
         numbers = [next_picture(socket)[0]["frame_id"] for _ in range(5)]
     assert numbers == sorted(set(numbers))
+
+
+def test_viewers_are_told_of_a_full_table() -> None:
+    with Running(segmenter=Crowded()) as running:
+        wait_for(lambda: running.hub.hello()["events"], 30, "news")
+        (event,) = running.hub.hello()["events"]
+    assert (event["kind"], event["source"], event["detail"]) == ("full", "synthetic://flashbeep", "2 without a place")
 
 
 def test_a_slow_viewer_slows_nobody() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -55,6 +57,19 @@ def test_a_dropped_result_leaves_everything_to_the_next(capacity: int) -> None:
     assert first.frame_id == 9 - capacity
     assert [event.kind for event in first.events] == [f"event{number}" for number in range(1, first.frame_id + 1)]
     assert first.dropped_since_last == {"stale": first.frame_id, "unread": 8 - capacity}
+
+
+def test_what_is_about_no_identity_is_of_the_source() -> None:
+    results = ResultQueue(1)
+    frame = VideoFrame(image=torch.zeros(3, 4, 6, dtype=torch.uint8), pts_ns=1, frame_id=1, source_id="cam")
+    told = replace(
+        result(1, "born"), events=(Event(kind="born", track_id=1), Event(kind="full"), Event(kind="resized"))
+    )
+    pair = AVPair(frame=frame, audio=torch.zeros(16_000))
+    results.put(told, pair, refreshed=False, latency_ms=None, dropped={}, ready_ns=0)
+    taken = results.take()
+    assert taken is not None
+    assert [(e.kind, e.source_id) for e in taken[0].events] == [("born", ""), ("full", "cam"), ("resized", "cam")]
 
 
 def test_events_can_be_taken_without_a_result() -> None:

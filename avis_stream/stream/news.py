@@ -1,0 +1,39 @@
+"""What people are told of a session's events; programs get them all, with the results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from avis_stream.types import Event
+
+
+class News:
+    """Picks what concerns a source as a whole; what happens to single identities is in the picture."""
+
+    def __init__(self) -> None:
+        self._full = ""
+        """What was said last of the full table; empty: there is room."""
+
+    def of(self, events: Iterable[Event], *, step: bool = False) -> tuple[Event, ...]:
+        """The events to tell, in their order.
+
+        A table of identities that is full says so at each step. People hear it when it begins and when the number of
+        those without a place is another, or it would crowd out everything else.
+
+        Args:
+            events: Of a result, or of sources between two results.
+            step: They are those of a step of the tracker; without `full` among them there is room again.
+        """
+        told = []
+        full = ""
+        for event in events:
+            if event.kind == "full":
+                full = event.detail
+                if full == self._full:
+                    continue
+                self._full = full
+            if event.source_id:
+                told.append(event)
+        if step and not full:
+            self._full = ""
+        return tuple(told)
