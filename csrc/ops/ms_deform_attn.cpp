@@ -65,7 +65,7 @@ void run_forward(const MsdaArgs& args) {
 
 Tensor forward(const Tensor& value, const Sizes shapes, const Tensor& loc, const Tensor& weight) {
   check_arguments(value, shapes, loc, weight);
-  storage_of(value, "value");
+  check_storage(value, "value");
   Tensor out = empty_like(value, {value.size(0), loc.size(1), value.size(2) * value.size(3)}, value.scalar_type());
   if (out.numel() == 0) return out;
   if (weight.numel() == 0) return torch::stable::zero_(out);
@@ -78,7 +78,7 @@ Tensor forward(const Tensor& value, const Sizes shapes, const Tensor& loc, const
 Tensor fused_forward(const Tensor& value, const Sizes shapes, const Tensor& ref, const Tensor& offsets,
                      const Tensor& logits) {
   check_fused(value, shapes, ref, offsets, logits);
-  storage_of(value, "value");
+  check_storage(value, "value");
   Tensor out = empty_like(value, {value.size(0), ref.size(1), value.size(2) * value.size(3)}, value.scalar_type());
   if (out.numel() == 0) return out;
   if (logits.numel() == 0) return torch::stable::zero_(out);
@@ -115,7 +115,7 @@ void backward_value(const MsdaArgs& args, ScalarType wide) {
 std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_out, const Tensor& value, const Sizes shapes,
                                             const Tensor& loc, const Tensor& weight, const std::vector<bool> mask) {
   check_arguments(value, shapes, loc, weight);
-  storage_of(value, "value");
+  check_storage(value, "value");
   const ScalarType wide = wide_type(value);
   check_grad(grad_out, value, loc);
   Tensor grad_value = empty_like(value, mask[0] ? sizes_of(value) : Sizes{0}, value.scalar_type());

@@ -10,7 +10,7 @@ void check_tensors(const Tensor& q, const Tensor& k, const Tensor& v, const std:
   STD_TORCH_CHECK(k_fits, "k must be [B=", q.size(0), ", Nk, H=", q.size(2), ", D=", q.size(3), "] to fit q, got ",
                   describe(k));
   STD_TORCH_CHECK(sizes_of(v) == sizes_of(k), "v must have the shape of k ", describe(k), ", got ", describe(v));
-  storage_of(q, "q");
+  check_storage(q, "q");
   STD_TORCH_CHECK(k.scalar_type() == q.scalar_type() && v.scalar_type() == q.scalar_type(),
                   "k and v must have the dtype of q ", describe(q), ", got ", describe(k), " and ", describe(v));
   check_device(q, {&k, &v});

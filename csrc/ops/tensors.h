@@ -29,7 +29,10 @@ using Sizes = std::vector<std::int64_t>;
 void check_device(const Tensor& first, std::initializer_list<const Tensor*> others);
 
 // How the numbers of a tensor lie in memory; an error that names the tensor if we have no kernel for them.
-Storage storage_of(const Tensor& tensor, const char* name);
+[[nodiscard]] Storage storage_of(const Tensor& tensor, const char* name);
+
+// That error alone.
+inline void check_storage(const Tensor& tensor, const char* name) { static_cast<void>(storage_of(tensor, name)); }
 
 // Type of sums, coordinates and weights beside tensors of this type.
 inline ScalarType wide_type(const Tensor& tensor) {
