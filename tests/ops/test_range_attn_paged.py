@@ -161,7 +161,15 @@ def test_opcheck(initial: bool) -> None:
     )
     plain = [x.detach() for x in (q, k, v, bias, *init)]
     outs = torch.ops.avis.range_attn_paged(*plain[:3], pages, *plain[3:], 0.5)
-    args = *(torch.randn(out.shape) for out in outs), *plain[:3], pages, *plain[3:], *outs, 0.5, [True, False, True, True, True, False]
+    args = (
+        *(torch.randn(out.shape) for out in outs),
+        *plain[:3],
+        pages,
+        *plain[3:],
+        *outs,
+        0.5,
+        [True, False, True, True, True, False],
+    )
     torch.library.opcheck(torch.ops.avis.range_attn_paged_backward, args)
     cache = torch.zeros(B, 18, H, D)
     torch.library.opcheck(
