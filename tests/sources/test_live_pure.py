@@ -12,6 +12,8 @@ from avis_stream.sources.address import audio_address, redacted, video_address
 from avis_stream.sources.stream_clock import MicrophoneClock, StreamClock
 from avis_stream.sources.supervisor import Supervisor, SupervisorConfig
 from avis_stream.sources.synthetic import beep_onsets, flash_onsets, skew_of
+from avis_stream.sources.worker.gstreamer import _hint
+from avis_stream.sources.worker.wire import words_of
 from avis_stream.types import SAMPLE_RATE
 
 MS = 1_000_000
@@ -228,3 +230,15 @@ def test_skew_is_measured_from_seconds_that_overlap(skew_ms: int) -> None:
     ]
     found = skew_of(flash_onsets(stamps, brightness), np.unique(np.round(np.concatenate(beeps), 3)))
     assert found == pytest.approx(skew_ms / 1000, abs=0.002)
+
+
+def test_a_device_that_may_not_be_opened_says_so_and_what_helps() -> None:
+    remedy = "Permission denied; add your user to the group that owns it, usually video"
+    assert words_of(PermissionError(13, "Permission denied")) == remedy
+    assert words_of(OSError(19, "No such device")) == "No such device"
+    detail = (
+        "../sys/v4l2/v4l2_calls.c(622): gst_v4l2_open (): /GstPipeline:p/GstV4l2Src:s:\nsystem error: Permission denied"
+    )
+    assert _hint(detail) == f" {remedy}"
+    assert _hint("streaming stopped, reason not-negotiated (-4)").startswith("; put videoconvert")
+    assert _hint(None) == ""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import time
 from collections.abc import Iterator
 from typing import Any
 
-from .wire import AUDIO, NO_STAMP, OPENED, SAMPLE_RATE, VIDEO, Ended, Hopeless, Outlet
+from .wire import AUDIO, NO_STAMP, OPENED, SAMPLE_RATE, VIDEO, Ended, Hopeless, Outlet, with_remedy
 
 _MAX_WAITING = 30
 """Decoded pictures that may wait here for the reader."""
@@ -195,4 +196,5 @@ def _gerror(error: Any) -> str:
 def _hint(detail: str | None) -> str:
     if detail and "not-negotiated" in detail:
         return "; put videoconvert before the appsink named video, audioconvert ! audioresample before audio"
-    return ""
+    said = re.search("^system error: (.+)$", detail or "", re.MULTILINE)  # why a device cannot be opened
+    return f" {with_remedy(said[1])}" if said else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 import threading
@@ -53,5 +54,11 @@ class Outlet:
 
 
 def words_of(error: BaseException) -> str:
-    """What the system says about a failure, without numbers."""
-    return str(getattr(error, "strerror", None) or error)
+    """What the system says about a failure, without numbers, and what helps where that is known."""
+    return with_remedy(str(getattr(error, "strerror", None) or error))
+
+
+def with_remedy(words: str) -> str:
+    """What the system says about a device; if it may not be opened, also what helps."""
+    forbidden = os.strerror(errno.EACCES)
+    return f"{words}; add your user to the group that owns it, usually video" if forbidden in words else words
