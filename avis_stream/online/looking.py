@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from avis_stream.checks import check_finite
 from avis_stream.models.avism import AVISM, FrameTokens
 from avis_stream.models.postprocess import MaskSizes
 from avis_stream.models.preprocess import network_size, normalise_and_pad, resize_images
@@ -73,10 +74,17 @@ class Eye:
         return self.model.drawing_features(self._prepared([frame], sizes))[0]
 
     def look_at(self, given: Sequence[FrameInput]) -> list[Seen]:
-        """Hears and localizes frames; those of one size go together."""
+        """Hears and localizes frames; those of one size go together.
+
+        Raises:
+            ShapeError: What came out of it is not finite.
+        """
         model = self.model
         valid = torch.tensor([own.valid_samples for own in given])
+        if not given:
+            return []
         sound = model.hear(torch.stack([own.seconds for own in given]), valid)
+        _check_answer("sound features", sound)
         by_size: dict[tuple[int, int], list[int]] = defaultdict(list)
         for n, own in enumerate(given):
             by_size[own.size].append(n)
@@ -95,7 +103,11 @@ class Eye:
         if self.model.wants_previous and any(own.previous is not None for own in given):
             # A frame without one is its own: nothing moved.
             before = self._prepared([own.image if own.previous is None else own.previous for own in given], sizes)
-        return self.model.localize(self._prepared([own.image for own in given], sizes), sound, before)
+        tokens = self.model.localize(self._prepared([own.image for own in given], sizes), sound, before)
+        for name in ("frame_queries", "logits", "mask_embed", "sounding"):
+            if (values := getattr(tokens, name)) is not None:
+                _check_answer(name.replace("_", " "), values)
+        return tokens
 
     def _prepared(self, pictures: Sequence[Tensor], sizes: MaskSizes) -> Tensor:
         resized = resize_images(torch.stack([picture.cpu() for picture in pictures]), sizes.network)
@@ -112,3 +124,12 @@ class Eye:
     def _is_silent(self, given: FrameInput) -> bool:
         power = given.seconds.double().square().mean()
         return self._least_power is not None and bool(power < self._least_power)
+
+
+def _check_answer(name: str, values: Tensor) -> None:
+    """Refuses what would stay in the tracker's memory for as long as a stream lasts, and make up identities from it.
+
+    Mask features are left out: there are a thousand times as many, and with NaN among them nothing is drawn.
+    """
+    check_finite(values, f"the model's {name}", "its weights are broken, or half precision overflowed: load others, "
+                 "or compute in float32")  # fmt: skip

@@ -34,7 +34,7 @@ from avis_stream.online.seeing import TrackerAnswer, observe
 from avis_stream.online.showing import Presenter, nothing
 from avis_stream.online.state import OnlineState, StreamBody
 from avis_stream.online.tracking import Arrival, StreamTracker
-from avis_stream.online.waiting import delay_line, exchange, held_frame, put, released
+from avis_stream.online.waiting import delay_line, held_frame, hold, put, released
 from avis_stream.types import SAMPLE_RATE, AVPair, Event, OnlineResult
 
 
@@ -132,7 +132,8 @@ class OnlineSegmenter:
             What is known about the frame, and the state to go on with. With `alignment="official"` or `refine_delay`
             it is that of an earlier frame, whose `frame_id` it bears; -1 while there is none. Events are this step's.
         Raises:
-            ShapeError: An argument differs, or the sound is not finite; the state stays as it was.
+            ShapeError: An argument differs, or the sound is not finite, or what the localizer makes of them is not:
+                its weights are broken, or half precision overflowed. The state stays as it was.
             ClockError: The frame is not later than the last one; the state stays as it was.
             CheckpointError: The state is of another model or other settings; it stays as it was.
             StateConsumedError: Another step has consumed the state.
@@ -185,10 +186,15 @@ class OnlineSegmenter:
             checked_frame(body, self.config, *own)
             for body, own in zip(bodies, zip(frames, audio, *optional, strict=True), strict=True)
         ]
+        due = [_due(body, own) for body, own in zip(bodies, given, strict=True)]
+        ready = {n: own for n, own in enumerate(due) if own is not None}
+        seen = self._eye.look_at(list(ready.values()))  # may fail, so it comes before anything changes
         owned = [state.take() for state in states]
-        due = [self._due(body, own) for body, own in zip(owned, given, strict=True)]
-        ready = [n for n, own in enumerate(due) if own is not None]
-        steps = dict(zip(ready, self._advance([owned[n] for n in ready], [due[n] for n in ready]), strict=True))
+        for body, own in zip(owned, given, strict=True):
+            self._note_time(body, own)
+            if body.held is not None:
+                hold(body.held, own)
+        steps = dict(zip(ready, self._advance([owned[n] for n in ready], list(ready.values()), seen), strict=True))
         results = [steps[n] if n in steps else nothing(own, self._told(body, own))
                    for n, (body, own) in enumerate(zip(owned, given, strict=True))]  # fmt: skip
         return results, [OnlineState(body) for body in owned]
@@ -219,8 +225,8 @@ class OnlineSegmenter:
 
         Raises:
             ConfigError: The configuration keeps frames back: there is nothing to catch up with.
-            ShapeError: As `step`, or there are not as many sounds, times, earlier pictures or segments as frames; the
-                state stays as it was.
+            ShapeError: As `step` for any of the frames, or there are not as many sounds, times, earlier pictures or
+                segments as frames; the state stays as it was.
         """
         self.config.require_at_once("catch_up")
         check_shape(frames, "frames", "n 3 H W", dtype=torch.uint8)
@@ -358,13 +364,18 @@ class OnlineSegmenter:
         Args:
             state: Consumed.
             audio: With `alignment="official"`: the second of sound that follows the last frame; None: silence.
+
+        Raises:
+            ShapeError: As `step`.
         """
         self._bodies([state])
         sound = torch.zeros(SAMPLE_RATE) if audio is None else audio
         checked_sound(sound)
-        body, results = state.take(), []
-        if body.held is not None and body.held.waiting:
-            results += self._advance([body], [released(body.held, sound)])
+        held = state.body.held
+        last = [] if held is None or not held.waiting else [released(held, sound)]
+        seen = self._eye.look_at(last)
+        body = state.take()
+        results = self._advance([body] * len(last), last, seen)
         if body.delay is not None and body.frame_size is not None:
             sizes, filled = self._eye.sizes(body.frame_size), body.delay.filled
             late = range(max(0, filled - self.config.refine_delay), filled)
@@ -400,11 +411,11 @@ class OnlineSegmenter:
         body.frame_size = given.size
         return tuple(events)
 
-    def _advance(self, bodies: Sequence[StreamBody], given: Sequence[FrameInput | None]) -> list[OnlineResult]:
-        inputs = [own for own in given if own is not None]
+    def _advance(
+        self, bodies: Sequence[StreamBody], inputs: Sequence[FrameInput], seen: Sequence[Seen]
+    ) -> list[OnlineResult]:
         if not inputs:
             return []
-        seen = self._eye.look_at(inputs)
         events = self._follow(bodies, inputs, seen)
         return [self._result_of(*own) for own in zip(bodies, inputs, seen, events, strict=True)]
 
@@ -421,11 +432,6 @@ class OnlineSegmenter:
             said = self._answer_of(n, answer, body.memory, plan, what.answer)
             events.append((*self._told(body, own), *self._identify(body, own, what, said)))
         return events
-
-    def _due(self, body: StreamBody, given: FrameInput) -> FrameInput | None:
-        """What a step works on: the frame given, or the one held back that its sound completes."""
-        self._note_time(body, given)
-        return given if body.held is None else exchange(body.held, given)
 
     def _drive(self, body: StreamBody, arrival: Arrival, ask: bool) -> tuple[PushPlan, ClipPrediction | None]:
         """Pushes frames of one stream, window by window; asks video queries where it must: at folds and at the end."""
@@ -493,3 +499,10 @@ class OnlineSegmenter:
             clip_mask_features=seen.features,
             there=there,
         )
+
+
+def _due(body: StreamBody, given: FrameInput) -> FrameInput | None:
+    """What a step works on: the frame given, or the one held back that its sound completes; None: there is none yet."""
+    if body.held is None:
+        return given
+    return released(body.held, given.seconds[: given.valid_samples]) if body.held.waiting else None

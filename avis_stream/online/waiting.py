@@ -16,15 +16,13 @@ def held_frame(frame_size: tuple[int, int]) -> HeldFrame:
     return HeldFrame(picture, picture.clone())
 
 
-def exchange(held: HeldFrame, given: FrameInput) -> FrameInput | None:
-    """Keeps a frame back and lets the one before go with the sound that came with this one; None: there was none."""
-    ready = released(held, given.seconds[: given.valid_samples]) if held.waiting else None
+def hold(held: HeldFrame, given: FrameInput) -> None:
+    """Keeps a frame back, in the place of the one before."""
     held.image.copy_(given.image)
     held.has_previous = given.previous is not None
     if given.previous is not None:
         held.previous.copy_(given.previous)
     held.waiting, held.pts_ns, held.frame_id, held.segment = True, given.pts_ns, given.frame_id, given.segment
-    return ready
 
 
 def released(held: HeldFrame, audio: Tensor) -> FrameInput:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,9 +12,10 @@ import torch
 from small_model import open_config, play, scene, small_model
 
 from avis_stream.errors import AvisStreamError, CheckpointError, ClockError, ConfigError, ShapeError, StateConsumedError
+from avis_stream.models.avism import AVISM
 from avis_stream.online import OnlineConfig, OnlineSegmenter, OnlineState
 from avis_stream.online.door import fingerprint
-from avis_stream.types import NANOSECONDS
+from avis_stream.types import NANOSECONDS, OnlineResult
 
 
 def refused(
@@ -161,6 +164,72 @@ def test_features_that_are_not_finite_are_refused(name: str, value: float) -> No
     with pytest.raises(ShapeError, match=rf"{name}s? must be finite, got 1 .*; leave the frame out"):
         online.step_features(state=state, **given)
     assert state.steps == 0
+
+
+BROKEN = {
+    "sound features": "audio_encoder.layers.1.bias",
+    "frame queries": "localizer.layers.1.ffn.norm.bias",
+    "logits": "localizer.class_embed.bias",
+    "mask embed": "localizer.mask_embed.layers.2.bias",
+    "sounding": "localizer.sounding.match.2.bias",
+}
+"""What of a model is not finite if one of its weights is not."""
+
+
+@contextlib.contextmanager
+def broken(model: AVISM, weight: str, value: float = torch.nan) -> Iterator[None]:
+    values = model.get_parameter(weight)
+    before = values.detach().clone()
+    try:
+        with torch.no_grad():
+            values.view(-1)[0] = value
+        yield
+    finally:
+        with torch.no_grad():
+            values.copy_(before)
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_model_that_yields_nan_ends_in_an_error_and_costs_no_stream(what: str) -> None:
+    online, film = OnlineSegmenter(copy.deepcopy(small_model(objects="frame")), open_config()), scene()
+    _, state = play(online, film, online.init_state(), range(5))
+    twin = state.clone()
+    with broken(online.model, BROKEN[what]):
+        refused(ShapeError, rf"the model's {what} must be finite, got .*weights are broken", online, state)
+        with pytest.raises(ShapeError, match=what):
+            online.catch_up(film.frames[5:7], film.audio[5:7], state)
+    assert_same_result(
+        online.step(film.frames[5], film.audio[5], state), online.step(film.frames[5], film.audio[5], twin)
+    )
+
+
+def test_infinite_answers_are_refused_for_all_streams_of_a_step() -> None:
+    online, film = OnlineSegmenter(copy.deepcopy(small_model()), open_config()), scene()
+    states = [play(online, film, online.init_state(), range(steps))[1] for steps in (1, 2)]
+    with broken(online.model, BROKEN["logits"], torch.inf), pytest.raises(ShapeError, match="logits"):
+        online.step_many([*film.frames[5:7]], [*film.audio[5:7]], states)
+    assert [state.steps for state in states] == [1, 2]
+    assert len(online.step_many([*film.frames[5:7]], [*film.audio[5:7]], states)[0]) == 2
+
+
+def test_a_frame_kept_back_is_still_there_after_a_failed_look() -> None:
+    online, film = OnlineSegmenter(copy.deepcopy(small_model()), open_config(alignment="official")), scene()
+    _, state = play(online, film, online.init_state((48, 80)), range(3))
+    last = state.clone()
+    with broken(online.model, BROKEN["logits"]):
+        refused(ShapeError, "logits", online, state)
+        with pytest.raises(ShapeError, match="logits"):
+            online.finish(last, film.audio[3])
+    result, _ = online.step(film.frames[3], film.audio[3], state)
+    assert result.frame_id == 2
+    assert [own.frame_id for own in online.finish(last, film.audio[3])] == [2]
+
+
+def assert_same_result(one: tuple[OnlineResult, OnlineState], other: tuple[OnlineResult, OnlineState]) -> None:
+    for name in ("track_id", "class_id", "score", "sounding", "mask"):
+        assert torch.equal(getattr(one[0], name), getattr(other[0], name))
+    assert one[0].events == other[0].events
+    assert one[1].steps == other[1].steps
 
 
 class StepOnce(torch.nn.Module):
