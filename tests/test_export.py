@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from small_model import small_model
 
 from avis_stream.cli import main
 from avis_stream.commands import export
 from avis_stream.errors import AvisStreamError, ConfigError
+from avis_stream.online import OnlineSegmenter, OnlineState
+from avis_stream.online.seeing import TrackerAnswer
 from avis_stream.weights import load
 
 DRY = ["export", "avism_mini", "--weights", "random", "--size", "64x96"]
@@ -32,8 +35,8 @@ def test_a_program_is_the_model_without_its_code(tmp_path: Path) -> None:
     program = torch.export.load(tmp_path / "out" / "tracker_step_0.pt2").module()
     answer = program(torch.randn(frame_queries["shape"]), torch.randn(features["shape"]), state)
     after = answer[-1]
-    assert list(step["outputs"]) == ["logits", "mask_embed", "similarity", "object_tokens", "frame_similarity", "state"]
-    assert answer[4].shape == answer[3].shape  # what an identity is recognised by, of each object token
+    assert list(step["outputs"]) == ["object_tokens", "frame_similarity", "state"]
+    assert answer[1].shape == answer[0].shape  # what an identity is recognised by, of each object token
     assert all(torch.equal(state[name], x) for name, x in before.items())  # nothing is written in place
     assert after.keys() == state.keys()
     assert not torch.equal(after["tokens"], state["tokens"])
@@ -58,9 +61,44 @@ def test_what_a_frame_gives_is_all_that_linking_and_drawing_take(tmp_path: Path)
     step = described["programs"]["tracker_step_0"]
     state = safetensors.torch.load_file(tmp_path / "state.safetensors")
     given = torch.randn(step["inputs"][0]["shape"]), torch.randn(step["inputs"][1]["shape"])
-    *_, tokens_out, similarity, _ = torch.export.load(tmp_path / "tracker_step_0.pt2").module()(*given, state)
+    tokens_out, similarity, _ = torch.export.load(tmp_path / "tracker_step_0.pt2").module()(*given, state)
     with torch.no_grad():
         torch.testing.assert_close(similarity, model.tracker.similarity_of_frames(tokens_out), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("objects", ["video", "frame"])
+def test_a_stream_goes_on_in_the_programs(objects: str, tmp_path: Path) -> None:
+    """From where it has settled, phase by phase: the programs say what it says, and keep what it keeps."""
+    model = small_model(objects=objects)
+    described = export.export_model(model, tmp_path, (64, 96), lambda line: None, compiled=False)
+    begin, window = described["first_frame"], described["window"]
+    online = OnlineSegmenter(model)
+    state = online.init_state((64, 96))
+    slots, config = online.tracking.geometry.slots, model.config
+    shapes = ((slots, config.channels), (config.drawn_channels, 16, 24), (config.audio.feature_dim,), (slots,),
+              (slots, config.drawn_channels), (slots, len(config.classes) + 1))  # fmt: skip
+    frames = [[torch.rand(shape) for shape in shapes] for _ in range(begin + window + 1)]
+
+    def step(t: int, state: OnlineState) -> tuple[TrackerAnswer, OnlineState]:
+        queries, features, sound, *said = frames[t]
+        return online.step_features(queries, features, sound, state, *said)
+
+    for t in range(begin):
+        _, state = step(t, state)
+    handed = {name: x.clone() for name, x in export.state_of(state.body.memory).items()}
+    for t in range(begin, begin + window + 1):
+        expected, state = step(t, state)
+        name = f"tracker_step_{t % window}"
+        program = torch.export.load(tmp_path / f"{name}.pt2").module()
+        got = program(frames[t][0][None], frames[t][2][None], handed)
+        answer = dict(zip(described["programs"][name]["outputs"], got, strict=True))
+        torch.testing.assert_close(answer["object_tokens"], expected.tokens, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(answer["frame_similarity"], expected.frame_similarity, rtol=1e-4, atol=1e-4)
+        if objects == "video":
+            torch.testing.assert_close(answer["logits"][0], expected.pred_logits, rtol=1e-4, atol=1e-4)
+        handed = answer["state"]
+        torch.testing.assert_close(handed, export.state_of(state.body.memory), rtol=1e-4, atol=1e-4)
+    assert ("sink_lse" in handed) == (objects == "video"), "what video queries remember"
 
 
 @pytest.mark.slow

@@ -8,7 +8,11 @@
 
 Which tokens a frame changes depends on its place in the attention window, so there is one step a phase. The programs
 are for a stream that has run for a while (`first_frame` in export.json); before, fewer tokens are there to be seen. The
-first frames go through `OnlineSegmenter`; state.safetensors holds what such a stream remembers, of random frames.
+first frames go through `OnlineSegmenter`, whose state is handed on by `state_of(state.body.memory)` from then on;
+state.safetensors holds such a one, of random frames.
+
+Where frame queries are the objects (`tracker.objects="frame"`, as with `avism_mini`) no video query is asked, as in a
+stream: the step answers with object tokens and what they are recognised by, and the state has nothing of video queries.
 
 The operators stay calls of `avis::...`: `import avis_stream.ops` (or torch.ops.load_library) comes before loading.
 """
@@ -54,41 +58,52 @@ class LocalizerProgram(nn.Module):
         return tuple(getattr(tokens, name) for name in self.outputs)
 
 
-STATE = ("heard", "tokens", "keys", "values", "sink_value", "sink_lse", "anchor_slot", "key_bias", "evidence")
-"""The tensors of a `TrackerMemory`, besides its list of objects."""
+ANSWERS = ("logits", "mask_embed", "similarity")
+"""What video queries say of a stream."""
+
+STATE = ("heard", "tokens", "evidence")
+"""The tensors of a `TrackerMemory` that each step writes, besides its list of objects."""
+
+STATE_OF_VIDEO_QUERIES = ("keys", "values", "sink_value", "sink_lse", "anchor_slot", "key_bias")
+"""What only video queries read."""
 
 
 class TrackerStepProgram(nn.Module):
     """One frame of one stream at a fixed phase: the state comes in and goes out, nothing is remembered here."""
-
-    outputs = ("logits", "mask_embed", "similarity", "object_tokens", "frame_similarity")
 
     def __init__(self, stream: StreamTracker, seen: int) -> None:
         super().__init__()
         self.tracker = stream.tracker  # registered, so that weights are found
         self.stream = stream
         self.seen = seen
+        self.asks = stream.tracker.config.objects == "video"
+        self.outputs = (*(ANSWERS if self.asks else ()), "object_tokens", "frame_similarity")
 
     def forward(self, frame_queries: Tensor, audio_features: Tensor, state: dict[str, Tensor]) -> tuple[Any, ...]:
         memory = memory_of({name: x.clone() for name, x in state.items()}, self.seen)
         plans = self.stream.push([memory], [Arrival(frame_queries, audio_features)])
-        answer = self.stream.answer([memory], plans)
+        said: list[Tensor] = []
+        if self.asks:
+            answer = self.stream.answer([memory], plans)
+            said = [getattr(answer, name) for name in ANSWERS]
         tokens = self.stream.tokens_of_newest(memory, plans[0]).clone()
         frame_similarity = self.tracker.similarity_of_frames(tokens)
-        return answer.logits, answer.mask_embed, answer.similarity, tokens, frame_similarity, state_of(memory)
+        return *said, tokens, frame_similarity, state_of(memory)
 
 
 def state_of(memory: TrackerMemory) -> dict[str, Tensor]:
-    """A memory as named tensors."""
-    named = {name: getattr(memory, name) for name in STATE}
+    """A memory as named tensors: all that steps of its model's program read and write."""
+    asked = memory.keys is not None
+    named = {name: getattr(memory, name) for name in (*STATE, *(STATE_OF_VIDEO_QUERIES if asked else ()))}
     named |= {f"objects{i}": x for i, x in enumerate(memory.objects)}
     return {name: x for name, x in named.items() if x is not None}
 
 
 def memory_of(state: dict[str, Tensor], seen: int) -> TrackerMemory:
-    """The memory that `state_of` took apart."""
+    """The memory that `state_of` took apart, for `TrackerStepProgram`; of video queries only what is there."""
+    named = {name: state.get(name) for name in (*STATE, *STATE_OF_VIDEO_QUERIES)}
     objects = [state[f"objects{i}"] for i in range(sum(name.startswith("objects") for name in state))]
-    return TrackerMemory(seen=seen, objects=objects, **{name: state.get(name) for name in STATE})  # type: ignore[arg-type]
+    return TrackerMemory(seen=seen, objects=objects, **named)  # type: ignore[arg-type]
 
 
 def first_settled(geometry: Geometry) -> int:
@@ -131,7 +146,8 @@ def export_model(
         )
         stream = StreamTracker(model.tracker, OnlineConfig())
         geometry = stream.geometry
-        memory = TrackerMemory.empty(model.config, geometry, OnlineConfig().kv_cache, features)
+        linked = model.config.tracker.objects == "frame"
+        memory = TrackerMemory.empty(model.config, geometry, not linked, features)
         begin = first_settled(geometry)
         queries = model.tracker.fq_pos.num_embeddings
         arrivals = [
@@ -139,7 +155,9 @@ def export_model(
             for _ in range(begin)
         ]
         for arrival in arrivals:
-            stream.answer([memory], stream.push([memory], [arrival]))
+            plans = stream.push([memory], [arrival])
+            if not linked:
+                stream.answer([memory], plans)
         state = {name: x.clone() for name, x in state_of(memory).items()}
         safetensors.torch.save_file(state, out / "state.safetensors")
         described |= {"first_frame": begin, "window": geometry.window}
