@@ -135,6 +135,23 @@ def test_live_as_a_program_ends_well(tmp_path: Path, number: signal.Signals) -> 
         assert next(film.decode(video=0)).width == 64
 
 
+@pytest.mark.parametrize(("hop", "steps"), [([], 3), (["--hop", "0.5"], 6), (["--hop", "1.5"], 2)], ids=str)
+def test_the_tracker_steps_as_often_as_asked(hop: list[str], steps: int, tmp_path: Path) -> None:
+    """At 4 pictures a second, for 3 s."""
+    film, summary = "synthetic://flashbeep?fps=4&seconds=3&size=64x48&realtime=0", tmp_path / "summary.json"
+    assert main(["live", "--video", film, "--policy", "every", "--summary", str(summary), *hop, *MODEL]) == 0
+    told = json.loads(summary.read_text())
+    assert (told["steps"], told["refreshes"]) == (steps, 12 - steps)
+
+
+@pytest.mark.parametrize("hop", ["0", "-1", "0.01", "60", "inf", "nan", "soon"])
+@pytest.mark.parametrize("command", ["live", "serve"])
+def test_hops_that_make_no_sense_are_refused(command: str, hop: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--video", "synthetic://flashbeep", f"--hop={hop}", *MODEL])
+    assert f"must be from 0.04 to 10 seconds, got '{hop}'" in capsys.readouterr().err
+
+
 def test_wrong_use_of_live(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["live", "--video", "ftp://u:s3cr3t@host/x"]) == 2
     assert main(["live", "--video", "missing.mp4", *MODEL]) == 1

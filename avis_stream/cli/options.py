@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,9 @@ from avis_stream.presets import PRESETS
 
 if TYPE_CHECKING:
     from avis_stream.models.avism import AVISM
+
+_HOPS = (0.04, 10.0)
+"""Seconds between steps of a live stream: from every frame of a camera at 25 a second, to a tenth of the sound heard."""
 
 _MODEL = "avism_mini"
 """Of every command: the one that has bundled weights."""
@@ -71,6 +75,11 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--backend", choices=["auto", "gstreamer", "ffmpeg"], default="auto",
         help="what reads cameras and addresses (default auto: GStreamer where it is installed, else FFmpeg)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--hop", type=hop, default=1.0, metavar="SECONDS",
+        help="time from one step of the tracker, which says who sounds, to the next; in between masks follow every "
+        "frame (default 1, as models were trained)",
     )  # fmt: skip
     parser.add_argument("--fps", type=float, help="segment so many frames of each second of a file (default: all)")
     parser.add_argument(
@@ -145,6 +154,21 @@ def count(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a number of at least 1, got {text!r}")
     return int(text)
+
+
+def hop(text: str) -> float:
+    """Seconds between two steps of a live stream."""
+    least, most = _HOPS
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not least <= seconds <= most:
+        raise argparse.ArgumentTypeError(
+            f"must be from {least:g} to {most:g} seconds, got {text!r}: in a shorter hop no new frame comes, and "
+            "in a longer one nearly all sound goes unheard, since a step hears one second"
+        )
+    return seconds
 
 
 def height_width(text: str) -> tuple[int, int]:

@@ -65,6 +65,7 @@ def _audio(options: argparse.Namespace) -> str | None:
 
 def _watch(options: argparse.Namespace) -> tuple[Callable[[str, str | None], Session], tuple[str, ...]]:
     """What makes sessions as asked for, of a source of pictures and one of sound; and the model's class names."""
+    from avis_stream.online import OnlineConfig
     from avis_stream.stream.session import Session, SessionConfig
 
     _audio(options)  # addresses are checked before a model is loaded
@@ -72,12 +73,13 @@ def _watch(options: argparse.Namespace) -> tuple[Callable[[str, str | None], Ses
         policy=options.policy, max_latency_ms=options.max_latency_ms, audio_offset_ms=options.audio_offset_ms,
         num_threads=options.threads,
     )  # fmt: skip
+    online = OnlineConfig(hop_seconds=options.hop)
     model = load_model(options)
 
     def watch(video: str, audio: str | None) -> Session:
         return Session(
-            model, video, audio, config=config, fps=options.fps, realtime=True if options.realtime else None,
-            backend=options.backend,
+            model, video, audio, config=config, online=online, fps=options.fps,
+            realtime=True if options.realtime else None, backend=options.backend,
         )  # fmt: skip
 
     return watch, tuple(model.classes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -117,6 +118,7 @@ class OnlineConfig:
         require(0 < self.mask_threshold < 1, "OnlineConfig.mask_threshold", self.mask_threshold, "between 0 and 1")
         for name in ("hop_seconds", "forget_s"):
             require(getattr(self, name) > 0, f"OnlineConfig.{name}", getattr(self, name), "> 0 s")
+        require(self.hop_seconds < math.inf, "OnlineConfig.hop_seconds", self.hop_seconds, "a finite time")
         for name in ("half_life_s", "ring_seconds", "dormant_s"):
             value = getattr(self, name)
             require(value is None or value > 0, f"OnlineConfig.{name}", value, "> 0 s, or None")

@@ -275,7 +275,14 @@ def test_files_that_are_no_state_are_refused(broken: bytes | None, tmp_path: Any
 
 @pytest.mark.parametrize(
     "settings",
-    [{"encoder": "other"}, {"sinks": "all"}, {"birth_hits": 0}, {"hop_seconds": 0}, {"refine_delay": 18}],
+    [
+        {"encoder": "other"},
+        {"sinks": "all"},
+        {"birth_hits": 0},
+        {"hop_seconds": 0},
+        {"hop_seconds": float("inf")},
+        {"refine_delay": 18},
+    ],
     ids=str,
 )
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any]) -> None:
