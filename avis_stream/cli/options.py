@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from avis_stream.models.avism import AVISM
 
 _HOPS = (0.04, 10.0)
-"""Seconds between steps of a live stream: from every frame of a camera at 25 a second, to a tenth of the sound heard."""
+"""Seconds between steps of a live stream: each frame of a camera at 25 a second, to a tenth of the sound heard."""
 
 _MODEL = "avism_mini"
 """Of every command: the one that has bundled weights."""
