@@ -5,10 +5,12 @@ from avis_stream.metrics.evaluate import Evaluation, evaluate, evaluation
 from avis_stream.metrics.prefix import prefix_curve
 from avis_stream.metrics.reid import reappearance
 from avis_stream.metrics.segmentation import binary_scores, label_maps, segmentation_summary, semantic_scores
+from avis_stream.metrics.splice import across_cut
 from avis_stream.metrics.streaming import as_live, read_latencies
 
 __all__ = [
     "Evaluation",
+    "across_cut",
     "answers_of_predictions",
     "as_live",
     "binary_scores",

@@ -86,7 +86,7 @@ def reappearance(pair: VideoPair, edges: Sequence[int]) -> Reappearance:
         pair: The video.
         edges: Ascending first frames of each range of gaps; the last range has no end.
     """
-    matched = _matches(pair)
+    matched = matches(pair)
     counts = [ReturnCounts() for _ in edges]
     newcomers = false_returns = 0
     owners: dict[int, list[int]] = {}
@@ -96,14 +96,14 @@ def reappearance(pair: VideoPair, edges: Sequence[int]) -> Reappearance:
         for before, after in _gaps(seen[:, g]):
             kind = int(np.searchsorted(edges, after[0] - before[-1] - 1, side="right")) - 1
             if kind >= 0:
-                left = _majority(matched[before, g][::-1])
-                right = _majority(matched[after, g])
+                left = majority(matched[before, g][::-1])
+                right = majority(matched[after, g])
                 covered = left is not None and right is not None
                 counts[kind] += ReturnCounts(1, int(covered), int(covered and left == right))
         for track in np.unique(matched[matched[:, g] >= 0, g]).tolist():
             owners.setdefault(track, []).append(g)
     for debut, g in debuts:
-        name = _majority(matched[debut : _end(seen[:, g], debut), g])
+        name = majority(matched[debut : _end(seen[:, g], debut), g])
         if name is None or debut == debuts[0][0]:
             continue
         newcomers += 1
@@ -112,7 +112,7 @@ def reappearance(pair: VideoPair, edges: Sequence[int]) -> Reappearance:
     return Reappearance(tuple(counts), newcomers, false_returns)
 
 
-def _matches(pair: VideoPair) -> IntArray:
+def matches(pair: VideoPair) -> IntArray:
     """Which predicted track each object has in each frame, [T, G]; -1: none."""
     found = np.full(pair.iou.shape[:2], -1, np.int64)
     for t, iou in enumerate(pair.iou):
@@ -135,7 +135,7 @@ def _end(seen: BoolArray, start: int) -> int:
     return start + int(absent[0]) if len(absent) else len(seen)
 
 
-def _majority(tracks: IntArray) -> int | None:
+def majority(tracks: IntArray) -> int | None:
     """The track that most of the first matched frames have, the earlier at a tie; None without a match."""
     first = tracks[tracks >= 0][:MATCHED_FRAMES].tolist()
     return max(first, key=lambda track: (first.count(track), -first.index(track))) if first else None
