@@ -1,15 +1,27 @@
-"""That the scripts in `benchmarks/` still fit the library: all import it, and the one that patches a model runs."""
+"""That the scripts in `benchmarks/` still fit the library: all import it; those that reach into its parts run, tiny."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from data_sets import write_set
+from PIL import Image
+from small_model import small_model
+
+from avis_stream.data.annotations import Video
+from avis_stream.data.dataset import DataSplit, open_split
+from avis_stream.errors import DataError
+from avis_stream.models.avism import AVISM
+from avis_stream.online.tracking import StreamTracker
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 SCRIPTS = sorted(p.stem for p in FOLDER.glob("*.py") if not p.name.startswith(("bench_", "conftest", "cuda", "gst")))
@@ -71,6 +83,105 @@ def test_online_is_compared_with_offline() -> None:
     rows = online.against_offline({"offline": row, "parity": row | {"FA": 39.5, "FAn": 80.0, "AP_all": 21.0}})
     assert rows["parity minus offline"] == {"FA": -0.5, "FAn": None, "HOTA": 0.0, "AP_all": 1.0}
     assert rows["offline"] == row
+
+
+@pytest.fixture
+def split(tmp_path: Path) -> DataSplit:
+    return open_split(write_set(tmp_path), "test")
+
+
+@pytest.fixture
+def model() -> AVISM:
+    """Random weights, frame queries as objects, as the model that ships; whatever it says counts."""
+    return small_model(objects="frame")
+
+
+def test_looks_are_made_once(model: AVISM, split: DataSplit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = importlib.import_module("online_looks")
+    folder, (video, other) = tmp_path / "looks", split.annotations.videos
+    made, kept = looks.look_at_all(model, split, video), looks.looks_of(model, split, video, folder)
+    monkeypatch.setattr(looks, "look_at_all", lambda *_: pytest.fail("it is there"))
+    again = looks.looks_of(model, split, video, folder)
+    for one in (kept, again):
+        assert len(one) == video.length
+        for a, b in zip(one, made, strict=True):
+            assert (a.masks, a.silent) == (b.masks, b.silent)
+            for name in (*looks._TENSORS, "likely"):
+                assert torch.equal(getattr(a, name), getattr(b, name)), name
+    names = {looks.kept_name(m, split, v) for m in (model, small_model(seed=1)) for v in (video, other)}
+    (path,) = folder.rglob("*.pt")
+    assert len(names) == 4
+    assert path.relative_to(folder).as_posix() in names
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(DataError, match="remove it"):
+        looks.looks_of(model, split, video, folder)
+
+
+def test_a_tiny_run_of_online_results(model: AVISM, split: DataSplit, tmp_path: Path) -> None:
+    online = importlib.import_module("online_results")
+    report = online.results(model, split, split.annotations.videos, [0.1], tmp_path / "looks")
+    assert set(report["as shown"]) == {
+        "offline", "gates on", "parity", "gates on minus offline", "parity minus offline"
+    }  # fmt: skip
+    assert report["delays"]["onset"]["count"] == 1
+    assert report["delays"]["offset"]["count"] == 1
+    assert len(list((tmp_path / "looks").rglob("*.pt"))) == 2
+    json.dumps(report, allow_nan=False)
+
+
+@pytest.mark.parametrize("objects", ["frame", "video"])
+@pytest.mark.parametrize("filler", ["other", "black"])
+def test_a_tiny_run_of_online_returns(objects: str, filler: str, split: DataSplit, tmp_path: Path) -> None:
+    online = importlib.import_module("online_returns")
+    model, videos = small_model(objects=objects), split.annotations.videos
+    report = online.returns(model, split, videos, looks=tmp_path / "looks", splices=[0, 3], filler=filler)
+    rows = [f"sinks {s}, table {t}" for s in ("none", "first", "per_query") for t in ("off", "on")]
+    rows += ["linked frame queries, as shipped"] * (objects == "frame")
+    assert list(report["returns"]) == [*rows, "frame to frame (MinVIS)"]
+    assert list(report["splice"]["rows"]) == rows
+    for own in report["splice"]["rows"].values():
+        assert [found["returns"] for found in own.values()] == [3, 3], "the dog, the piano, the person"
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+    table = online.splice_table(report["splice"]["rows"]).splitlines()
+    assert len(table) == len(rows) + 1
+    online.plot_splice(report["splice"]["rows"], filler, tmp_path / "plot.png")
+    assert Image.open(tmp_path / "plot.png").size == (1050, 675)
+
+
+def test_a_stream_goes_through_what_is_put_in_between(model: AVISM, split: DataSplit) -> None:
+    """The rows are given the first half, the filler, the second half; answers about the filler are gone after."""
+    online = importlib.import_module("online_returns")
+    video, given = split.annotations.videos[0], []
+
+    def row(video: Video, looks: Sequence[Any]) -> list[dict[str, Any]]:
+        given.append(list(looks))
+        return [{"segmentations": list(looks)}]
+
+    entries = online.entries_across(row, video, ["a", "b", "c", "d"], ["x"], 3)
+    assert given == [["a", "b", "x", "x", "x", "c", "d"]]
+    assert entries == [{"segmentations": ["a", "b", "c", "d"]}]
+
+
+def test_rows_about_sinks_ask_video_queries(model: AVISM, split: DataSplit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of a model whose streams ask none: else all of them would be the same row."""
+    online = importlib.import_module("online_returns")
+    asked = []
+    answer = StreamTracker.answer
+
+    def counted(self: StreamTracker, *given: Any) -> Any:
+        asked.append(self.config.sinks)
+        return answer(self, *given)
+
+    monkeypatch.setattr(StreamTracker, "answer", counted)
+    video = split.annotations.videos[0]
+    seen = importlib.import_module("online_looks").look_at_all(model, split, video)
+    found = {}
+    for name, row in online.rows_of(model).items():
+        asked.clear()
+        row(video, seen)
+        found[name] = len(asked)
+    assert found.pop("linked frame queries, as shipped") == 0
+    assert set(found.values()) == {video.length}
 
 
 @pytest.mark.parametrize("generator", [False, True])
