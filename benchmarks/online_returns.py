@@ -16,7 +16,7 @@ identities anew on the same frames. All that is visible is followed (gate open):
 - the splice test: the first half of a stream, then so many seconds of something else, then its second half, and who of
   all that is there in both halves is known again. In between comes the next video of the set from its beginning, seen
   and heard, whose objects are followed like any (`--filler other`), or a black picture with digital silence
-  (`--filler black`).
+  (`--filler black`). Nobody is told of the cuts: they are no `gap` of the source.
 
 Each number of `--splice` runs the stream anew for each row; `--splice` without numbers leaves that out.
 """
@@ -295,10 +295,12 @@ def plot_splice(rows: Mapping[str, Mapping[str, Mapping[str, Any]]], filler: str
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    for name, by_length in rows.items():
+    for row, (name, by_length) in enumerate(rows.items()):
         points = [(int(n), own["same"]) for n, own in by_length.items() if own["same"] is not None]
         style = "--" if name.endswith("off") else "-"
-        axes.plot([n for n, _ in points], [100 * share for _, share in points], style, marker="o", label=name)
+        across, known = [n for n, _ in points], [100 * share for _, share in points]
+        size = 3 * (len(rows) - row)  # rings within each other, where rows agree
+        axes.plot(across, known, style, marker="o", fillstyle="none", markersize=size, label=name)
     axes.set_xscale("symlog", linthresh=6)
     lengths = [int(n) for n in next(iter(rows.values()))]
     axes.set_xticks(lengths, [str(n) for n in lengths])
