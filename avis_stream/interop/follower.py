@@ -14,7 +14,8 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from queue import SimpleQueue
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -44,13 +45,16 @@ class Picture(Protocol):
         """A copy, uint8 [H, W, 3]; called from the model's thread."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Arrived:
+class _Arrived(NamedTuple):
+    """A frame; made for each in the stream's own thread, so of the cheapest kind."""
+
     picture: Picture
     pts_ns: int
     number: int
     at_ns: int
     """On the monotonic clock."""
+    rates: TwoRates
+    """The stream that it belongs to: after a seek another one begins."""
 
     def image(self) -> Tensor:
         return torch.from_numpy(self.picture.pixels()).permute(2, 0, 1)
@@ -128,6 +132,12 @@ class Follower:
         self._num_threads, self._wait_ms = num_threads, audio_wait_ms
         self._draw, self._told, self._failed, self._wants_previous = draw, told, failed, wants_previous
         self._change = threading.Condition()
+        """Of sound, and of what is to be done; frames have a quicker way."""
+        self._slot = threading.Lock()
+        """Guards `_newest`."""
+        self._wake: SimpleQueue[bool] = SimpleQueue()
+        """True for each frame that found the slot empty, False to stop."""
+        self._newest: _Arrived | None = None
         self._thread: threading.Thread | None = None
         self._over = False
         self.failure: Exception | None = None
@@ -141,7 +151,7 @@ class Follower:
         with self._change:
             self._ring = SoundRing()
             self._has_sound = False
-            self._newest: _Arrived | None = None
+            self._take()
             self._stamps: deque[int] = deque(maxlen=_KEPT_STAMPS)
             self._earlier: deque[_Arrived] = deque()
             self._rates = TwoRates(self._segmenter)  # which one it is tells this stream from those before
@@ -173,11 +183,12 @@ class Follower:
         arrived = self._arrived(picture, pts_ns)
         if arrived is None:
             return
-        with self._change:
-            if self._newest is not None:
-                self.counts["passed_over"] += 1
-            self._newest = arrived
-            self._change.notify_all()
+        with self._slot:
+            passed_over, self._newest = self._newest is not None, arrived
+        if passed_over:
+            self.counts["passed_over"] += 1
+        else:
+            self._wake.put(True)
 
     def frame_sync(self, picture: Picture, pts_ns: int) -> Answer | None:
         """Takes a frame and waits for its answer; None: its time is not later than the last one's, or `failure`."""
@@ -187,8 +198,8 @@ class Follower:
         torch.set_num_threads(self._num_threads)
         with self._failing():
             with self._change:
-                rates, pair = self._rates, self._paired(arrived)
-            self._think(pair, rates)
+                pair = self._paired(arrived)
+            self._think(pair, arrived.rates)
         return None if self.failure is not None else self.answer
 
     def _arrived(self, picture: Picture, pts_ns: int) -> _Arrived | None:
@@ -199,7 +210,7 @@ class Follower:
             self.counts["out_of_order"] += 1
             return None
         self._stamps.append(pts_ns)
-        arrived = _Arrived(picture, pts_ns, number, time.monotonic_ns())
+        arrived = _Arrived(picture, pts_ns, number, time.monotonic_ns(), self._rates)
         if self._wants_previous:
             self._earlier.append(arrived)
             # Few are held, since cameras lend few buffers; one more than needed, as the model may be choosing just now.
@@ -211,7 +222,7 @@ class Follower:
 
     def start(self) -> None:
         """Starts the model's thread."""
-        self._over = False
+        self._over, self._wake = False, SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="avis element", daemon=True)
         self._thread.start()
 
@@ -220,22 +231,27 @@ class Follower:
         with self._change:
             self._over = True
             self._change.notify_all()
+        self._wake.put(False)
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
         self._thread = None
 
     def _run(self) -> None:
         with self._failing(), model_threads(self._num_threads):
-            while True:
+            while self._wake.get():
+                arrived = self._take()
+                if arrived is None:
+                    continue  # a seek was quicker
                 with self._change:
-                    self._change.wait_for(lambda: self._newest is not None or self._over)
-                    if self._over or self._newest is None:
-                        return
-                    arrived, self._newest = self._newest, None
-                    rates, pair = self._rates, self._paired(arrived)  # a seek may come while it waits for sound
-                    if self._over:
-                        return
-                self._think(pair, rates)
+                    pair = self._paired(arrived)
+                if self._over:
+                    return
+                self._think(pair, arrived.rates)
+
+    def _take(self) -> _Arrived | None:
+        with self._slot:
+            arrived, self._newest = self._newest, None
+        return arrived
 
     @contextmanager
     def _failing(self) -> Iterator[None]:
