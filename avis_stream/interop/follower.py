@@ -25,7 +25,7 @@ from torch import Tensor
 from avis_stream.stream.cores import model_threads
 from avis_stream.stream.ring import SoundRing, sample_of
 from avis_stream.stream.stats import StatsKeeper
-from avis_stream.stream.two_rates import Segmenter, TwoRates, is_earlier
+from avis_stream.stream.two_rates import Segmenter, TwoRates, is_earlier, is_old_enough
 from avis_stream.types import AVPair, OnlineResult, VideoFrame
 from avis_stream.writers.draw import draw_result
 
@@ -214,7 +214,7 @@ class Follower:
         if self._wants_previous:
             self._earlier.append(arrived)
             # Few are held, since cameras lend few buffers; one more than needed, as the model may be choosing just now.
-            while len(self._earlier) > 2 and is_earlier(self._earlier[2].pts_ns, pts_ns):
+            while len(self._earlier) > 2 and is_old_enough(self._earlier[2].pts_ns, pts_ns):
                 self._earlier.popleft()
         return arrived
 

@@ -118,7 +118,12 @@ _PREVIOUS_NS = (100_000_000 - _EARLY_NS, 250_000_000)
 
 def is_earlier(pts_ns: int, of_ns: int) -> bool:
     """Whether a picture of time `pts_ns` is one that a frame of time `of_ns` can be compared with."""
-    return _PREVIOUS_NS[0] <= of_ns - pts_ns <= _PREVIOUS_NS[1]
+    return is_old_enough(pts_ns, of_ns) and of_ns - pts_ns <= _PREVIOUS_NS[1]
+
+
+def is_old_enough(pts_ns: int, of_ns: int) -> bool:
+    """Whether no frame from time `of_ns` on can want a picture older than that of time `pts_ns`."""
+    return of_ns - pts_ns >= _PREVIOUS_NS[0]
 
 
 class EarlierPictures:

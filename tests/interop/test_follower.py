@@ -90,6 +90,17 @@ def test_a_motion_cue_gets_the_picture_before_and_few_are_held() -> None:
     assert len(one._earlier) <= 5
     one.frame_sync(picture(99), 5000 * MS)
     assert segmenter.steps[-1].frame.previous is None, "nothing so old"
+    for n in range(20):
+        one.frame_sync(picture(n), (5100 + n * 33) * MS)
+    assert len(one._earlier) <= 5, "after an interruption as before"
+    assert int(segmenter.steps[-1].frame.previous[0, 0, 0]) == 16
+
+
+def test_of_a_slow_stream_few_frames_are_held_as_well() -> None:
+    one = follower(StubSegmenter(), wants_previous=True)
+    for n in range(20):
+        one.frame_sync(picture(n), n * 500 * MS)
+    assert len(one._earlier) <= 3
 
 
 def test_a_model_that_fails_says_so_once() -> None:
