@@ -45,6 +45,7 @@ class SoundRing:
 
         A block that begins up to 20 ms away from where the last one ended follows it without a seam, stretched by up to
         half a per cent towards its own time. A later one leaves a hole; what an earlier one holds twice is left out.
+        A block with NaN or infinity in it counts as filler: no model could listen to it.
 
         Args:
             samples: float32 [n] at 16 kHz.
@@ -52,6 +53,8 @@ class SoundRing:
             heard: False: filler, not sound.
         """
         begin = round(pts_ns * SAMPLE_RATE / NANOSECONDS)
+        if not np.isfinite(samples).all():
+            samples, heard = np.zeros_like(samples), False
         if self._end is not None:
             off = begin - self._end
             if abs(off) < _GAP:

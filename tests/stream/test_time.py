@@ -196,6 +196,17 @@ def test_what_is_older_than_the_ring_is_missing() -> None:
     assert ring.window(6 * SAMPLE_RATE)[1] == 0.0
 
 
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+def test_a_block_with_something_that_is_no_number_is_missing(broken: float) -> None:
+    ring = SoundRing()
+    ring.push(np.full(8000, 0.1, np.float32), 0)
+    ring.push(np.full(320, broken, np.float32), 501 * MS)  # one that would be stretched
+    ring.push(np.full(7680, 0.1, np.float32), 520 * MS)
+    samples, heard = ring.window(16_000)
+    assert np.isfinite(samples).all()
+    assert heard == pytest.approx(1 - 320 / 16_000, abs=1e-3)
+
+
 def test_a_stretch_makes_no_click() -> None:
     tone = np.sin(np.arange(320) * 0.2).astype(np.float32)
     longer = stretched(tone, 321)
