@@ -91,6 +91,9 @@ class Session:
         ))  # fmt: skip
         self._stats = StatsKeeper()
         self._results = ResultQueue(self.config.max_unread)
+        self._clock = SessionClock()
+        """From the moment on that it is started."""
+        self._inbox: queue.Queue[tuple[Source, object]] = queue.Queue(_INBOX)
         self._change = threading.Condition()
         """Guards and announces: the pair queue, results and their events, counters, `_state`."""
         self._dropped: Counter[str] = Counter()
@@ -116,11 +119,14 @@ class Session:
         """
         if self._state != "new":
             raise AvisStreamError("a Session must be new to be started, this one has begun; make another")
-        self._state = "running"
         self._clock = SessionClock()
-        self._inbox: queue.Queue[tuple[Source, object]] = queue.Queue(_INBOX)
-        for source in self._sources:
-            source.start(self._clock, lambda what, source=source: self._post(source, what))  # type: ignore[misc]
+        self._state = "running"
+        try:
+            for source in self._sources:
+                source.start(self._clock, lambda what, source=source: self._post(source, what))  # type: ignore[misc]
+        except BaseException:
+            self.stop()  # those that have begun; nobody else would
+            raise
         for name, run in (("ingest", self._take_in), ("model", self._run_model)):
             thread = threading.Thread(target=self._guarded, args=(run,), name=f"avis {name}", daemon=True)
             self._threads.append(thread)
@@ -147,7 +153,7 @@ class Session:
 
     def stats(self) -> SessionStats:
         """What was measured so far."""
-        stats, now = self._stats, self._clock.now() if self._state != "new" else 0
+        stats, now = self._stats, self._clock.now() if self._threads else 0
         with self._change:
             dropped = self._all_dropped()
             waiting = self._ingest.waiting + self._model_busy

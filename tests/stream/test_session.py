@@ -251,6 +251,8 @@ def test_a_fast_model_loses_nothing(policy: str) -> None:
 def test_stopping_from_any_state_ends_everything() -> None:
     never = Session(StubSegmenter(), "synthetic://flashbeep")
     never.stop()
+    assert never.stats().seconds == 0
+    assert never.next() is None
     for wait_results in (0, 1):
         session = Session(StubSegmenter(), "synthetic://flashbeep?size=32x24").start()
         for _ in range(wait_results):
@@ -258,12 +260,24 @@ def test_stopping_from_any_state_ends_everything() -> None:
         session.stop()
         session.stop()
         assert not avis_threads()
-        assert session.over
-        while session.next() is not None:
+        while session.next() is not None:  # what was there when it was stopped can still be read
             pass
+        assert session.over
     blocked = Session(StubSegmenter(), frames(10_000), None).start()  # its results fill up and everything waits
     assert blocked.next() is not None
     blocked.stop()
+    assert not avis_threads()
+
+
+def test_a_source_that_does_not_begin_leaves_none_behind() -> None:
+    class Broken(ItemSource):
+        def start(self, clock: object, post: object) -> None:
+            raise OSError("no such device")
+
+    items = [ItemSource("mine", frames(10_000), realtime=False, gives_pictures=True, gives_sound=False)]
+    items.append(Broken("other", (), realtime=False, gives_pictures=False, gives_sound=True))
+    with pytest.raises(OSError, match="no such device"), Session(StubSegmenter(), sources=items):
+        pass
     assert not avis_threads()
 
 
