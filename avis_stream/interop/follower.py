@@ -25,13 +25,11 @@ from torch import Tensor
 from avis_stream.stream.cores import model_threads
 from avis_stream.stream.ring import SoundRing, sample_of
 from avis_stream.stream.stats import StatsKeeper
-from avis_stream.stream.two_rates import Segmenter, TwoRates, is_earlier, is_old_enough
+from avis_stream.stream.two_rates import PERIOD_DISTANCES, Segmenter, TwoRates, is_earlier, is_old_enough, period_of
 from avis_stream.types import AVPair, OnlineResult, VideoFrame
 from avis_stream.writers.draw import draw_result
 
 _MILLISECOND = 1_000_000
-_KEPT_STAMPS = 10
-"""Of frames, to know how long each is shown."""
 
 
 class Picture(Protocol):
@@ -152,7 +150,8 @@ class Follower:
             self._ring = SoundRing()
             self._has_sound = False
             self._take()
-            self._stamps: deque[int] = deque(maxlen=_KEPT_STAMPS)
+            self._stamps: deque[int] = deque(maxlen=PERIOD_DISTANCES + 1)
+            """Of the last frames, to know how long each is shown."""
             self._earlier: deque[_Arrived] = deque()
             self._rates = TwoRates(self._segmenter)  # which one it is tells this stream from those before
             self.answer: Answer | None = None
@@ -264,7 +263,7 @@ class Follower:
     def _paired(self, arrived: _Arrived) -> AVPair:
         """With its second of sound, for whose end it waits as long as it may."""
         frame = self._frame_of(arrived)
-        end_ns = arrived.pts_ns + self._period_ns()
+        end_ns = arrived.pts_ns + period_of(b - a for a, b in itertools.pairwise(list(self._stamps)))
         end = sample_of(end_ns)
 
         def heard() -> bool:
@@ -286,10 +285,6 @@ class Follower:
         earlier = next(fitting, None)
         previous = None if earlier is None else earlier.image()
         return VideoFrame(image=arrived.image(), pts_ns=arrived.pts_ns, frame_id=arrived.number, previous=previous)
-
-    def _period_ns(self) -> int:
-        distances = sorted(b - a for a, b in itertools.pairwise(list(self._stamps)))
-        return distances[len(distances) // 2] if distances else 40 * _MILLISECOND
 
     def _think(self, pair: AVPair, rates: TwoRates) -> None:
         """Runs the model on a pair, for the stream that it was taken from: after a seek that one leads nowhere."""

@@ -8,6 +8,7 @@ refresh      R R R R R R R R R R R R   R R R R R R R R R R     the same, where t
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -145,11 +146,26 @@ class EarlierPictures:
         return near and earlier.segment == frame.segment and earlier.image.shape == frame.image.shape
 
 
+PERIOD_DISTANCES = 9
+"""Distances between frames, the last ones, that tell how long a frame is shown."""
+
+
+def period_of(distances: Iterable[int]) -> int:
+    """How long a frame is shown, in nanoseconds, by the distances between the last ones; 40 ms if there is none.
+
+    Of frames seconds apart it is one second, so that what is heard begins with the frame, as at one frame a second.
+    """
+    in_order = sorted(distances)
+    if not in_order:
+        return 40_000_000
+    return min(max(in_order[len(in_order) // 2], 1_000_000), NANOSECONDS)
+
+
 class FramePeriod:
     """How long a frame is shown: the median of the last distances, which single late or lost frames do not move."""
 
     def __init__(self) -> None:
-        self._distances: deque[int] = deque(maxlen=9)
+        self._distances: deque[int] = deque(maxlen=PERIOD_DISTANCES)
         self._last: VideoFrame | None = None
 
     def of(self, frame: VideoFrame) -> int:
@@ -157,7 +173,4 @@ class FramePeriod:
         last, self._last = self._last, frame
         if last is not None and last.segment == frame.segment:
             self._distances.append(frame.pts_ns - last.pts_ns)
-        if not self._distances:
-            return 40_000_000
-        middle = sorted(self._distances)[len(self._distances) // 2]
-        return min(max(middle, 1_000_000), NANOSECONDS)
+        return period_of(self._distances)

@@ -135,6 +135,16 @@ def test_the_second_of_sound_is_that_of_the_frame() -> None:
     assert one.counts["late_sound"] == 1
 
 
+def test_frames_seconds_apart_hear_the_second_that_begins_with_them() -> None:
+    segmenter = StubSegmenter(hop_seconds=0.001)
+    one = follower(segmenter)
+    one.sound(np.arange(6 * 16_000, dtype=np.float32) / 16_000, 0)
+    for seconds in (1, 3, 5):
+        one.frame_sync(picture(), seconds * 1000 * MS)
+    assert one.counts["late_sound"] == 0
+    assert abs(float(segmenter.steps[-1].audio[0]) - 5.0) < 1e-3
+
+
 def test_after_a_reset_old_answers_are_gone_and_time_may_begin_anew() -> None:
     one = follower(StubSegmenter())
     assert one.frame_sync(picture(), 500 * MS) is not None
