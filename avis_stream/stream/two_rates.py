@@ -91,9 +91,9 @@ class TwoRates:
         """
         frame = pair.frame
         if not self.is_step(pair):
+            self._last_ns = frame.pts_ns
             if not self._config.refresh:
                 return None
-            self._last_ns = frame.pts_ns
             result = self._segmenter.refresh(frame.image, self._state, frame.pts_ns)
             return replace(result, frame_id=frame.frame_id), True
         if frame.segment != self._segment:

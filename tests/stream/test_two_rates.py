@@ -80,6 +80,16 @@ def test_short_interruptions_are_not_told(gap: int, told: list[int]) -> None:
     assert [p.frame.segment for p in segmenter.steps] == told
 
 
+@pytest.mark.parametrize("refresh", [True, False])
+def test_an_interruption_begins_with_the_last_frame_whatever_is_drawn(refresh: bool) -> None:
+    segmenter = StubSegmenter()
+    rates = TwoRates(segmenter, RatesConfig(refresh=refresh, keep_seconds=2.0))
+    for n in range(25):
+        rates(pair(n))
+    rates(pair(0, segment=1, start=24 * 40 * MS + 1900 * MS))
+    assert [p.frame.segment for p in segmenter.steps] == [0, 0]
+
+
 def test_a_long_interruption_may_begin_anew() -> None:
     rates = TwoRates(StubSegmenter(), RatesConfig(on_gap="reset"))
     rates(pair(0))
