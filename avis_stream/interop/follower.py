@@ -196,9 +196,7 @@ class Follower:
             return None
         torch.set_num_threads(self._num_threads)
         with self._failing():
-            with self._change:
-                pair = self._paired(arrived)
-            self._think(pair, arrived.rates)
+            self._think(self._paired(arrived), arrived.rates)
         return None if self.failure is not None else self.answer
 
     def _arrived(self, picture: Picture, pts_ns: int) -> _Arrived | None:
@@ -241,8 +239,7 @@ class Follower:
                 arrived = self._take()
                 if arrived is None:
                     continue  # a seek was quicker
-                with self._change:
-                    pair = self._paired(arrived)
+                pair = self._paired(arrived)
                 if self._over:
                     return
                 self._think(pair, arrived.rates)
@@ -262,7 +259,7 @@ class Follower:
 
     def _paired(self, arrived: _Arrived) -> AVPair:
         """With its second of sound, for whose end it waits as long as it may."""
-        frame = self._frame_of(arrived)
+        frame = self._frame_of(arrived)  # copies pixels, which sound need not wait for
         end_ns = arrived.pts_ns + period_of(b - a for a, b in itertools.pairwise(list(self._stamps)))
         end = sample_of(end_ns)
 
@@ -270,9 +267,10 @@ class Follower:
             return self._over or not self._has_sound or (self._ring.end or 0) >= end
 
         rest = arrived.at_ns + self._wait_ms * _MILLISECOND - time.monotonic_ns()
-        if not self._change.wait_for(heard, max(0.0, rest / 1e9)):
-            self.counts["late_sound"] += 1
-        samples, share = self._ring.window(end)
+        with self._change:
+            if not self._change.wait_for(heard, max(0.0, rest / 1e9)):
+                self.counts["late_sound"] += 1
+            samples, share = self._ring.window(end)
         return AVPair(frame=frame, audio=torch.from_numpy(samples), audio_valid=share, end_ns=end_ns)
 
     def _frame_of(self, arrived: _Arrived) -> VideoFrame:
