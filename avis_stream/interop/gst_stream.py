@@ -50,6 +50,8 @@ class Stream:
             fail: Takes an error and its remedy; from the model's thread.
         """
         segmenter, self._classes, wants_previous = model
+        self._sync = bool(values["sync"])
+        """For the whole run: there is a model's thread, or the frames' own is it; two would share one state."""
         self._name, self._pads, self._values, self._post, self._warn = name, pads, values, post, warn
         self._follower = Follower(
             segmenter, self._classes, num_threads=values["num-threads"] or usual_threads(),
@@ -69,7 +71,7 @@ class Stream:
         self.age_ms = -1
         """Of the last frame's result; -1: it has none."""
         self.audio_pad_changed()
-        if not values["sync"]:
+        if not self._sync:
             self._follower.start()
 
     def stop(self) -> None:
@@ -95,7 +97,7 @@ class Stream:
         waited, picture = 0, None
         if pts_ns != NO_TIME:  # else it is outside the segment: nobody will see it
             picture = BufferPicture(buffer, layout)
-        if picture is not None and self._values["sync"]:
+        if picture is not None and self._sync:
             before = time.perf_counter_ns()
             follower.frame_sync(picture, pts_ns)
             waited = time.perf_counter_ns() - before
@@ -104,7 +106,7 @@ class Stream:
         answer = self._fitting(follower.answer, pts_ns, layout)
         out = self._with_answer(buffer, answer, layout) if answer is not None else buffer
         self._push_beside(answer, buffer, layout)
-        if picture is not None and not self._values["sync"]:
+        if picture is not None and not self._sync:
             follower.frame(picture, pts_ns)  # wakes the model, so it comes last: both want the interpreter
         if not self._warned and follower.counts["late_sound"] >= _LATE_FRAMES:
             self._warned = True
@@ -141,14 +143,14 @@ class Stream:
 
     def _push_beside(self, answer: Answer | None, buffer: Any, layout: Layout) -> None:
         """Masks with every frame, JSON with every result; what becomes of them does not stop the video."""
-        if "mask_src" in self._pads:
+        masks, texts = self._pads.get("mask_src"), self._pads.get("json_src")  # once: others may release them meanwhile
+        if masks is not None:
             mask = mask_buffer(None if answer is None else answer.id_map(), layout.size)
-            self._masks.push(self._pads["mask_src"], mask, buffer, self._mask_caps, self._time.segment)
-        if "json_src" in self._pads and answer is not None and answer.number != self._told_json:
+            self._masks.push(masks, mask, buffer, self._mask_caps, self._time.segment)
+        if texts is not None and answer is not None and answer.number != self._told_json:
             self._told_json = answer.number
-            pad, text = self._pads["json_src"], json.dumps(self._record(answer)) + "\n"
-            caps = pad.get_pad_template_caps()
-            self._texts.push(pad, Gst.Buffer.new_wrapped(text.encode()), buffer, caps, self._time.segment)
+            text, caps = json.dumps(self._record(answer)) + "\n", texts.get_pad_template_caps()
+            self._texts.push(texts, Gst.Buffer.new_wrapped(text.encode()), buffer, caps, self._time.segment)
 
     def _record(self, answer: Answer) -> dict[str, Any]:
         result = answer.result

@@ -240,6 +240,25 @@ def test_with_sync_every_frame_has_its_own_result(gst: Any, stub: StubSegmenter)
     assert run.records[3].get_value("pts") == 100_000_000
 
 
+@pytest.mark.parametrize("begin", ["true", "false"])
+def test_who_runs_the_model_is_settled_for_a_whole_run(gst: Any, stub: StubSegmenter, begin: str) -> None:
+    threads = set()
+    refresh = stub.refresh
+
+    def noted(*given: Any) -> Any:
+        threads.add(threading.current_thread().name == "avis element")
+        return refresh(*given)
+
+    stub.refresh = noted  # type: ignore[method-assign]
+    with Run(gst, f"{video(30, live=True)} ! avisseg name=m sync={begin} {OUT}") as run:
+        wait_for(lambda: bool(threads), 20, "a refresh")
+        run.element.set_property("sync", begin == "false")
+        before = run.element.get_property("stats").get_value("results")
+        run.pull()
+        assert run.element.get_property("stats").get_value("results") > before
+    assert threads == {begin == "false"}
+
+
 def test_metadata_downstream(gst: Any, stub: StubSegmenter) -> None:
     with Run(gst, f"{video(3)} ! avisseg name=m sync=true {OUT}") as run:
         (region,) = regions(run.pull()[-1])
