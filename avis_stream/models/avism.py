@@ -12,7 +12,7 @@ from avis_stream.audio.deaf import Deaf
 from avis_stream.audio.resample import mono_seconds
 from avis_stream.audio.vggish import VGGish
 from avis_stream.audio.yamnet import YAMNet
-from avis_stream.checks import check_shape, describe, require
+from avis_stream.checks import check_finite, check_shape, describe, require
 from avis_stream.config import AudioConfig, AVISMConfig, BackboneConfig, ResNetConfig, SwinConfig
 from avis_stream.errors import CheckpointError, ShapeError
 from avis_stream.memory import available_memory_bytes
@@ -32,6 +32,7 @@ from avis_stream.models.swin import Swin
 from avis_stream.models.tracker import Tracker, likeliest, presence_of, same_object
 from avis_stream.nn.layers import fold_frozen_norms
 from avis_stream.nn.packed import Conv2d, lower_weights, pack_layers
+from avis_stream.types import SAMPLE_RATE, AVPair
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,11 @@ def build_backbone(config: BackboneConfig) -> ResNet | Swin | MobileNet:
 
 SAME_OBJECT = 0.3
 """Least chance of being an object that a frame query must have to draw it."""
+
+_SECONDS_AT_ONCE = 8
+"""Of sound, that are encoded together."""
+
+_SILENCE = "put zeros where nothing was heard"
 
 _ENCODERS: dict[str, Callable[[AudioConfig], VGGish | YAMNet | Deaf]] = {
     "vggish": lambda _: VGGish(),
@@ -343,19 +349,53 @@ class AVISM(nn.Module):
             out_size: (height, width) of the masks; None: as the images.
             memory_bytes: Most to hold mask features in; None: half of what is free. Beyond it they are computed twice.
         Raises:
-            ShapeError: An argument differs; the message says how.
+            ShapeError: An argument differs, or the sound is not finite; the message says how.
             CheckpointError: The model came without an audio encoder.
         """
         check_shape(images, "images", "T 3 H W", dtype=torch.uint8, hint="stack the frames as RGB, channels first")
         if not isinstance(audio, Tensor) or audio.dim() not in (1, 2) or not audio.is_floating_point():
             raise ShapeError(f"audio must be a float tensor [S] or [C, S] in [-1, 1], got {describe(audio)}")
+        check_finite(audio, "audio", _SILENCE)
         if previous is not None:
             check_shape(previous, "previous", "T 3 H W", dtype=torch.uint8, T=len(images))
         seconds, valid = mono_seconds(audio.float().cpu(), sample_rate, len(images))
-        features = [self.hear(s, v) for s, v in zip(seconds.split(8), valid.split(8), strict=True)]
-        before: list[Tensor | None] = [None] * len(images) if previous is None else list(previous)
-        heard: Iterable[Tensor] = torch.cat(features).cpu() if features else ()
-        frames = [ClipFrame(i, a, p) for i, a, p in zip(images, heard, before, strict=True)]
+        before = [None] * len(images) if previous is None else list(previous)
+        return self._segment(list(zip(images, before, strict=True)), seconds, valid, out_size, memory_bytes)
+
+    def segment_pairs(
+        self, pairs: Iterable[AVPair], out_size: tuple[int, int] | None = None, memory_bytes: int | None = None
+    ) -> ClipResult:
+        """`segment` on what a recording hands out: frames with the pictures before them, each with its second of sound.
+
+        Args:
+            pairs: From `avis_stream.sources.file.open_clip`, or of your own; they are held in memory.
+            out_size: (height, width) of the masks; None: as the frames.
+            memory_bytes: As in `segment`.
+        Raises:
+            ShapeError: Sound is not finite.
+            MediaError: There is no frame, or frames change size.
+            CheckpointError: The model came without an audio encoder.
+        """
+        held = list(pairs)
+        seconds = torch.stack([pair.audio for pair in held]) if held else torch.zeros(0, SAMPLE_RATE)
+        check_finite(seconds, "the pairs' audio", _SILENCE)
+        pictures = [(pair.frame.image, pair.frame.previous) for pair in held]
+        return self._segment(pictures, seconds, None, out_size, memory_bytes)
+
+    def _segment(
+        self,
+        pictures: Sequence[tuple[Tensor, Tensor | None]],
+        seconds: Tensor,
+        valid_samples: Tensor | None,
+        out_size: tuple[int, int] | None,
+        memory_bytes: int | None,
+    ) -> ClipResult:
+        """Frames, with the pictures before them, and as many seconds of sound, as `hear` takes them."""
+        heard: list[Tensor] = []
+        for first in range(0, len(seconds), _SECONDS_AT_ONCE):
+            some = slice(first, first + _SECONDS_AT_ONCE)
+            heard += self.hear(seconds[some], None if valid_samples is None else valid_samples[some]).cpu()
+        frames = [ClipFrame(image, sound, before) for (image, before), sound in zip(pictures, heard, strict=True)]
         budget = available_memory_bytes() // 2 if memory_bytes is None else memory_bytes
         with MaskStore(budget, recompute=lambda start: mask_features_again(self, lambda: iter(frames), start)) as store:
             return segment_clip(self, lambda: iter(frames), out_size=out_size, store=store)

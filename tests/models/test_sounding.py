@@ -12,7 +12,7 @@ from avis_stream.config import AVISMConfig, LocalizerConfig, PostprocessConfig
 from avis_stream.config_text import with_overrides
 from avis_stream.data import rle
 from avis_stream.data.rle import intersections
-from avis_stream.errors import ConfigError
+from avis_stream.errors import ConfigError, MediaError, ShapeError
 from avis_stream.models.avism import AVISM
 from avis_stream.models.literal import LiteralAVISM
 from avis_stream.models.peaks import PeakQueries
@@ -20,6 +20,7 @@ from avis_stream.models.postprocess import MaskSizes, find_instances, select_can
 from avis_stream.models.sounding import Motion, SoundingHead, motion_between
 from avis_stream.models.tracker import likeliest, presence_of, same_object
 from avis_stream.presets import preset
+from avis_stream.types import AVPair, VideoFrame
 from avis_stream.weights.load import unfolded_model
 
 SMALL = [
@@ -51,6 +52,32 @@ def test_a_deaf_model_says_the_same_whatever_is_heard() -> None:
     quiet, loud = (model.segment(images, wave) for wave in (torch.zeros_like(sound), sound))
     assert torch.equal(quiet.score, loud.score)
     assert not model.hear(sound.view(2, -1)[:, :16_000]).any()
+
+
+def test_pairs_give_what_their_frames_and_sound_give() -> None:
+    images, sound = clip(3)
+    seconds, before = sound.view(3, -1), images.flip(0)
+    model = model_of(small("postprocess.score_threshold=0", "postprocess.presence_threshold=0"))
+    pairs = [
+        AVPair(frame=VideoFrame(image=i, pts_ns=t, frame_id=t, previous=p if t else None), audio=s)
+        for t, (i, s, p) in enumerate(zip(images, seconds, before, strict=True))
+    ]
+    before[0] = images[0]  # without an earlier picture nothing moved
+    alone, paired = model.segment(images, sound, previous=before), model.segment_pairs(iter(pairs))
+    assert len(alone)
+    assert torch.equal(alone.score, paired.score)
+    assert torch.equal(alone.masks(2), paired.masks(2))
+
+
+def test_a_clip_that_is_none_is_refused_in_so_many_words() -> None:
+    model = model_of(small())
+    images, sound = clip(1)
+    with pytest.raises(ShapeError, match="audio must be finite, got 1 NaN"):
+        model.segment(images, sound.where(sound < sound.max(), torch.nan))
+    with pytest.raises(MediaError, match="at least one frame"):
+        model.segment_pairs([])
+    with pytest.raises(MediaError, match="at least one frame"):
+        model.segment(images[:0], sound)
 
 
 def test_what_is_seen_does_not_depend_on_what_is_heard() -> None:
