@@ -93,7 +93,7 @@ def _similarity(videos: Tensor, frames: Tensor, clips: LocalizedClips, matches: 
 
 
 def _presence(videos: Tensor, frames: Tensor, chance: Tensor, targets: list[Targets], matches: list[Match]) -> Tensor:
-    """Binary cross entropy of `Tracker.presence` on matched video queries, against who sounds in which frame.
+    """Binary cross entropy of `presence_of` on matched video queries, against who sounds in which frame.
 
     A frame in which an object is to be seen but is silent is a negative: what its frame query says must not be drowned
     by that of a look-alike which sounds.

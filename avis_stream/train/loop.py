@@ -78,7 +78,8 @@ def train(
         keep_best: Called whenever `validate` gave more than ever before, to put the weights away.
     Raises:
         Stopped: Asked to stop; the state is saved.
-        AvisStreamError: A loss is not finite, in this process or another; the clips at fault are saved and named.
+        AvisStreamError: A loss or a gradient is not finite, in this process or another; the weights have not moved, and
+            the clips at fault are saved and named.
         CheckpointError: `resume`, and there is nothing to resume from.
     """
     rank, world = rank_and_count()
@@ -141,18 +142,25 @@ def _step(
     if any_of_all(not finite, device):
         if finite:
             raise AvisStreamError("a loss of another process is not finite; its message names the clips")
-        rank, world = rank_and_count()
-        where = folder / ("not_finite.pt" if world == 1 else f"not_finite_{rank}.pt")
-        with atomic_path(where) as temporary:
-            torch.save([{f.name: getattr(s, f.name) for f in fields(s)} for s in samples], temporary)
         bad = [name for name, value in losses.items() if not math.isfinite(value.item())]
-        raise AvisStreamError(f"{', '.join(bad)} not finite on {[s.name for s in samples]}; the clips are in {where}")
+        raise _not_finite(", ".join(bad), samples, folder)
     optimiser.zero_grad(set_to_none=True)
     total.backward()
     learning = [p for group in optimiser.param_groups for p in group["params"]]
-    norm = nn.utils.clip_grad_norm_(learning, config.gradient_clip)
+    norm = nn.utils.clip_grad_norm_(learning, config.gradient_clip).item()
+    if not math.isfinite(norm):  # clipped to NaN; all processes have the same gradients, so all stop here
+        raise _not_finite("gradients", samples, folder)
     optimiser.step()
-    return {name: value.item() for name, value in losses.items()} | {"gradient_norm": norm.item()}
+    return {name: value.item() for name, value in losses.items()} | {"gradient_norm": norm}
+
+
+def _not_finite(what: str, samples: list[S], folder: Path) -> AvisStreamError:
+    """The error that names the clips at fault, which are saved."""
+    rank, world = rank_and_count()
+    where = folder / ("not_finite.pt" if world == 1 else f"not_finite_{rank}.pt")
+    with atomic_path(where) as temporary:
+        torch.save([{f.name: getattr(s, f.name) for f in fields(s)} for s in samples], temporary)
+    return AvisStreamError(f"{what} not finite on {[s.name for s in samples]}; the clips are in {where}")
 
 
 @contextmanager

@@ -125,6 +125,17 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_clip(tmp_path: Path) -> N
     assert clip["sounding"].dtype == torch.bool
 
 
+def test_a_gradient_that_is_not_finite_stops_before_the_weights_move(tmp_path: Path) -> None:
+    model = fresh_model()
+    bias = model.tracker.class_embed.bias
+    bias.register_hook(lambda gradient: torch.full_like(gradient, float("inf")))
+    before = bias.detach().clone()
+    with pytest.raises(AvisStreamError, match=r"gradients not finite on \['scene 3'\]; the clips are in .*not_finite"):
+        train(model, OneClip(), QUICK, tmp_path)
+    assert torch.equal(bias, before)
+    assert not (tmp_path / "last.pt").exists()
+
+
 def test_validation_keeps_the_best(tmp_path: Path) -> None:
     figures = iter([1.0, 5.0, 3.0])
     asked: list[tuple[int, bool]] = []
