@@ -112,9 +112,11 @@ class Sources:
         """Begins anew with a source: identities too. What it was is ended first, as a device opens only once.
 
         Raises:
-            AvisStreamError: It cannot be opened any more; it stays in the list, ended.
+            AvisStreamError: It cannot be opened any more, and stays in the list, ended; or it was removed meanwhile.
         """
         async with self._lock:
+            if self._watched.get(one.id) is not one:  # nobody would ever end what begins now
+                raise ConfigError(f"source {one.id} must be watched to begin anew, it was removed meanwhile; add it")
             await asyncio.to_thread(one.hub.stop)
             hub = Hub(await asyncio.to_thread(self._watch, one.video, one.audio), self._classes)
             hub.start(asyncio.get_running_loop())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ from live_tools import wait_for
 
 pytest.importorskip("starlette", reason="starlette is not there (make test installs it)")
 
-from serving import SCENE, Running, next_picture, other, read_on
+from serving import CLASSES, SCENE, Running, next_picture, other, read_on
 from websockets.exceptions import ConnectionClosed
 
-from avis_stream.serve.sources import together
+from avis_stream.errors import ConfigError
+from avis_stream.serve.sources import Sources, together
+from avis_stream.stream.session import Session
 
 
 def test_sources_come_and_go() -> None:
@@ -60,6 +63,26 @@ def test_a_source_begins_anew() -> None:
             assert json.loads(again.recv(30))["over"] is False
             again.send("ok")
             assert next_picture(again)[0]["frame_id"] < 1000
+
+
+def test_what_was_removed_does_not_begin_anew() -> None:
+    made: list[object] = []
+
+    class Silent:
+        def stop(self) -> None: ...
+
+    def watch(video: str, audio: str | None) -> Session:
+        made.append(video)
+        return Silent()  # type: ignore[return-value]
+
+    async def both_at_once() -> None:
+        sources = Sources(watch, CLASSES)
+        one = sources.open("synthetic://flashbeep", None)
+        with pytest.raises(ConfigError, match="removed meanwhile"):
+            await asyncio.gather(sources.remove(one), sources.restart(one))
+
+    asyncio.run(both_at_once())
+    assert len(made) == 1
 
 
 def test_what_visitors_may_not_add() -> None:
