@@ -248,7 +248,7 @@ class SoundAugmentConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AugmentConfig:
-    """How training clips are drawn from videos and changed; the defaults are the official ones."""
+    """How training clips are drawn from videos and changed; the defaults are the official ones, but for quirk Q2."""
 
     frame_range: int = 20
     """Frames of a clip lie at most so far from one of them."""
@@ -263,7 +263,7 @@ class AugmentConfig:
     """Shear, stretch and tint of cut-outs by up to this share; where scenes are made."""
     sound: SoundAugmentConfig = field(default_factory=SoundAugmentConfig)
     silent_first_frame_has_no_class: bool = False
-    """The official loader gives objects that are silent in a clip's first frame the class "nothing" (quirk Q2)."""
+    """True: objects that are silent in a clip's first frame get the class "nothing", as officially (quirk Q2)."""
 
     def limits(self, short_side_px: int, *, crop: bool) -> InputConfig:
         """Sides of a resize, before a crop or at the end."""
