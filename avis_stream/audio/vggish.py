@@ -1,7 +1,7 @@
 """VGGish: a second of sound to 128 numbers, with the log-mel front end that belongs to it, all in torch.
 
 Source: Hershey et al., "CNN architectures for large-scale audio classification" (ICASSP 2017); AudioSet's `vggish`.
-As AVISM uses it there is a ReLU after the last layer, and neither PCA nor quantisation (avism-reference, section 11).
+As AVISM uses it there is a ReLU after the last layer, and neither PCA nor quantisation.
 """
 
 from __future__ import annotations

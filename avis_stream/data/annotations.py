@@ -1,6 +1,6 @@
 """Annotation and prediction files in AVISeg's form: tracks of one mask or None per second.
 
-Reads what the official code reads (avism-reference.md section 12). Of what `problems.py` has against a file the readers
+Reads what the official code reads (`docs/formats.md`). Of what `problems.py` has against a file the readers
 raise the first. Masks stay as they stand in the file until `Track.rles` is asked for them.
 """
 
@@ -47,7 +47,7 @@ class Track:
     areas: tuple[float | None, ...] | None = None
     """[T], pixels as annotated; None: count them."""
     visible: tuple[Any, ...] | None = None
-    """[T], masks of silent seconds too, in sets that have them (contract, "Training sets")."""
+    """[T], masks of silent seconds too, in sets that have them."""
 
     def rles(self, height: int, width: int) -> list[Rle | None]:
         """The masks as compressed run lengths [T]."""

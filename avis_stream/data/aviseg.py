@@ -1,4 +1,4 @@
-"""The AVISeg data set on disk (avism-reference.md section 12)."""
+"""The AVISeg data set on disk (`docs/formats.md`)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class VideoFolder:
     """In order of their trailing number, one a second."""
     wav: Path | None
     previous: tuple[Path | None, ...]
-    """`PrevImages/<video>/<k>.jpg` for each image (contract, "Training sets"); None where there is none."""
+    """`PrevImages/<video>/<k>.jpg` for each image; None where there is none."""
 
 
 def number_of(path: Path) -> int | None:

@@ -6,7 +6,7 @@
     DIR/train/FEATAudios/<video>.npy          [T, 128], optional
     DIR/train/PrevImages/<video>/<k>.jpg      100 ms before frame k, optional
 
-Source: avism-reference.md section 12; contract, "Training sets".
+What is in them: `docs/formats.md`.
 """
 
 from __future__ import annotations

@@ -121,7 +121,7 @@ def evaluate(gt_json: str | Path, predictions_json: str | Path, mode: Mode = "of
     Args:
         gt_json: Ground truth in AVISeg's form; polygons, both kinds of run lengths, null.
         predictions_json: As `avis-stream run` and the official code write them.
-        mode: `official`, `fixed` or `paper`; avism-reference.md section 13.
+        mode: `official`, `fixed` or `paper`; `docs/metrics.md`.
     Returns:
         AP_all AP_s AP_m AP_l AR_all, HOTA DetA DetRe DetPr AssA AssRe AssPr LocA, FA FAn FAs FAm in percent, rounded
         to two decimals, and the frame counts FAn_count FAn_all FAs_count ... The other modes add IDF1 (detections of

@@ -1,7 +1,7 @@
 """FSLA, frame-level sound localisation accuracy: the share of seconds in which everything that sounds is found, and
 nothing else is shown. Three readings of it: as the official code computes it, as it was meant, and as the paper says.
 
-Source: avism-reference.md section 13 and quirks Q6, Q7 and Q23; the paper's Algorithm 1.
+Source: official `compute_av_loc`, quirks Q6, Q7 and Q23; the paper's Algorithm 1.
 """
 
 from __future__ import annotations

@@ -103,7 +103,7 @@ def as_live(
 
 
 def read_latencies(path: Path) -> list[float]:
-    """Latencies in seconds from live results, one JSON object a line with `latency_ms` (contract, "Live results").
+    """Latencies in seconds from live results, one JSON object a line with `latency_ms` (`docs/formats.md`).
 
     Raises:
         DataError: Not such a file, or without a line.

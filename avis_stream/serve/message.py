@@ -37,7 +37,7 @@ def packed(record: Mapping[str, Any], picture: bytes, ids: bytes) -> bytes:
 
 
 def viewer_record(result: LiveResult, classes: Sequence[str], stats: SessionStats) -> dict[str, Any]:
-    """The JSON part: the record of the contract without masks, colours, the level of the sound, and figures."""
+    """The JSON part: the record of `docs/formats.md` without masks, colours, the level of the sound, and figures."""
     record = result_record(
         result.pair, result, classes, latency_ms=result.latency_ms, dropped=result.dropped_since_last
     )

@@ -1,6 +1,6 @@
 """Changes to training clips that keep the truth true: resize, crop, flip; alike in all frames but for where they crop.
 
-Source: the official data loader (avism-reference, section 9.3), quirk Q19 (frames may repeat) included.
+Source: the official data loader, quirk Q19 (frames may repeat) included.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Losses of frames and clips: class, mask, dice, and the similarity of queries that mean the same object.
 
 A frame is a clip of one frame, so one criterion serves both levels; what differs is how many items there are and what a
-mask counts for. Source: Mask2Former's `SetCriterion`, VITA's `VitaSetCriterion`; avism-reference section 9.1.
+mask counts for. Source: Mask2Former's `SetCriterion`, VITA's `VitaSetCriterion`.
 """
 
 from __future__ import annotations

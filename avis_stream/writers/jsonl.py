@@ -1,4 +1,4 @@
-"""`results.jsonl`: one JSON object a frame (contract, "Live results")."""
+"""`results.jsonl`: one JSON object a frame (`docs/formats.md`)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def result_record(
     latency_ms: float | None = None,
     dropped: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
-    """One frame as the JSON object of the contract. Boxes and masks are null for identities that are silent.
+    """One frame as a JSON object. Boxes and masks are null for identities that are silent.
 
     Args:
         pair: What went in.

@@ -1,4 +1,4 @@
-"""`predictions.json`: what the official AVISeg evaluator reads, from a stream of results (contract, "Predictions")."""
+"""`predictions.json`: what the official AVISeg evaluator reads, from a stream of results (`docs/formats.md`)."""
 
 from __future__ import annotations
 

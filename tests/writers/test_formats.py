@@ -1,9 +1,10 @@
-"""What programs read: the formats of the contract, key by key."""
+"""What programs read: the formats of `docs/formats.md`, key by key."""
 
 from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,7 @@ def tell(*writers: object, fps: float = 1.0) -> None:
             all_of_them.write(pair, result_for(pair, tracks, events))
 
 
-def test_a_live_result_has_the_keys_of_the_contract() -> None:
+def test_a_result_has_these_keys() -> None:
     pair = pair_at(1, fps=2)
     result = result_for(pair, STORY[0], [Event(kind="born", track_id=1)])
     record = result_record(pair, result, CLASSES, latency_ms=12.345, dropped={"late": 2})
@@ -69,6 +70,19 @@ def test_a_live_result_has_the_keys_of_the_contract() -> None:
     ]
     assert segmentation["size"] == [48, 64]
     assert torch.equal(rle.decode(segmentation), result.mask[0])
+
+
+def test_the_guide_shows_what_is_written(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "formats.md").read_text()
+    shown, entry = (json.loads(block) for block in re.findall(r"^```json\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
+    pair = pair_at(1)
+    event = Event(kind="returned", track_id=1, gap_seconds=1.25)
+    record = result_record(pair, result_for(pair, STORY[0], [event]), CLASSES, dropped={"stale": 2})
+    assert shown.keys() == record.keys()
+    assert shown["tracks"][0].keys() == record["tracks"][0].keys()
+    assert shown["events"] == record["events"]
+    tell(PredictionsWriter(tmp_path / "predictions.json"))
+    assert entry.keys() == json.loads((tmp_path / "predictions.json").read_text())[0].keys()
 
 
 def test_json_lines_one_per_frame(tmp_path: Path) -> None:
