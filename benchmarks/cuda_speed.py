@@ -93,7 +93,7 @@ def deformable(device: str, dtype: torch.dtype, tiny: bool, run: Any) -> list[Ca
 
 
 def attention(device: str, dtype: torch.dtype, tiny: bool, run: Any) -> list[Case]:
-    """The tracker's shapes (design note "kernels", section 8a): windows, fusion, and a decoder over pages."""
+    """The tracker's shapes: windows, fusion, and a decoder over pages."""
     cases = []
     shapes = [(2, 12, 12)] if tiny else [(10, 600, 600), (10, 300, 300), (10, 6, 600)]
     for groups, queries, keys in shapes:

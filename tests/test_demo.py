@@ -28,7 +28,7 @@ def test_its_scores_are_no_worse_than_they_were(demo: Path) -> None:
     assert metrics["FAn"] == 100, "nothing is shown while nothing sounds"
 
 
-def test_nothing_but_what_the_contract_names_is_written(demo: Path) -> None:
+def test_nothing_but_what_is_documented_is_written(demo: Path) -> None:
     assert sorted(p.name for p in demo.iterdir()) == [
         "predictions.json", "results.jsonl", "summary.json", "timeline.png"
     ]  # fmt: skip

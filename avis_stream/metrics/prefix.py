@@ -1,7 +1,4 @@
-"""The prefix curve: what online answers lack against offline ones of the same videos, by the videos' length.
-
-Source: design note "online tracking", section 10.
-"""
+"""The prefix curve: what online answers lack against offline ones of the same videos, by the videos' length."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Who comes back under the same name: identities across absences, by the length of the absence.
 
 For each object of the truth and each two of its appearances with a gap between them, the identity that most of the last
-matched frames before the gap had must be that of most of the first ones after it. Source: design note "online
-tracking", section 10; the matching of a frame is that of identity switches (`identity.py`).
+matched frames before the gap had must be that of most of the first ones after it. The matching of a frame is that
+of identity switches (`identity.py`).
 """
 
 from __future__ import annotations

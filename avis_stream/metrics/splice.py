@@ -2,8 +2,7 @@
 
     before the cut | as long as one likes of something else | after the cut
 
-What was put in between has no part in the score: answers are scored on the stream as it was. Source: design note
-"online tracking", section 10.
+What was put in between has no part in the score: answers are scored on the stream as it was.
 """
 
 from __future__ import annotations

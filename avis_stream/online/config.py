@@ -15,7 +15,7 @@ class OnlineConfig:
     """Settings of `OnlineSegmenter`; the defaults are for live use, `parity()` is for comparison with offline.
 
     Thresholds are starting values: no published weights were at hand to tune them on.
-    Source: design note "online tracking", sections 3 to 6.
+    Source: ADR 0201.
     """
 
     # The tracker's memory.

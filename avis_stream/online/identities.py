@@ -8,7 +8,7 @@ estimates the chance of being the same object.
                       ^                       |
                       +------ returned -------+
 
-Source: design note "online tracking", section 5; assignment by the Hungarian method as in SORT and its heirs,
+Source: ADR 0201; assignment by the Hungarian method as in SORT and its heirs,
 prototypes as in XMem's long-term store.
 """
 

@@ -13,7 +13,7 @@ All buffers begin a fixed number of frames before the current window and scroll 
 place in a buffer depends on t mod W alone, and one captured graph a phase serves for ever.
 
 Letters: `W` window, `L` encoder layers, `R` frames in the ring, `P` pages of W frames in it, `N` slots a frame.
-Source: design note "online tracking", section 3.
+Source: ADR 0201.
 """
 
 from __future__ import annotations

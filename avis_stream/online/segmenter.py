@@ -50,7 +50,7 @@ class OnlineSegmenter:
 
     Raises:
         ConfigError: The model has no token windows, or the settings do not fit it.
-    Source: design note "online tracking"; ADR 0201.
+    Source: ADR 0201.
     Example:
         >>> online = OnlineSegmenter(model)
         >>> state = online.init_state()

@@ -1,8 +1,7 @@
 """The tracker over streams: frames in, video queries out, through memories of fixed size.
 
 Several streams go through each linear layer together, whatever their phases; attention stays within a stream.
-Source: design note "online tracking", sections 3 and 4; split softmax from FlashDecoding; sinks that hold a weighted
-sum instead of a token are new to us.
+Source: ADR 0201; split softmax from FlashDecoding; sinks that hold a weighted sum instead of a token are new to us.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ def range_attn_paged(
 
     Raises:
         ShapeError: Shapes, dtypes, devices or pages do not fit together.
-    Source: FlashDecoding's split softmax; the sinks are those of design note "online tracking", section 4.
+    Source: FlashDecoding's split softmax; the sinks are those of ADR 0201.
     """
     pages = (
         page_ranges

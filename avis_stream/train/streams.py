@@ -3,7 +3,7 @@
 A step takes a stretch of each stream, of random length, as the tracker would have it at that moment: the last frames in
 its ring, those before them folded into its sinks by the online path itself. Gradients reach back through the ring and
 stop at the sinks (truncated back-propagation); sinks are left out at times, so that neither memory is leant on alone.
-Source: design note "online tracking", section 11.
+Source: ADR 0008.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The tracker on a stream equals the offline tracker on the stream so far; P1 to P11 and P15 of the design note."""
+"""The tracker on a stream equals the offline tracker on the stream so far; P1 to P11 and P15 of ADR 0201."""
 
 from __future__ import annotations
 
