@@ -64,6 +64,13 @@ def structure_problems(path: Path, document: Any) -> Iterator[Problem]:
             known.add(category["id"])
     for index, entry in enumerate(lists["annotations"]):
         yield from _track_problems(path, f"annotations[{index}]", entry, lengths, known)
+    silent = document.get("silent_annotations", [])
+    if not isinstance(silent, list):
+        yield Problem(path, "silent_annotations", f"must be a list or left out, got {_kind(silent)}")
+        return
+    for index, entry in enumerate(silent):
+        where = f"silent_annotations[{index}]"
+        yield from _track_problems(path, where, entry, lengths, known, "visible_segmentations")
 
 
 def prediction_problems(
@@ -89,9 +96,15 @@ def prediction_problems(
 
 
 def _track_problems(
-    path: Path, where: str, entry: Any, lengths: Mapping[Any, int], categories: set[Any]
+    path: Path,
+    where: str,
+    entry: Any,
+    lengths: Mapping[Any, int],
+    categories: set[Any],
+    masks: str = "segmentations",
 ) -> Iterator[Problem]:
-    missing = _wrong_fields(entry, {"video_id": int, "category_id": int, "segmentations": list})
+    """What is wrong with one object; `masks` is the field that must be there."""
+    missing = _wrong_fields(entry, {"video_id": int, "category_id": int, masks: list})
     if missing:
         yield Problem(path, where, missing)
         return

@@ -114,6 +114,17 @@ def test_broken_files_are_refused(root: Path, harm: Callable[[Path], Any], words
         (["annotations", 1, "segmentations"], [None], r"annotations\[1\].segmentations has 1 entries, its video 4"),
         (["annotations", 0, "segmentations", 2], "x", r"annotations\[0\].segmentations\[2\] must be null, run lengths"),
         (["annotations", 0, "areas"], 3, r"annotations\[0\].areas must be a list"),
+        (["silent_annotations"], None, "silent_annotations must be a list or left out, got nothing"),
+        (
+            ["silent_annotations"],
+            [{}],
+            r"silent_annotations\[0\] video_id must be int.*visible_segmentations must be list",
+        ),
+        (
+            ["silent_annotations"],
+            [{"video_id": 1, "category_id": 1, "visible_segmentations": [None]}],
+            r"silent_annotations\[0\].visible_segmentations has 1 entries, its video 4",
+        ),
         (["annotations", 2], 3, r"annotations\[2\] must be an object"),
     ],
 )
