@@ -96,7 +96,7 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
     Buffers that are computed, not trained (Swin's `relative_position_index`), may be missing.
 
     Raises:
-        CheckpointError: Lists every missing, unexpected and mis-shaped key.
+        CheckpointError: Lists every missing, unexpected and mis-shaped key, and those that hold NaN or infinity.
     """
     own = model.state_dict()
     missing = [k for k in own if k not in state and not k.endswith(".relative_position_index")]
@@ -106,9 +106,16 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
         for k in own
         if k in state and own[k].shape != state[k].shape
     ]
-    if missing or unexpected or misshaped:
+    broken = [k for k in own if k in state and state[k].is_floating_point() and not bool(state[k].isfinite().all())]
+    if missing or unexpected or misshaped or broken:
         lines = [f"{where} does not fit the model {type(model).__name__}:"]
-        for title, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshaped)):
+        listed = (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("of another shape", misshaped),
+            ("not finite", broken),
+        )
+        for title, keys in listed:
             if keys:
                 lines.append(f"  {len(keys)} {title}: " + ", ".join(keys))
         raise CheckpointError("\n".join(lines))

@@ -115,12 +115,14 @@ def test_misfits_are_all_listed() -> None:
     del official["avism_module.fq_pos.weight"]
     official["avism_module.surprise"] = torch.zeros(1)
     official["avism_module.query_embed.weight"] = torch.zeros(5, 64)
+    official["avism_module.query_feat.weight"] = torch.full((6, 64), math.nan)
     with pytest.raises(avs.CheckpointError) as error:
         avs.from_official(official)
     text = str(error.value)
     assert "1 missing: tracker.fq_pos.weight" in text
     assert "1 unexpected: tracker.surprise" in text
     assert "tracker.query_embed.weight (model [6, 64], file [5, 64])" in text
+    assert "1 not finite: tracker.query_feat.weight" in text
 
 
 def test_what_is_no_checkpoint_says_so(tmp_path: Path) -> None:
