@@ -14,6 +14,10 @@ from torch import Tensor
 from avis_stream.errors import DataError
 
 
+_AT_ONCE = 255
+"""Masks that pycocotools counts the pixels of together."""
+
+
 class Rle(TypedDict):
     """A mask as it stands in JSON."""
 
@@ -98,6 +102,13 @@ def area(rle: Rle) -> int:
     return int(coco.area(_for_coco(rle)))
 
 
+def areas(rles: Sequence[Rle]) -> NDArray[np.int64]:
+    """Pixels in each of N masks, int64 [N]."""
+    # pycocotools puts their number into eight bits: with NumPy 2 it refuses more at once.
+    parts = [coco.area([_for_coco(rle) for rle in rles[n : n + _AT_ONCE]]) for n in range(0, len(rles), _AT_ONCE)]
+    return np.concatenate(parts).astype(np.int64) if parts else np.zeros(0, np.int64)
+
+
 def box(rle: Rle) -> list[float]:
     """[x, y, width, height] in pixels; zeros for an empty mask."""
     return [float(value) for value in coco.toBbox(_for_coco(rle))]
@@ -106,10 +117,10 @@ def box(rle: Rle) -> list[float]:
 def intersections(masks: Sequence[Rle]) -> NDArray[np.float64]:
     """Pixels that each two of N masks of one picture have in common, [N, N]; their areas on the diagonal."""
     given = [_for_coco(mask) for mask in masks]
-    areas = np.asarray(coco.area(given), np.float64)
+    pixels = areas(masks).astype(np.float64)
     iou = np.asarray(coco.iou(given, given, [0] * len(given)), np.float64).reshape(len(given), len(given))
     # i / (a + b - i) gives i back exactly: it is a whole number far below 2^52.
-    return np.rint(iou * (areas[:, None] + areas[None, :]) / (1 + iou))
+    return np.rint(iou * (pixels[:, None] + pixels[None, :]) / (1 + iou))
 
 
 def _for_coco(rle: Rle) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco
 
 from avis_stream.data.annotations import Annotations, Predictions, Track, Video
-from avis_stream.data.rle import Rle
+from avis_stream.data.rle import Rle, areas
 from avis_stream.errors import DataError
 
 BoolArray = NDArray[np.bool_]
@@ -152,7 +152,7 @@ def _table(video: Video, tracks: Sequence[Track], masks: Sequence[Sequence[Rle |
         present[where, n] = True
         looks_empty[where, n] = [mask["counts"] == _EMPTY_AT_720P for mask in found]
         if found:
-            area[where, n] = coco.area(found)
+            area[where, n] = areas(found)
     return TrackTable(
         id=np.arange(first_id, first_id + len(tracks)),
         category=np.array([track.category_id for track in tracks], np.int64),

@@ -21,6 +21,12 @@ def test_there_and_back(shape: tuple[int, int], share: float) -> None:
     assert rle.area(encoded) == int(mask.sum())
 
 
+@pytest.mark.parametrize("count", [0, 1, 255, 256, 600])
+def test_pixels_of_any_number_of_masks(count: int) -> None:
+    masks = [rle.encode(np.arange(48).reshape(6, 8) < n % 49) for n in range(count)]
+    assert rle.areas(masks).tolist() == [n % 49 for n in range(count)]
+
+
 def test_any_memory_layout() -> None:
     mask = torch.zeros(20, 30, dtype=torch.bool)
     mask[3:9, 10:12] = True

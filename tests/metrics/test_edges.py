@@ -144,3 +144,10 @@ def test_stricter_thresholds_never_make_a_frame_right(seed: int) -> None:
     for mode in ("fixed", "paper", "official"):
         right = judge_frames(random_pair(seed), mode).right
         assert not (right[:, 1:] & ~right[:, :-1]).any()
+
+
+def test_tracks_of_more_masks_than_eight_bits_count(tmp_path: Path) -> None:
+    """pycocotools counts the pixels of 255 masks at once."""
+    seconds: list[Box | None] = [A] * 310
+    found = score(tmp_path, "fixed", (310, [("dog", seconds)], [("dog", seconds)]))
+    assert found["FA"] == found["HOTA"] == 100
