@@ -13,7 +13,6 @@ from torch import Tensor
 
 from avis_stream.errors import DataError
 
-
 _AT_ONCE = 255
 """Masks that pycocotools counts the pixels of together."""
 
