@@ -66,7 +66,7 @@ def _taps(length: int, rate_in: int, rate_out: int) -> tuple[Tensor, Tensor]:
     ratio = rate_out / rate_in
     scale = min(1.0, ratio)
     step = int(scale * _TABLE_STEPS) / _TABLE_STEPS
-    time = torch.arange(int(length * ratio), dtype=torch.float64) * (1.0 / ratio)
+    time = torch.arange(length * rate_out // rate_in, dtype=torch.float64) * (1.0 / ratio)
     nearest = time.long()
     fraction = scale * (time - nearest)
     wing = torch.arange(math.ceil(_ZERO_CROSSINGS / step) + 1)

@@ -30,6 +30,12 @@ def test_patches_of_stereo_recordings(name: str, atol: float) -> None:
         assert valid.tolist() == [16_000, 16_000, 10_000]
 
 
+@pytest.mark.parametrize("rate", [44_056, 47_952, 49_000])
+def test_a_second_of_any_rate_is_a_whole_second(rate: int) -> None:
+    """Where rounding of the ratio alone would leave a sample out."""
+    assert mono_seconds(torch.zeros(rate), rate, 1)[0].shape == (1, 16_000)
+
+
 def test_resampled_second() -> None:
     stereo = tensor(FILE, "sr44k1.wav_int16").T.float()[:, :44_100] / 32768
     resampled = resample_seconds(stereo.mean(dim=0)[None], 44_100, 16_000)
