@@ -46,7 +46,7 @@ LONGEST_WAIT = 10
 """Steps after which a mask no longer counts as that of the sound that began or ended."""
 LENGTHS = (1, 37, 120, 300, 600)
 """Least frames of each part of the prefix curve; up to the ring's the tracker equals offline."""
-SHOWN = {"gates on": OnlineConfig(), "parity": OnlineConfig.parity()}
+SHOWN = ("gates on", "parity")
 
 
 def main() -> None:
@@ -97,7 +97,7 @@ def results(
     for video in videos:
         seen = looks_of(model, split, video, looks)
         shown["offline"] += next(predict(model, split, [video]))
-        for name, config in SHOWN.items():
+        for name, config in shown_by(model).items():
             entries = with_table(model, video, seen, config)
             shown[name] += entries
             if name == "gates on":
@@ -112,6 +112,11 @@ def results(
     report["step seconds"] = {"p50": round(float(np.quantile(taken, 0.5)), 3), "measured here": latencies is None}
     report["delays"] = {key: wait_seconds(values, taken) for key, values in waits.items()}
     return report
+
+
+def shown_by(model: AVISM) -> dict[str, OnlineConfig]:
+    """Settings of the rows of `SHOWN`."""
+    return dict(zip(SHOWN, (OnlineConfig.of(model.config), OnlineConfig.parity()), strict=True))
 
 
 def of_videos(truth: Annotations, videos: Sequence[Video]) -> Annotations:

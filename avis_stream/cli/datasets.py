@@ -112,7 +112,7 @@ def _eval(options: argparse.Namespace) -> None:
         from avis_stream.online import OnlineConfig
 
         model = load_model(options)
-        online = OnlineConfig() if options.mode == "online" else None
+        online = OnlineConfig.of(model.config) if options.mode == "online" else None
         text = evaluate_model(model, options.data, options.split, wanted, keep=options.save, online=online)
     sys.stdout.write(text + "\n")
 

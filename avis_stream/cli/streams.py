@@ -73,8 +73,9 @@ def _watch(options: argparse.Namespace) -> tuple[Callable[[str, str | None], Ses
         policy=options.policy, max_latency_ms=options.max_latency_ms, audio_offset_ms=options.audio_offset_ms,
         num_threads=options.threads,
     )  # fmt: skip
-    online = OnlineConfig(hop_seconds=options.hop)
+    OnlineConfig(hop_seconds=options.hop)  # as are other settings
     model = load_model(options)
+    online = OnlineConfig.of(model.config, hop_seconds=options.hop)
 
     def watch(video: str, audio: str | None) -> Session:
         return Session(

@@ -45,7 +45,7 @@ def run_online(
         MediaError: The recording has no frame.
     """
     timer = StageTimer()
-    config = config or OnlineConfig(hop_seconds=1 / clip.fps)
+    config = config or OnlineConfig.of(model.config, hop_seconds=1 / clip.fps)
     config.require_at_once("a recording as a stream")
     online = OnlineSegmenter(model, config)
     state = online.init_state()

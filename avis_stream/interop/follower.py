@@ -359,7 +359,7 @@ def model_segmenter(
     from avis_stream.weights import load
 
     model = load(name, weights or None, device)
-    config = OnlineConfig(mask_threshold=mask_threshold)
+    config = OnlineConfig.of(model.config, mask_threshold=mask_threshold)
     if score_threshold >= 0:
         config = replace(config, show_score=score_threshold)
     return OnlineSegmenter(model, config), tuple(model.classes), model.wants_previous

@@ -46,7 +46,7 @@ class OnlineSegmenter:
 
     Args:
         model: Prepared for inference.
-        config: None: `OnlineConfig()`, for live use.
+        config: None: `OnlineConfig.of(model.config)`, for live use.
 
     Raises:
         ConfigError: The model has no token windows, or the settings do not fit it.
@@ -59,7 +59,7 @@ class OnlineSegmenter:
 
     def __init__(self, model: AVISM, config: OnlineConfig | None = None) -> None:
         self.model = model
-        self.config = OnlineConfig() if config is None else config
+        self.config = OnlineConfig.of(model.config) if config is None else config
         self.tracking = StreamTracker(model.tracker, self.config)
         geometry = self.tracking.geometry
         longest = geometry.ring - geometry.window
