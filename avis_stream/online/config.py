@@ -154,8 +154,8 @@ class OnlineConfig:
     def of(model: AVISMConfig, **changes: Any) -> OnlineConfig:
         """What suits a model: its own thresholds where it tells who sounds, then `changes`.
 
-        Such a model finds silent objects too, so a low score is no weak sound: an identity is as sure as an object offline
-        when it begins, and little less while it goes on. Chosen on 28 videos of val (ADR 0010).
+        Such a model finds silent objects too, so a low score is no weak sound: an identity is as sure as an object
+        offline when it begins, and little less while it goes on. Chosen on 28 videos of val (ADR 0010).
         """
         config = OnlineConfig()
         if model.localizer.sounding_head:
