@@ -56,14 +56,14 @@ from avis_stream.weights import load
 RING = 36
 WINDOW = 6
 GAPS = ("1 to 5 s", "6 to 35 s", "36 to 71 s", "72 to 143 s", "144 s and more")
+OPEN: dict[str, Any] = {"presence_threshold": -1.0, "silence_dbfs": None}
+"""Settings with which everything visible is shown: what comes back under the same name is asked."""
 ROWS = {
-    (sinks, table): OnlineConfig(sinks=sinks, presence_threshold=-1.0, silence_dbfs=None)
+    (sinks, table): OnlineConfig(sinks=sinks, **OPEN)
     for sinks in ("none", "first", "per_query")
     for table in ("off", "on")
 }
-"""Of what comes back under the same name: everything visible is shown."""
-LINKED = ROWS["none", "on"]
-"""Frame queries are the objects (ADR 0010): the table links them, and what sinks keep is not asked for."""
+"""Of the rows that ask video queries."""
 SPLICES = (0, 6, 36, 72, 300)
 """Seconds in between: nothing, a window, a ring, two rings, minutes."""
 KEPT_AT = (300, 600, 1200)
@@ -81,7 +81,9 @@ def rows_of(model: AVISM) -> dict[str, Row]:
         for (sinks, table), config in ROWS.items()
     }
     if model.config.tracker.objects == "frame":
-        found["linked frame queries, as shipped"] = partial(with_table, model, config=LINKED)
+        # The table links frame queries (ADR 0010), by the model's own thresholds; what sinks keep is not asked for.
+        shipped = OnlineConfig.of(model.config, sinks="none", **OPEN)
+        found["linked frame queries, as shipped"] = partial(with_table, model, config=shipped)
     return found
 
 

@@ -73,7 +73,6 @@ def _watch(options: argparse.Namespace) -> tuple[Callable[[str, str | None], Ses
         policy=options.policy, max_latency_ms=options.max_latency_ms, audio_offset_ms=options.audio_offset_ms,
         num_threads=options.threads,
     )  # fmt: skip
-    OnlineConfig(hop_seconds=options.hop)  # as are other settings
     model = load_model(options)
     online = OnlineConfig.of(model.config, hop_seconds=options.hop)
 
