@@ -9,41 +9,16 @@ import gi
 import numpy as np
 from numpy.typing import NDArray
 
+from avis_stream.sources.worker.layout import Layout
+
 gi.require_version("Gst", "1.0")
-gi.require_version("GstVideo", "1.0")
-from gi.repository import Gst, GstVideo  # noqa: E402
+from gi.repository import Gst  # noqa: E402
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """Where the rows of an RGB picture lie in a buffer."""
-
-    width: int
-    height: int
-    stride: int
-    """Bytes from one row to the next: padded to 4, or whatever whoever made the buffer likes."""
-    offset: int = 0
-
-    @staticmethod
-    def of_caps(caps: Any) -> Layout:
-        """What caps alone say."""
-        info = GstVideo.VideoInfo.new_from_caps(caps)
-        return Layout(info.width, info.height, info.stride[0], info.offset[0])
-
-    def of(self, buffer: Any) -> Layout:
-        """This layout, unless the buffer says otherwise: cameras and GPUs have strides of their own."""
-        meta = GstVideo.buffer_get_video_meta(buffer)
-        return self if meta is None else Layout(meta.width, meta.height, meta.stride[0], meta.offset[0])
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(width, height)."""
-        return self.width, self.height
-
-    def view(self, data: Any) -> NDArray[np.uint8]:
-        """The picture uint8 [H, W, 3] in the bytes of a mapped buffer; must not outlive the mapping."""
-        # By strides: a reshaped copy would be drawn into in vain. The last row need not be padded.
-        return np.ndarray((self.height, self.width, 3), np.uint8, data, self.offset, (self.stride, 3, 1))
+def view(layout: Layout, data: Any) -> NDArray[np.uint8]:
+    """The picture uint8 [H, W, 3] in the bytes of a mapped buffer; must not outlive the mapping."""
+    # By strides: a reshaped copy would be drawn into in vain. The last row need not be padded.
+    return np.ndarray((layout.height, layout.width, 3), np.uint8, data, layout.offset, (layout.stride, 3, 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +43,7 @@ class BufferPicture:
         good, info = self.buffer.map(Gst.MapFlags.READ)
         if not good:
             raise RuntimeError("a video buffer cannot be read")
-        picture = self.layout.of(self.buffer).view(info.data).copy()
+        picture = view(self.layout.of(self.buffer), info.data).copy()
         self.buffer.unmap(info)
         return picture
 
@@ -78,7 +53,7 @@ def draw_into(buffer: Any, layer: Any, layout: Layout) -> None:
     layout = layout.of(buffer)
     good, info = buffer.map(Gst.MapFlags.READ | Gst.MapFlags.WRITE)
     if good:
-        layer.blend(layout.view(info.data))
+        layer.blend(view(layout, info.data))
         buffer.unmap(info)
 
 

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 
 from avis_stream.interop.follower import Answer, Follower
-from avis_stream.interop.gst_frames import BufferPicture, Layout, draw_into, mask_buffer
+from avis_stream.interop.gst_frames import BufferPicture, draw_into, mask_buffer
 from avis_stream.interop.gst_metadata import Analytics, attach_regions, message_of
 from avis_stream.interop.gst_time import NO_TIME, SegmentTime
+from avis_stream.sources.worker.layout import Layout
 from avis_stream.stream.cores import usual_threads
 from avis_stream.types import SAMPLE_RATE, AVPair, VideoFrame
 from avis_stream.writers.jsonl import result_record

@@ -6,10 +6,13 @@ import contextlib
 import json
 import re
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from .wire import AUDIO, NO_STAMP, OPENED, SAMPLE_RATE, VIDEO, Ended, Hopeless, Outlet, with_remedy
+
+if TYPE_CHECKING:
+    from .layout import Layout
 
 _MAX_WAITING = 30
 """Decoded pictures that may wait here for the reader."""
@@ -25,18 +28,20 @@ def read_gstreamer(wanted: dict[str, Any], out: Outlet) -> None:
         gi.require_version("Gst", "1.0")
         gi.require_version("GstApp", "1.0")
         from gi.repository import Gst, GstApp  # noqa: F401 (GstApp gives appsinks their methods)
+
+        from .layout import Layout
     except (ImportError, ValueError) as error:
         raise Hopeless(
             f"GStreamer's Python bindings cannot be loaded ({error}); apt-get install python3-gst-1.0 "
             'gir1.2-gst-plugins-base-1.0 and use the system\'s Python, or choose backend="ffmpeg"'
         ) from error
     Gst.init(None)
-    _GStreamerReader(Gst, wanted, out).run()
+    _GStreamerReader(Gst, Layout.of_caps, wanted, out).run()
 
 
 class _GStreamerReader:
-    def __init__(self, gst: Any, wanted: dict[str, Any], out: Outlet) -> None:
-        self.gst, self.wanted, self.out = gst, wanted, out
+    def __init__(self, gst: Any, layout_of: Callable[[Any], Layout], wanted: dict[str, Any], out: Outlet) -> None:
+        self.gst, self.layout_of, self.wanted, self.out = gst, layout_of, wanted, out
         self.settled = not wanted.get("url")
         """No further pads will come."""
         self.pipeline = self._of_address(wanted["url"]) if wanted.get("url") else self._of_text(wanted["pipeline"])
@@ -157,15 +162,10 @@ class _GStreamerReader:
         return int(self.pipeline.get_base_time() + running + self.offset)
 
     def _send_picture(self, sample: Any) -> None:
-        shape = sample.get_caps().get_structure(0)
-        width, height = shape.get_value("width"), shape.get_value("height")
         buffer = sample.get_buffer()
+        layout = self.layout_of(sample.get_caps()).of(buffer)
         with _mapped(self.gst, buffer) as data:
-            stride = len(data) // height
-            rows = data if stride == 3 * width else b"".join(
-                bytes(data[y * stride : y * stride + 3 * width]) for y in range(height)
-            )  # fmt: skip
-            self.out.send(VIDEO, rows, self._time_of(sample), width, height)
+            self.out.send(VIDEO, layout.packed(data), self._time_of(sample), *layout.size)
 
     def _send_sound(self, sample: Any) -> None:
         with _mapped(self.gst, sample.get_buffer()) as data:

@@ -1,0 +1,58 @@
+"""Rows of pictures lie in GStreamer's buffers as whoever made them likes; what a worker sends is the picture."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from live_tools import need_gstreamer
+
+WIDTH, HEIGHT = 5, 4
+OWN = 16
+"""A row of 15 bytes, padded to 4 as caps alone have it."""
+
+
+class Noted:
+    """Takes what the worker would write into its pipe."""
+
+    def __init__(self) -> None:
+        self.pictures: list[np.ndarray] = []
+
+    def send(self, _kind: bytes, payload: Any, _stamp: int, width: int, height: int) -> None:
+        self.pictures.append(np.frombuffer(bytes(payload), np.uint8).reshape(height, width, 3))
+
+
+@pytest.mark.parametrize(
+    ("offset", "stride", "beyond"),
+    [(0, OWN, 0), (0, OWN, -1), (0, OWN, 100), (0, 32, 0), (24, 15, 0), (24, 20, 7)],
+    ids=["plain", "last_row_not_padded", "longer_than_its_picture", "wide_stride", "offset_and_packed", "all_of_it"],
+)
+def test_a_picture_comes_out_as_its_buffer_says(offset: int, stride: int, beyond: int) -> None:
+    need_gstreamer()
+    import gi
+
+    gi.require_version("GstApp", "1.0")
+    from gi.repository import Gst, GstApp, GstVideo  # noqa: F401 (GstApp gives appsinks their methods)
+
+    Gst.init(None)
+    from avis_stream.sources.worker.gstreamer import _GStreamerReader
+    from avis_stream.sources.worker.layout import Layout
+
+    pixels = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3)).astype(np.uint8)
+    data = np.full(offset + HEIGHT * stride + max(0, beyond), 9, np.uint8)
+    data[offset : offset + HEIGHT * stride].reshape(HEIGHT, stride)[:, : 3 * WIDTH] = pixels.reshape(HEIGHT, -1)
+    buffer = Gst.Buffer.new_wrapped(data[: len(data) + min(0, beyond)].tobytes())
+    if (offset, stride) != (0, OWN):
+        GstVideo.buffer_add_video_meta_full(
+            buffer, GstVideo.VideoFrameFlags.NONE, GstVideo.VideoFormat.RGB, WIDTH, HEIGHT, 1,
+            [offset, 0, 0, 0], [stride, 0, 0, 0],
+        )  # fmt: skip
+    caps = Gst.Caps.from_string(f"video/x-raw,format=RGB,width={WIDTH},height={HEIGHT},framerate=1/1")
+    segment = Gst.Segment()
+    segment.init(Gst.Format.TIME)
+    noted = Noted()
+    reader = _GStreamerReader(Gst, Layout.of_caps, {"pipeline": "fakesrc ! appsink name=video"}, noted)  # type: ignore[arg-type]
+    reader._send_picture(Gst.Sample.new(buffer, caps, segment, None))
+    (seen,) = noted.pictures
+    assert np.array_equal(seen, pixels)
