@@ -35,11 +35,11 @@ from avis_stream.train.dataset_clips import DatasetClips
 from avis_stream.train.loop import train
 from avis_stream.train.optimiser import all_but
 from avis_stream.train.processes import (
+    all_or_none,
     device_of_process,
     join_processes,
     leave_processes,
     rank_and_count,
-    wait_for_all,
 )
 from avis_stream.train.sounds import (
     DrawnSeconds,
@@ -118,7 +118,8 @@ def run_training(
     join_processes(place)
     try:
         if resume is None:
-            _begin(folder, force=force)
+            with all_or_none("beginning", place):
+                _begin(folder, force=force)
         torch.manual_seed(schedule.seed)
         model = untrained_model(config, audio_weights) if resume is None else unfolded_model(config, None, "")
         if init is not None and resume is None:
@@ -198,7 +199,6 @@ def _begin(folder: Path, *, force: bool) -> None:
             else:
                 path.unlink()
         folder.mkdir(parents=True, exist_ok=True)
-    wait_for_all()
 
 
 def _require_sounds(config: AVISMConfig, data: str) -> None:
@@ -216,10 +216,10 @@ def _streams(model: AVISM, schedule: TrainConfig, data: str, folder: Path) -> Se
     """Streams as the model's localizer sees them; kept beside the checkpoints, so that a resumed run has the same."""
     kept, count = folder / _STREAMS, schedule.streams.count
     of = f"{count} streams of {schedule.frames} frames, seed {schedule.seed}, of {data}"
-    if _first() and not kept.exists():
-        streams = localized_streams(model, _source(data, model.config, schedule), schedule)
-        save_streams(kept, [s.to(torch.device("cpu")) for s in _shown(streams, count, "stream")], of)
-    wait_for_all()
+    with all_or_none("making streams", model.device):
+        if _first() and not kept.exists():
+            streams = localized_streams(model, _source(data, model.config, schedule), schedule)
+            save_streams(kept, [s.to(torch.device("cpu")) for s in _shown(streams, count, "stream")], of)
     return load_streams(kept, of)
 
 
@@ -227,10 +227,10 @@ def _sounds(model: AVISM, schedule: TrainConfig, data: str, folder: Path) -> Hea
     """Seconds as the model hears them; kept as streams are."""
     kept, count = folder / _SOUNDS, schedule.sounds.count
     of = f"{count} seconds of sound, seed {schedule.seed}, of {data}"
-    if _first() and not kept.exists():
-        seconds = heard_seconds(model, _sound_source(data, model.config, schedule), count)
-        save_sounds(kept, list(_shown(seconds, count, "second")), of)
-    wait_for_all()
+    with all_or_none("making seconds of sound", model.device):
+        if _first() and not kept.exists():
+            seconds = heard_seconds(model, _sound_source(data, model.config, schedule), count)
+            save_sounds(kept, list(_shown(seconds, count, "second")), of)
     return load_sounds(kept, of)
 
 

@@ -14,7 +14,7 @@ from avis_stream.config import AVISMConfig, TrainConfig
 from avis_stream.errors import CheckpointError
 from avis_stream.files import atomic_path
 from avis_stream.models.avism import AVISM
-from avis_stream.train.processes import from_all, rank_and_count, wait_for_all
+from avis_stream.train.processes import all_or_none, from_all, rank_and_count
 
 logger = logging.getLogger(__name__)
 
@@ -34,9 +34,9 @@ def save_checkpoint(
 ) -> None:
     """Writes the state of a run. All processes must call it: each has random numbers of its own; the first writes."""
     random = from_all({"cpu": torch.get_rng_state(), "cuda": _cuda_random(model.device)})
-    if rank_and_count()[0] == 0:
-        _write(path, model, optimiser, config, progress, random)
-    wait_for_all()
+    with all_or_none("writing a checkpoint", model.device):
+        if rank_and_count()[0] == 0:
+            _write(path, model, optimiser, config, progress, random)
 
 
 def _write(

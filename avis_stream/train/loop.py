@@ -27,7 +27,7 @@ from avis_stream.train.batches import S, batches
 from avis_stream.train.checkpoint import Progress, load_checkpoint, save_checkpoint
 from avis_stream.train.optimiser import build_optimiser, set_rate
 from avis_stream.train.points import random_points
-from avis_stream.train.processes import any_of_all, rank_and_count
+from avis_stream.train.processes import all_or_none, any_of_all, rank_and_count
 from avis_stream.train.source import Source
 from avis_stream.train.step import ClipLosses
 
@@ -75,11 +75,12 @@ def train(
         save_every: Steps between checkpoints.
         log: Called on the first process after every step.
         validate: Called on the first process every `config.validate_every` steps and after the last.
-        keep_best: Called whenever `validate` gave more than ever before, to put the weights away.
+        keep_best: Called whenever `validate` gave more than ever before, to put the weights away. What any of these
+            three raises ends the run, in all processes.
     Raises:
         Stopped: Asked to stop; the state is saved.
         AvisStreamError: A loss or a gradient is not finite, in this process or another; the weights have not moved, and
-            the clips at fault are saved and named.
+            the clips at fault are saved and named; or what another process does alone failed there.
         CheckpointError: `resume`, and there is nothing to resume from.
     """
     rank, world = rank_and_count()
@@ -103,17 +104,18 @@ def train(
             progress.step += 1
             bar.update()
             bar.set_postfix(loss=f"{values['total']:.2f}")
-            if log is not None and rank == 0:
-                log(progress.step, values)
             due = progress.step % config.validate_every == 0 or progress.step == config.steps
-            if validate is not None and rank == 0 and due:
-                model.eval()
-                figure = validate(progress.step)
-                model.train()
-                if figure > progress.best:
-                    progress.best = figure
-                    if keep_best is not None:
-                        keep_best()
+            with all_or_none("logging or validating", model.device):
+                if log is not None and rank == 0:
+                    log(progress.step, values)
+                if validate is not None and rank == 0 and due:
+                    model.eval()
+                    figure = validate(progress.step)
+                    model.train()
+                    if figure > progress.best:
+                        progress.best = figure
+                        if keep_best is not None:
+                            keep_best()
             stopping = any_of_all(stop.is_set(), model.device)
             if stopping or progress.step % save_every == 0 or progress.step == config.steps:
                 save_checkpoint(checkpoint, model, optimiser, config, progress)

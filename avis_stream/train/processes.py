@@ -7,12 +7,15 @@ hang in the next exchange of gradients.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from avis_stream.errors import AvisStreamError
 from avis_stream.weights.load import usable_device
 
 _PATIENCE = timedelta(hours=12)
@@ -50,12 +53,6 @@ def rank_and_count() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
-def wait_for_all() -> None:
-    """Returns when all processes have come here."""
-    if dist.is_initialized():
-        dist.barrier()
-
-
 def any_of_all(flag: bool, device: torch.device) -> bool:
     """Whether it is so in any process; all must ask."""
     if not dist.is_initialized():
@@ -63,6 +60,22 @@ def any_of_all(flag: bool, device: torch.device) -> bool:
     count = torch.tensor(float(flag), device=device)
     dist.all_reduce(count)
     return count.item() > 0
+
+
+@contextmanager
+def all_or_none(what: str, device: torch.device) -> Iterator[None]:
+    """Around what one process does while the others wait, `what` by name: where it fails, all stop at once.
+
+    Raises:
+        AvisStreamError: It failed in another process. Where it failed, the error is its own.
+    """
+    failure = None
+    try:
+        yield
+    except Exception as error:
+        failure = error
+    if any_of_all(failure is not None, device):
+        raise failure or AvisStreamError(f"{what} failed in another process, whose message says why")
 
 
 def from_all(value: Any) -> list[Any]:

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -268,6 +269,37 @@ def one_rank_that_fails(rank: int, store: str, folder: str) -> None:
     with pytest.raises(AvisStreamError, match=wanted):
         train(losses.losses.model, OneClip(numbers=(3, 6)), QUICK, Path(folder), ahead=False, losses=losses)
     dist.destroy_process_group()
+
+
+def one_rank_of_which_the_first_fails(rank: int, store: str, folder: str, what: str) -> None:
+    """While the others wait for it: whatever it is, all stop in the same step, where they would have waited on."""
+    torch.set_num_threads(1)
+    patience = timedelta(seconds=60)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=patience)
+
+    def fail(*_: object) -> float:
+        raise OSError("no space left")
+
+    def judge(step: int) -> float:
+        return float(step)
+
+    given: dict[str, Any] = {"validate": judge, "keep_best": lambda: None} | {what: fail}
+    if what == "checkpoint":
+        given = {}
+        Path(folder, "last.pt").mkdir(exist_ok=True)  # where a file cannot be
+    named = "writing a checkpoint" if what == "checkpoint" else "logging or validating"
+    own = "Is a directory" if what == "checkpoint" else "no space left"
+    error, words = (OSError, own) if rank == 0 else (AvisStreamError, f"{named} failed in another process")
+    schedule, source = replace(QUICK, steps=2, validate_every=1), OneClip(numbers=(3, 6))
+    with pytest.raises(error, match=words):
+        train(fresh_model(), source, schedule, Path(folder), ahead=False, save_every=1, **given)
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("what", ["validate", "log", "checkpoint"])
+def test_what_fails_in_the_first_process_alone_stops_all(tmp_path: Path, what: str) -> None:
+    arguments = (str(tmp_path / "store"), str(tmp_path), what)
+    mp.spawn(one_rank_of_which_the_first_fails, arguments, nprocs=2)
 
 
 class BrokenOn(nn.Module):
