@@ -110,7 +110,8 @@ class Follower:
     """
 
     def __init__(
-        self, segmenter: Segmenter, classes: Sequence[str], *, num_threads: int, audio_wait_ms: int, draw: bool,
+        self, segmenter: Segmenter, classes: Sequence[str], *, num_threads: int, audio_wait_ms: int,
+        draw: Callable[[], bool],
         told: Callable[[Answer], object] = lambda answer: None,
         failed: Callable[[Exception], object] = lambda error: None, wants_previous: bool = True,
     ) -> None:  # fmt: skip
@@ -121,7 +122,7 @@ class Follower:
             classes: Class names by `class_id`.
             num_threads: Of the model.
             audio_wait_ms: A frame waits so long for the end of its second of sound.
-            draw: Whether answers are to be drawn.
+            draw: Whether an answer is to be drawn, asked with each, from the model's thread.
             told: Called with every answer, from the model's thread.
             failed: Called once, from there, if the model or a picture fails; there are no answers after that.
             wants_previous: Whether the model wants the picture 100 ms earlier.
@@ -294,7 +295,7 @@ class Follower:
             return
         result, refreshed = done
         self.stats.time("refresh" if refreshed else "step", time.monotonic_ns() - begin)
-        layer = layer_of(result, self._classes) if self._draw else None
+        layer = layer_of(result, self._classes) if self._draw() else None
         rows = tuple(Row.all_of(result, self._classes))
         with self._change:
             if rates is not self._rates:

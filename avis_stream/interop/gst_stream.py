@@ -56,7 +56,7 @@ class Stream:
         self._name, self._pads, self._values, self._post, self._warn = name, pads, values, post, warn
         self._follower = Follower(
             segmenter, self._classes, num_threads=values["num-threads"] or usual_threads(),
-            audio_wait_ms=values["audio-wait-ms"], draw=values["overlay"], told=self._tell,
+            audio_wait_ms=values["audio-wait-ms"], draw=lambda: bool(values["overlay"]), told=self._tell,
             failed=lambda error: fail(f"the model failed: {type(error).__name__}: {error}", "see what it was given"),
             wants_previous=wants_previous,
         )  # fmt: skip

@@ -18,7 +18,7 @@ CLASSES = ("dog", "acoustic_guitar")
 
 
 def follower(segmenter: StubSegmenter, **options: object) -> Follower:
-    defaults = {"num_threads": 1, "audio_wait_ms": 50, "draw": False, "wants_previous": False}
+    defaults = {"num_threads": 1, "audio_wait_ms": 50, "draw": lambda: False, "wants_previous": False}
     return Follower(segmenter, CLASSES, **(defaults | options))  # type: ignore[arg-type]
 
 
@@ -178,7 +178,7 @@ def test_a_pair_taken_just_before_a_seek_leaves_the_new_stream_untouched() -> No
             super()._think(pair, rates)
 
     segmenter = StubSegmenter()
-    one = Seeking(segmenter, CLASSES, num_threads=1, audio_wait_ms=0, draw=False, wants_previous=False)
+    one = Seeking(segmenter, CLASSES, num_threads=1, audio_wait_ms=0, draw=lambda: False, wants_previous=False)
     assert one.frame_sync(picture(), 500 * MS) is None
     assert one._rates.state == 0, "as init_state made it"
     assert not segmenter.steps

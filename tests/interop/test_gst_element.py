@@ -292,6 +292,21 @@ def test_an_overlay_changes_frames_and_no_other_branch(gst: Any, stub: StubSegme
     assert plain[0][5, 2].tolist() == plain[0][5, 4].tolist(), "bars, untouched"
 
 
+def test_an_overlay_may_come_and_go(gst: Any, stub: StubSegmenter) -> None:
+    caps = "video/x-raw,format=RGB,width=64,height=48,framerate=1/1"
+    with Run(gst, f"appsrc name=in format=time caps={caps} ! avisseg name=m sync=true {OUT}") as run:
+        appsrc, appsink = (run.pipeline.get_by_name(name) for name in ("in", "out"))
+        drawn = []
+        for n, wanted in enumerate((False, True, False)):
+            run.element.set_property("overlay", wanted)
+            buffer = gst.Buffer.new_wrapped(bytes(48 * 64 * 3))
+            buffer.pts, buffer.duration = n * gst.SECOND, gst.SECOND
+            appsrc.emit("push-buffer", buffer)
+            drawn.append(bool(picture(appsink.emit("try-pull-sample", 20 * gst.SECOND)).any()))
+        appsrc.emit("end-of-stream")
+    assert drawn == [False, True, False]
+
+
 def test_masks_and_json_on_request(gst: Any, stub: StubSegmenter) -> None:
     text = (
         f"{video(5, width=62)} ! avisseg name=m sync=true {OUT} "
