@@ -145,11 +145,14 @@ class Follower:
         self.counts: Counter[str] = Counter()
         self.reset()
 
-    def reset(self) -> None:
-        """Forgets the stream: after a seek, or when it begins anew."""
+    def reset(self, *, keeps_sound: bool = False) -> None:
+        """Forgets the stream: after a seek, or when it begins anew.
+
+        `keeps_sound`: what there is of sound belongs to the new one already.
+        """
         with self._change:
-            self._ring = SoundRing()
-            self._has_sound = False
+            if not keeps_sound:
+                self._forget_sound()
             self._take()
             self._stamps: deque[int] = deque(maxlen=PERIOD_DISTANCES + 1)
             """Of the last frames, to know how long each is shown."""
@@ -172,6 +175,15 @@ class Follower:
         with self._change:
             self._has_sound = False
             self._change.notify_all()
+
+    def forget_sound(self) -> None:
+        """The sound there is belongs to no frame to come."""
+        with self._change:
+            self._forget_sound()
+
+    def _forget_sound(self) -> None:
+        self._ring = SoundRing()
+        self._has_sound = False
 
     def expect_sound(self) -> None:
         """Sound is about to come."""

@@ -61,6 +61,8 @@ class Stream:
             wants_previous=wants_previous,
         )  # fmt: skip
         self._time, self._audio_time = SegmentTime.from_zero(), SegmentTime.from_zero()
+        self._sound_flush: int | None = None
+        """Number of the last seek that flushed the sound; the video's flush has the same, before or after."""
         self._layout: Layout | None = None
         self._analytics = Analytics()
         self._masks, self._texts = SideStream(f"{name}/mask_src"), SideStream(f"{name}/json_src")
@@ -192,7 +194,7 @@ class Stream:
         elif kind == Gst.EventType.FLUSH_START:
             self._follower.sound_over()  # a frame may wait for some
         elif kind == Gst.EventType.FLUSH_STOP:
-            self._follower.reset()
+            self._follower.reset(keeps_sound=event.get_seqnum() == self._sound_flush)
             self._time = SegmentTime.from_zero()
             self.audio_pad_changed()
         if kind in (Gst.EventType.EOS, Gst.EventType.FLUSH_START, Gst.EventType.FLUSH_STOP):
@@ -215,6 +217,9 @@ class Stream:
         elif kind in (Gst.EventType.EOS, Gst.EventType.FLUSH_START):
             self._follower.sound_over()
         elif kind == Gst.EventType.FLUSH_STOP:
+            self._sound_flush = event.get_seqnum()
+            self._follower.forget_sound()
+            self.audio_pad_changed()
             self._audio_time = SegmentTime.from_zero()
 
     # --- figures -----------------------------------------------------------------------------------------------------

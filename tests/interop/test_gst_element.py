@@ -358,6 +358,49 @@ def test_a_flushing_seek_begins_anew(gst: Any, stub: StubSegmenter) -> None:
         assert not run.errors
 
 
+@pytest.mark.parametrize("same_seek", [True, False])
+def test_after_a_seek_sound_may_come_before_the_video_knows(gst: Any, stub: StubSegmenter, same_seek: bool) -> None:
+    """Each pad is flushed by a thread of its own; sound that follows its flush belongs to where was sought to."""
+    element = gst.ElementFactory.make("avisseg")
+    element.set_property("sync", True)
+    video_sink, audio_sink = element.get_static_pad("video_sink"), element.request_pad_simple("audio_sink")
+    element.set_state(gst.State.PAUSED)
+    segment = gst.Segment()
+    segment.init(gst.Format.TIME)
+
+    def flush(pad: Any, seek: int) -> None:
+        for event in (gst.Event.new_flush_start(), gst.Event.new_flush_stop(True)):
+            event.set_seqnum(seek)
+            pad.send_event(event)
+        pad.send_event(gst.Event.new_segment(segment))
+
+    def hear(begin: int, seconds: int) -> None:
+        buffer = gst.Buffer.new_wrapped(np.full(16_000 * seconds, 0.5, np.float32).tobytes())
+        buffer.pts = begin * gst.SECOND
+        audio_sink.chain(buffer)
+
+    def show(at: int) -> None:
+        buffer = gst.Buffer.new_wrapped(bytes(48 * 64 * 3))
+        buffer.pts, buffer.duration = at * gst.SECOND, gst.SECOND // 30
+        video_sink.chain(buffer)
+
+    caps = {video_sink: "video/x-raw,format=RGB,width=64,height=48,framerate=30/1",
+            audio_sink: "audio/x-raw,format=F32LE,rate=16000,channels=1,layout=interleaved"}  # fmt: skip
+    for pad, text in caps.items():
+        pad.send_event(gst.Event.new_stream_start(pad.get_name()))
+        pad.send_event(gst.Event.new_caps(gst.Caps.from_string(text)))
+        pad.send_event(gst.Event.new_segment(segment))
+    hear(100, 2)
+    show(101)
+    seek = gst.util_seqnum_next()
+    flush(audio_sink, seek)
+    hear(0, 2)
+    flush(video_sink, seek if same_seek else gst.util_seqnum_next())
+    show(1)
+    element.set_state(gst.State.NULL)
+    assert [pair.audio_valid for pair in stub.steps] == [1.0, 1.0 if same_seek else 0.0]
+
+
 def stop_while_a_frame_waits_for_sound(gst: Any) -> tuple[int, float]:
     """How often sound came too late, and the seconds that the stop took; ten were to be waited."""
     silent = "appsrc name=nobody format=time ! audio/x-raw,format=F32LE,rate=16000,channels=1,layout=interleaved"
