@@ -70,7 +70,7 @@ class Stream:
         self._told_json = 0
         self._warned = False
         self._times: deque[int] = deque(maxlen=_KEPT_TIMES)
-        self._frames_out = 0
+        self._frames_in = self._frames_out = 0
         self.age_ms = -1
         """Of the last frame's result; -1: it has none."""
         self.audio_pad_changed()
@@ -96,9 +96,10 @@ class Stream:
         follower, layout = self._follower, self._layout
         if layout is None:
             return Gst.FlowReturn.NOT_NEGOTIATED
+        self._frames_in += 1
         pts_ns = self._time.of_buffer(buffer.pts)
         waited, picture = 0, None
-        if pts_ns != NO_TIME:  # else it is outside the segment: nobody will see it
+        if pts_ns != NO_TIME:  # else it has none, or is outside the segment: nobody knows what is heard then
             picture = BufferPicture(buffer, layout)
         if picture is not None and self._sync:
             before = time.perf_counter_ns()
@@ -228,7 +229,7 @@ class Stream:
         """Of the property `stats`."""
         times, counts, stats = sorted(self._times), dict(self._follower.counts), self._follower.stats
         return {
-            "frames-in": counts.get("frames", 0), "frames-out": self._frames_out, "results": counts.get("answers", 0),
+            "frames-in": self._frames_in, "frames-out": self._frames_out, "results": counts.get("answers", 0),
             "steps": counts.get("steps", 0), "refreshes": counts.get("refreshes", 0),
             "passed-over": counts.get("passed_over", 0), "late-sound": counts.get("late_sound", 0),
             "frame-p50-us": times[len(times) // 2] // 1000 if times else 0,

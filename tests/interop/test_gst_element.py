@@ -519,6 +519,19 @@ def test_rows_lie_as_the_buffer_says(gst: Any, stub: StubSegmenter) -> None:
     assert not drawn[offset + 192 : offset + stride].any()
 
 
+def test_frames_without_a_time_go_through_and_are_counted(gst: Any, stub: StubSegmenter) -> None:
+    caps = "video/x-raw,format=RGB,width=64,height=48,framerate=1/1"
+    with Run(gst, f"appsrc name=in format=time caps={caps} ! avisseg name=m sync=true {OUT}") as run:
+        for pts in (0, gst.CLOCK_TIME_NONE, gst.SECOND):
+            buffer = gst.Buffer.new_wrapped(bytes(48 * 64 * 3))
+            buffer.pts = pts
+            run.pipeline.get_by_name("in").emit("push-buffer", buffer)
+        run.pipeline.get_by_name("in").emit("end-of-stream")
+        assert len(run.pull()) == 3
+        stats = run.element.get_property("stats")
+    assert [stats.get_value(name) for name in ("frames-in", "frames-out", "results")] == [3, 3, 2]
+
+
 def test_sound_that_is_always_late_is_worth_one_warning(gst: Any, stub: StubSegmenter) -> None:
     silent = "appsrc name=nobody format=time ! audio/x-raw,format=F32LE,rate=16000,channels=1,layout=interleaved"
     text = f"{video(30)} ! avisseg name=m sync=true audio-wait-ms=1 {silent} ! m.audio_sink {OUT}"
