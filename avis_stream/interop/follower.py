@@ -112,8 +112,9 @@ class Follower:
     def __init__(
         self, segmenter: Segmenter, classes: Sequence[str], *, num_threads: int, audio_wait_ms: int,
         draw: Callable[[], bool],
-        told: Callable[[Answer], object] = lambda answer: None,
+        told: Callable[[AVPair, Answer], object] = lambda pair, answer: None,
         failed: Callable[[Exception], object] = lambda error: None, wants_previous: bool = True,
+        source_id: str = "",
     ) -> None:  # fmt: skip
         """Begins nothing; see `start`.
 
@@ -123,13 +124,15 @@ class Follower:
             num_threads: Of the model.
             audio_wait_ms: A frame waits so long for the end of its second of sound.
             draw: Whether an answer is to be drawn, asked with each, from the model's thread.
-            told: Called with every answer, from the model's thread.
+            told: Called with every answer and what it answers, from the model's thread.
             failed: Called once, from there, if the model or a picture fails; there are no answers after that.
             wants_previous: Whether the model wants the picture 100 ms earlier.
+            source_id: Of the frames.
         """
         self._segmenter, self._classes = segmenter, tuple(classes)
         self._num_threads, self._wait_ms = num_threads, audio_wait_ms
         self._draw, self._told, self._failed, self._wants_previous = draw, told, failed, wants_previous
+        self._source_id = source_id
         self._change = threading.Condition()
         """Of sound, and of what is to be done; frames have a quicker way."""
         self._slot = threading.Lock()
@@ -295,7 +298,10 @@ class Follower:
         )
         earlier = next(fitting, None)
         previous = None if earlier is None else earlier.image()
-        return VideoFrame(image=arrived.image(), pts_ns=arrived.pts_ns, frame_id=arrived.number, previous=previous)
+        return VideoFrame(
+            image=arrived.image(), pts_ns=arrived.pts_ns, frame_id=arrived.number, source_id=self._source_id,
+            previous=previous,
+        )  # fmt: skip
 
     def _think(self, pair: AVPair, rates: TwoRates) -> None:
         """Runs the model on a pair, for the stream that it was taken from: after a seek that one leads nowhere."""
@@ -315,7 +321,7 @@ class Follower:
             self.counts["answers"] += 1
             self.counts["refreshes" if refreshed else "steps"] += 1
             self.answer = answer = Answer(result, self.counts["answers"], layer, rows)
-        self._told(answer)
+        self._told(pair, answer)
 
 
 def layer_of(result: OnlineResult, classes: Sequence[str]) -> Layer | None:

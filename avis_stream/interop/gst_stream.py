@@ -10,7 +10,6 @@ from typing import Any
 
 import gi
 import numpy as np
-import torch
 
 from avis_stream.interop.follower import Answer, Follower
 from avis_stream.interop.gst_frames import BufferPicture, draw_into, mask_buffer
@@ -18,7 +17,7 @@ from avis_stream.interop.gst_metadata import Analytics, attach_regions, message_
 from avis_stream.interop.gst_time import NO_TIME, SegmentTime
 from avis_stream.sources.worker.layout import Layout
 from avis_stream.stream.cores import usual_threads
-from avis_stream.types import SAMPLE_RATE, AVPair, VideoFrame
+from avis_stream.types import AVPair
 from avis_stream.writers.jsonl import result_record
 
 gi.require_version("Gst", "1.0")
@@ -28,6 +27,8 @@ _EVERYTHING = (
     Gst.BufferCopyFlags.FLAGS | Gst.BufferCopyFlags.TIMESTAMPS | Gst.BufferCopyFlags.META | Gst.BufferCopyFlags.MEMORY
 )
 _KEPT_TIMES = 1024
+_KEPT_TEXTS = 64
+"""More wait only if the video stands still."""
 _LATE_FRAMES = 10
 """So many without the end of their sound are worth a warning; a microphone that begins late costs a few."""
 
@@ -53,12 +54,12 @@ class Stream:
         segmenter, self._classes, wants_previous = model
         self._sync = bool(values["sync"])
         """For the whole run: there is a model's thread, or the frames' own is it; two would share one state."""
-        self._name, self._pads, self._values, self._post, self._warn = name, pads, values, post, warn
+        self._pads, self._values, self._post, self._warn = pads, values, post, warn
         self._follower = Follower(
             segmenter, self._classes, num_threads=values["num-threads"] or usual_threads(),
             audio_wait_ms=values["audio-wait-ms"], draw=lambda: bool(values["overlay"]), told=self._tell,
             failed=lambda error: fail(f"the model failed: {type(error).__name__}: {error}", "see what it was given"),
-            wants_previous=wants_previous,
+            wants_previous=wants_previous, source_id=name,
         )  # fmt: skip
         self._time, self._audio_time = SegmentTime.from_zero(), SegmentTime.from_zero()
         self._sound_flush: int | None = None
@@ -67,7 +68,10 @@ class Stream:
         self._analytics = Analytics()
         self._masks, self._texts = SideStream(f"{name}/mask_src"), SideStream(f"{name}/json_src")
         self._mask_caps: Any = None
-        self._told_json = 0
+        self._written: deque[tuple[int, bytes]] = deque(maxlen=_KEPT_TEXTS)
+        """JSON of answers, by their numbers, that the next frame takes along."""
+        self._left = 0
+        """Answers up to this number are of a stream that has been left."""
         self._warned = False
         self._times: deque[int] = deque(maxlen=_KEPT_TIMES)
         self._frames_in = self._frames_out = 0
@@ -151,21 +155,19 @@ class Stream:
         if masks is not None:
             mask = mask_buffer(None if answer is None else answer.id_map(), layout.size)
             self._masks.push(masks, mask, buffer, self._mask_caps, self._time.segment)
-        if texts is not None and answer is not None and answer.number != self._told_json:
-            self._told_json = answer.number
-            text, caps = json.dumps(self._record(answer)) + "\n", texts.get_pad_template_caps()
-            self._texts.push(texts, Gst.Buffer.new_wrapped(text.encode()), buffer, caps, self._time.segment)
+        while texts is not None and self._written:
+            number, text = self._written.popleft()
+            if number > self._left:
+                caps = texts.get_pad_template_caps()
+                self._texts.push(texts, Gst.Buffer.new_wrapped(text), buffer, caps, self._time.segment)
 
-    def _record(self, answer: Answer) -> dict[str, Any]:
-        result = answer.result
-        image = torch.zeros(3, *result.mask.shape[1:], dtype=torch.uint8)
-        frame = VideoFrame(image=image, pts_ns=result.pts_ns, frame_id=result.frame_id, source_id=self._name)
-        pair = AVPair(frame=frame, audio=torch.zeros(SAMPLE_RATE))
-        return result_record(pair, result, self._classes)
-
-    def _tell(self, answer: Answer) -> None:
+    def _tell(self, pair: AVPair, answer: Answer) -> None:
+        """From the model's thread, where a text of masks that takes a millisecond keeps no frame."""
         if self._values["post-messages"]:
             self._post(message_of(answer))
+        if "json_src" in self._pads:
+            text = json.dumps(result_record(pair, answer.result, self._classes)) + "\n"
+            self._written.append((answer.number, text.encode()))
 
     # --- sound -------------------------------------------------------------------------------------------------------
 
@@ -196,6 +198,7 @@ class Stream:
             self._follower.sound_over()  # a frame may wait for some
         elif kind == Gst.EventType.FLUSH_STOP:
             self._follower.reset(keeps_sound=event.get_seqnum() == self._sound_flush)
+            self._left = self._follower.counts["answers"]
             self._time = SegmentTime.from_zero()
             self.audio_pad_changed()
         if kind in (Gst.EventType.EOS, Gst.EventType.FLUSH_START, Gst.EventType.FLUSH_STOP):

@@ -320,6 +320,23 @@ def test_masks_and_json_on_request(gst: Any, stub: StubSegmenter) -> None:
     records = [json.loads(s.get_buffer().extract_dup(0, s.get_buffer().get_size())) for s in texts]
     assert [r["frame_id"] for r in records] == list(range(5))
     assert records[0]["tracks"][0]["label"] == "dog"
+    assert {(r["source_id"], r["audio_valid"]) for r in records} == {("m", 0.0)}, "there was no sound"
+
+
+def test_json_is_written_where_the_model_runs(gst: Any, stub: StubSegmenter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It costs milliseconds of large masks, for which no frame waits."""
+    threads = set()
+
+    def noted(*_: object) -> dict[str, Any]:
+        threads.add(threading.current_thread().name)
+        return {}
+
+    monkeypatch.setattr("avis_stream.interop.gst_stream.result_record", noted)
+    text = f"{video(30, live=True)} ! avisseg name=m {OUT} m.json_src ! queue ! appsink name=texts sync=false"
+    with Run(gst, text) as run:
+        run.pull()
+        assert run.pull("texts")
+    assert threads == {"avis element"}
 
 
 def test_caps_may_change_in_mid_stream(gst: Any, stub: StubSegmenter) -> None:
