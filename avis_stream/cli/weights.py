@@ -21,7 +21,12 @@ from avis_stream.presets import PRESETS
 def add_commands(commands: Commands) -> None:
     """Adds them to the program."""
     train = commands.add("train", _train, "train a model")
-    train.add_argument("--data", required=True, metavar="DIR", help='folder with train.json, "synth" or "synth:ASSETS"')
+    train.add_argument(
+        "--data",
+        required=True,
+        metavar="DIR",
+        help='folder with train.json; or "synth", "synth:ASSETS", or "synth:ASSETS:MORE" with more recordings',
+    )
     train.add_argument("--model", choices=list(PRESETS), default="avism_mini", help="which model (default avism_mini)")
     train.add_argument("--init", type=Path, metavar="FILE", help="weights to begin with, as far as they fit")
     train.add_argument(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
@@ -28,6 +29,7 @@ from avis_stream.models.preprocess import network_size
 from avis_stream.presets import preset, training
 from avis_stream.synth.assets import AssetLibrary
 from avis_stream.synth.library import Library
+from avis_stream.synth.more_sounds import MoreSounds
 from avis_stream.synth.procedural import ProceduralLibrary
 from avis_stream.synth.protocol import Protocol
 from avis_stream.train.checkpoint import stored_configuration
@@ -97,7 +99,8 @@ def run_training(
     """Trains and returns the path of the finished weights: `out/best.safetensors`, or `weights` without validation.
 
     Args:
-        data: Folder with `train.json`, or `synth` (drawn by the program), or `synth:ASSETS`.
+        data: Folder with `train.json`, or `synth` (drawn by the program), `synth:ASSETS`, or `synth:ASSETS:MORE` with a
+            folder of more recordings (`MoreSounds`; between the folders what stands between those of `PATH`).
         model_name: A preset.
         out: For checkpoints, the log and the weights.
         init: Weights to begin with, whole or in part.
@@ -297,9 +300,10 @@ def _sound_source(data: str, config: AVISMConfig, schedule: TrainConfig) -> Synt
 
 
 def _library(data: str, protocol: Protocol) -> Library:
-    """What `synth` or `synth:ASSETS` is made from."""
-    folder = data.partition(":")[2]
-    return AssetLibrary(Path(folder), protocol, "train") if folder else ProceduralLibrary()
+    """What `synth`, `synth:ASSETS` or `synth:ASSETS:MORE` is made from."""
+    folder, _, more = data.partition(":")[2].partition(os.pathsep)
+    library: Library = AssetLibrary(Path(folder), protocol, "train") if folder else ProceduralLibrary()
+    return MoreSounds(library, Path(more)) if more else library
 
 
 def _first() -> bool:

@@ -28,6 +28,7 @@ from avis_stream.synth.library import Photograph, Rng, Sound, Sprite, prepared_s
 from avis_stream.synth.protocol import Protocol
 
 COCO_CLASSES = {1: "person", 3: "car", 5: "airplane", 17: "cat", 18: "dog", 19: "horse"}
+SOUND_FILES = frozenset({".ogg", ".wav", ".flac", ".mp3"})
 _LARGEST_SIDE = 640
 _SMALLEST_AREA = 700
 _LARGEST_PART = 0.85
@@ -52,8 +53,8 @@ class AssetLibrary:
             DataError: No class has both cut-outs and sounds.
         """
         self._protocol, self._split, self._folder = protocol, split, folder
-        self._sprites = {c: self._pictures(folder / "sprites" / c, c) for c in _names(folder / "sprites")}
-        self._sounds = {c: self._recordings(folder / "sounds" / c, c) for c in _names(folder / "sounds")}
+        self._sprites = {c: self._pictures(folder / "sprites" / c, c) for c in folders(folder / "sprites")}
+        self._sounds = {c: self._recordings(folder / "sounds" / c, c) for c in folders(folder / "sounds")}
         usable = (c for c in self._sprites if self._sprites[c] and self._sounds.get(c))
         self.classes = tuple(sorted(c for c in usable if only is None or c in only))
         if not self.classes:
@@ -61,7 +62,7 @@ class AssetLibrary:
             raise DataError(f"{folder}: no class{wanted} has both sprites/<class>/*.png and sounds/<class>/*.ogg")
         self._other = sorted(
             path
-            for kind in _names(folder / "sounds_other")
+            for kind in folders(folder / "sounds_other")
             for path in self._recordings(folder / "sounds_other" / kind, kind)
         )
         self._backgrounds = self._places()
@@ -74,11 +75,11 @@ class AssetLibrary:
 
     def sprite(self, class_name: str, rng: Rng) -> Sprite:
         """A cut-out of a class that is whole enough to be recognised."""
-        return _first_good(self._sprites[class_name], rng, _read_sprite)
+        return first_good(self._sprites[class_name], rng, _read_sprite)
 
     def sound(self, class_name: str | None, rng: Rng) -> Sound:
         """A recording of a class; None: of something that belongs to no class."""
-        return _first_good(self._other if class_name is None else self._sounds[class_name], rng, _read_sound)
+        return first_good(self._other if class_name is None else self._sounds[class_name], rng, read_sound)
 
     def background(self, rng: Rng) -> NDArray[np.uint8]:
         """A place, [H, W, 3]."""
@@ -86,7 +87,7 @@ class AssetLibrary:
 
     def photograph(self, rng: Rng) -> Photograph:
         """A labelled photograph; at most four of its objects, the largest."""
-        return _first_good(self._photographs, rng, _read_photograph)
+        return first_good(self._photographs, rng, _read_photograph)
 
     def _pictures(self, folder: Path, class_name: str) -> list[Path]:
         paths = [p for p in sorted(folder.glob("*.png")) if picture_key(p.stem) not in self._protocol.excluded_pictures]
@@ -95,7 +96,7 @@ class AssetLibrary:
         return paths if len(paths) > _FEW else [p for p in paths if _read_sprite(p) is not None]
 
     def _recordings(self, folder: Path, class_name: str) -> list[Path]:
-        paths = sorted(p for p in folder.iterdir() if p.suffix in {".ogg", ".wav", ".flac", ".mp3"})
+        paths = sorted(p for p in folder.iterdir() if p.suffix in SOUND_FILES)
         own = [
             p for p in paths if self._protocol.split_of("sounds", f"{class_name}/{sound_key(p.stem)}") == self._split
         ]
@@ -139,11 +140,12 @@ def sound_key(stem: str) -> str:
     return stem.split("-")[0] + "-" + stem.split("-")[1] if stem.startswith("esc10_") else stem
 
 
-def _names(folder: Path) -> list[str]:
+def folders(folder: Path) -> list[str]:
+    """Names of the folders in a folder, in order; none where it is not there."""
     return sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
 
 
-def _first_good(paths: list[Path], rng: Rng, read: Callable[[Path], Part | None]) -> Part:
+def first_good(paths: list[Path], rng: Rng, read: Callable[[Path], Part | None]) -> Part:
     """Reads files in random order until one is good."""
     for index in rng.permutation(len(paths)):
         part = read(paths[index])
@@ -177,7 +179,8 @@ def _read_sprite(path: Path) -> Sprite | None:
 
 
 @functools.lru_cache(maxsize=4096)
-def _read_sound(path: Path) -> Sound | None:
+def read_sound(path: Path) -> Sound | None:
+    """A recording at 16 kHz; None where nothing can be heard in it."""
     resampler = av.AudioResampler("flt", "mono", 16_000)
     with av.open(str(path)) as container:
         blocks = [b.to_ndarray()[0] for frame in container.decode(audio=0) for b in resampler.resample(frame)]
