@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import gi
 import numpy as np
@@ -21,9 +20,11 @@ def view(layout: Layout, data: Any) -> NDArray[np.uint8]:
     return np.ndarray((layout.height, layout.width, 3), np.uint8, data, layout.offset, (layout.stride, 3, 1))
 
 
-@dataclass(frozen=True, slots=True)
-class BufferPicture:
-    """A picture that stays in its buffer until it is wanted. The buffer is held: nobody may write to it meanwhile."""
+class BufferPicture(NamedTuple):
+    """A picture that stays in its buffer until it is wanted. The buffer is held: nobody may write to it meanwhile.
+
+    One is made for each frame in the stream's own thread, so of the cheapest kind.
+    """
 
     buffer: Any
     layout: Layout

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import gi
@@ -17,19 +16,39 @@ gi.require_version("GstVideo", "1.0")
 from gi.repository import GLib, GObject, Gst, GstVideo  # noqa: E402
 
 if TYPE_CHECKING:
-    from avis_stream.interop.follower import Answer, Row
+    from avis_stream.interop.follower import Answer
+
+_METADATA = Gst.BufferCopyFlags.META  # looked up once: in the bindings that costs more than the copy
+_TO_THE_END = 2**64 - 1
+"""As a size."""
 
 
-def attach_regions(buffer: Any, rows: Sequence[Row], age_ms: int) -> None:
+class Regions:
     """Regions of interest, which every version of GStreamer hands on; of 1.22 the parameters end at a conversion."""
-    for row in rows:
+
+    def __init__(self) -> None:
+        self._made: tuple[int, Any] | None = None
+        """Of the last answer, which goes with many frames: its number, and a buffer of nothing but its regions."""
+
+    def attach(self, buffer: Any, answer: Answer) -> None:
+        """Adds what sounds: one call for any number of regions, since each call from Python costs a frame time."""
+        if self._made is None or self._made[0] != answer.number:
+            self._made = answer.number, _with_regions(answer)
+        buffer.copy_into(self._made[1], _METADATA, 0, _TO_THE_END)
+
+
+def _with_regions(answer: Answer) -> Any:
+    """A buffer of nothing but regions. They say which picture they are of; how old that is each frame knows itself."""
+    buffer = Gst.Buffer.new()
+    for row in answer.rows:
         region = GstVideo.buffer_add_video_region_of_interest_meta(buffer, row.label, *row.box)
         region.id = row.track_id
         text = (
             f"avis, track-id=(int){row.track_id}, score=(double){row.score}, sounding=(boolean)true, "
-            f"result-age-ms=(int){age_ms}"
+            f"result-pts=(guint64){answer.result.pts_ns}"
         )
         region.add_param(Gst.Structure.new_from_string(text))
+    return buffer
 
 
 class Analytics:

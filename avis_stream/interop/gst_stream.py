@@ -13,7 +13,7 @@ import numpy as np
 
 from avis_stream.interop.follower import Answer, Follower
 from avis_stream.interop.gst_frames import BufferPicture, draw_into, mask_buffer
-from avis_stream.interop.gst_metadata import Analytics, attach_regions, message_of
+from avis_stream.interop.gst_metadata import Analytics, Regions, message_of
 from avis_stream.interop.gst_time import NO_TIME, SegmentTime
 from avis_stream.sources.worker.layout import Layout
 from avis_stream.stream.cores import usual_threads
@@ -65,7 +65,7 @@ class Stream:
         self._sound_flush: int | None = None
         """Number of the last seek that flushed the sound; the video's flush has the same, before or after."""
         self._layout: Layout | None = None
-        self._analytics = Analytics()
+        self._regions, self._analytics = Regions(), Analytics()
         self._masks, self._texts = SideStream(f"{name}/mask_src"), SideStream(f"{name}/json_src")
         self._mask_caps: Any = None
         self._written: deque[tuple[int, bytes]] = deque(maxlen=_KEPT_TEXTS)
@@ -145,7 +145,7 @@ class Stream:
         out = buffer.copy_deep() if drawn is not None else buffer.copy_region(_EVERYTHING, 0, 2**64 - 1)
         if drawn is not None:
             draw_into(out, drawn, layout)
-        attach_regions(out, answer.rows, self.age_ms)
+        self._regions.attach(out, answer)
         self._analytics.attach(out, answer)
         return out
 

@@ -266,7 +266,7 @@ def test_metadata_downstream(gst: Any, stub: StubSegmenter) -> None:
     assert parameters.get_value("track-id") == 1
     assert parameters.get_value("score") == pytest.approx(0.9)
     assert parameters.get_value("sounding") is True
-    assert parameters.get_value("result-age-ms") == 0
+    assert parameters.get_value("result-pts") == 66_666_666
     # Behind a conversion GStreamer 1.22 keeps box, id and label, but not the parameters.
     out = OUT.replace("queue", "videoconvert ! video/x-raw,format=I420 ! queue")
     with Run(gst, f"{video(3)} ! avisseg name=m sync=true {out}") as run:

@@ -136,6 +136,28 @@ def test_a_mask_is_made_once_for_all_frames_of_an_answer(gst: Any) -> None:
     assert content(gst, other)[1].max() == 6
 
 
+def test_regions_are_made_once_for_all_frames_of_an_answer(gst: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gi.repository import GLib, GstVideo
+
+    from avis_stream.interop.gst_metadata import Regions
+
+    made = []
+    add = GstVideo.buffer_add_video_region_of_interest_meta
+    monkeypatch.setattr(GstVideo, "buffer_add_video_region_of_interest_meta", lambda *a: made.append(a) or add(*a))
+    regions, seen = Regions(), []
+    for given in (answer(5, 3), answer(5, 3), answer(6, number=2)):
+        buffer = gst.Buffer.new()
+        regions.attach(buffer, given)
+        found = (GstVideo.buffer_get_video_region_of_interest_meta_id(buffer, row.track_id) for row in given.rows)
+        seen.append([
+            (GLib.quark_to_string(r.roi_type), r.id, (r.x, r.y, r.w, r.h), r.get_param("avis").get_value("track-id"))
+            for r in found
+        ])  # fmt: skip
+    two = [("dog", 5, (0, 2, 10, 4), 5), ("dog", 3, (10, 2, 10, 4), 3)]
+    assert seen == [two, two, [("dog", 6, (0, 2, 10, 4), 6)]]
+    assert len(made) == 3
+
+
 def test_where_nothing_sounds_nothing_is_attached(gst: Any) -> None:
     from avis_stream.interop.gst_metadata import Analytics
 
