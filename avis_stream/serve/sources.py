@@ -56,6 +56,8 @@ class Sources:
         self._watched: dict[str, Watched] = {}
         self._lock = asyncio.Lock()
         """One change at a time."""
+        self._ending = False
+        """Nothing begins any more: nobody would ever end it."""
 
     def __iter__(self) -> Iterator[Watched]:
         return iter(list(self._watched.values()))
@@ -73,8 +75,10 @@ class Sources:
         """Adds a source; it begins with `start`.
 
         Raises:
-            AvisStreamError: The address makes no sense, cannot be read, is watched already, or there are too many.
+            AvisStreamError: The address makes no sense, cannot be read, is watched already, or there are too many; or
+                all are told to end.
         """
+        self._require_going_on()
         if len(self._watched) >= self._most:
             raise ConfigError(f"sources must be at most {self._most}, there are as many; remove one")
         if any(one.video == video for one in self):
@@ -92,8 +96,10 @@ class Sources:
             one.hub.start(asyncio.get_running_loop())
 
     async def stop(self) -> None:
-        """Ends all of them; returns when they are gone."""
-        await asyncio.gather(*(asyncio.to_thread(one.hub.stop) for one in self))
+        """Ends all of them, and for good; returns when they are gone. A change at hand is made first, then undone."""
+        async with self._lock:
+            self._ending = True
+            await asyncio.gather(*(asyncio.to_thread(one.hub.stop) for one in self))
 
     async def add(self, video: str, audio: str | None) -> Watched:
         """Adds a source that a visitor asks for, and begins with it.
@@ -115,12 +121,17 @@ class Sources:
             AvisStreamError: It cannot be opened any more, and stays in the list, ended; or it was removed meanwhile.
         """
         async with self._lock:
+            self._require_going_on()
             if self._watched.get(one.id) is not one:  # nobody would ever end what begins now
                 raise ConfigError(f"source {one.id} must be watched to begin anew, it was removed meanwhile; add it")
             await asyncio.to_thread(one.hub.stop)
             hub = Hub(await asyncio.to_thread(self._watch, one.video, one.audio), self._classes)
             hub.start(asyncio.get_running_loop())
             one.hub = hub
+
+    def _require_going_on(self) -> None:
+        if self._ending:
+            raise ConfigError("the server must go on for a source to begin, it is about to end")
 
     async def remove(self, one: Watched) -> None:
         """Ends a source; its viewers are sent away."""

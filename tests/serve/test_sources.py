@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +85,45 @@ def test_what_was_removed_does_not_begin_anew() -> None:
 
     asyncio.run(both_at_once())
     assert len(made) == 1
+
+
+def test_what_begins_while_all_end_is_ended_too() -> None:
+    """A visitor's source may be on its way just when the server is told to end."""
+    running: set[object] = set()
+    may_open = threading.Event()
+
+    class Noted:
+        over = False
+
+        def start(self) -> None:
+            running.add(self)
+
+        def stop(self) -> None:
+            running.discard(self)
+
+        def next(self, _timeout: float) -> None: ...
+
+        def take_events(self) -> tuple[()]:
+            time.sleep(0.01)
+            return ()
+
+    def watch(video: str, audio: str | None) -> Session:
+        assert may_open.wait(10)
+        return Noted()  # type: ignore[return-value]
+
+    async def add_and_end() -> list[object]:
+        sources = Sources(watch, CLASSES)
+        adding = asyncio.create_task(sources.add("synthetic://flashbeep", None))
+        await asyncio.sleep(0.05)  # it is being opened
+        ending = asyncio.create_task(sources.stop())
+        await asyncio.sleep(0.05)
+        late = asyncio.create_task(sources.add("synthetic://flashbeep?seed=2", None))
+        may_open.set()
+        return await asyncio.gather(adding, ending, late, return_exceptions=True)
+
+    *_, late = asyncio.run(add_and_end())
+    assert not running
+    assert isinstance(late, ConfigError)
 
 
 def test_what_visitors_may_not_add() -> None:
