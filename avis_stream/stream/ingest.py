@@ -17,6 +17,26 @@ from avis_stream.stream.two_rates import EarlierPictures, FramePeriod
 from avis_stream.types import AudioChunk, AVPair, Event, VideoFrame
 
 _WAIT_FOR_EVER_MS = 10**9
+_MOST_WAITING = 10_000
+"""Frames that may wait for their sound where nothing hurries."""
+
+
+class _Moments:
+    """When frames came by, asked once for each that goes on, in order; those before it were dropped meanwhile."""
+
+    def __init__(self) -> None:
+        self._noted: deque[tuple[int, int]] = deque(maxlen=_MOST_WAITING)
+        """(Stamp, session time)."""
+
+    def note(self, pts_ns: int, now_ns: int) -> None:
+        self._noted.append((pts_ns, now_ns))
+
+    def take(self, pts_ns: int) -> int:
+        while self._noted:
+            noted, at = self._noted.popleft()
+            if noted == pts_ns:
+                return at
+        return 0
 
 
 class Ingest:
@@ -30,7 +50,7 @@ class Ingest:
         require(len(pictures) == 1, "sources", [s.source_id for s in sources], "exactly one with pictures")
         hearing = [s for s in sources if s.gives_sound]
         # Live, the time that a frame may wait bounds their number: 16 are what 60 fps bring in 260 ms.
-        waiting = {"max_pending": 16 if live and config.policy != "every" else 10_000}
+        waiting = {"max_pending": 16 if live and config.policy != "every" else _MOST_WAITING}
         self.aligner = AVAligner(
             AlignerConfig(
                 audio_wait_ms=config.audio_wait_ms if live else _WAIT_FOR_EVER_MS,
@@ -45,9 +65,7 @@ class Ingest:
         """The live source of both, whose sound may drift away from its pictures."""
         self._correction_ns = 0
         self._lost: Counter[str] = Counter()
-        self._arrived: deque[tuple[int, int]] = deque(maxlen=64)
-        self._queued: deque[tuple[int, int]] = deque(maxlen=64)
-        """(Stamp, session time) of the last frames that came in, and that were queued."""
+        self._arrived, self._queued = _Moments(), _Moments()
         self._period = FramePeriod()
         self._earlier = EarlierPictures() if wants_previous else None
 
@@ -64,10 +82,10 @@ class Ingest:
     def take(self, item: Item, now_ns: int) -> tuple[list[AVPair], tuple[Event, ...]]:
         """Takes anything but events and ends; returns the pairs that are ready, and what is to be told."""
         if isinstance(item, AVPair):
-            self._arrived.append((item.frame.pts_ns, now_ns))
+            self._arrived.note(item.frame.pts_ns, now_ns)
             return [replace(item, frame=self._with_earlier(item.frame))], ()
         if isinstance(item, VideoFrame):
-            self._arrived.append((item.pts_ns, now_ns))
+            self._arrived.note(item.pts_ns, now_ns)
             events = self._watch("video", item.pts_ns, now_ns)
             frame = self._with_earlier(item)
             return self.aligner.push_video(frame, duration_ns=self._period.of(item), now_ns=now_ns), events
@@ -97,16 +115,16 @@ class Ingest:
         return self.aligner.deadline_ns()
 
     def arrived_ns(self, pair: AVPair) -> int:
-        """When the pair's frame came in."""
-        return _noted(self._arrived, pair)
+        """When the pair's frame came in; to be asked once, in order."""
+        return self._arrived.take(pair.frame.pts_ns)
 
     def note_queued(self, pair: AVPair, now_ns: int) -> None:
         """Notes when the pair was queued."""
-        self._queued.append((pair.frame.pts_ns, now_ns))
+        self._queued.note(pair.frame.pts_ns, now_ns)
 
     def queued_ns(self, pair: AVPair) -> int:
-        """When the pair was queued."""
-        return _noted(self._queued, pair)
+        """When the pair was queued; to be asked once, in order."""
+        return self._queued.take(pair.frame.pts_ns)
 
     def _with_earlier(self, frame: VideoFrame) -> VideoFrame:
         return frame if self._earlier is None else self._earlier.attach(frame)
@@ -119,7 +137,3 @@ class Ingest:
         if not change:
             return ()
         return (Event(kind="drift", detail=f"sound moved by {change / 1e6:.1f} ms", source_id=self._watched),)
-
-
-def _noted(moments: deque[tuple[int, int]], pair: AVPair) -> int:
-    return next((at for pts, at in reversed(moments) if pts == pair.frame.pts_ns), 0)

@@ -151,6 +151,17 @@ def test_sound_and_pictures_know_whether_they_share_a_source(apart: bool) -> Non
     assert [pair.audio_valid for pair in pairs] == ([1.0] if apart else []), "its sound is still there, or to come"
 
 
+def test_when_a_frame_came_in_is_known_however_many_wait() -> None:
+    """Of a recording whose sound comes from elsewhere thousands may; those that the aligner drops are passed over."""
+    source = ItemSource("it", (), realtime=False, gives_pictures=True, gives_sound=True)
+    ingest = Ingest([source], SessionConfig(), live=False, wants_previous=False)
+    for number in range(10_003):
+        assert not ingest.take(frame(number), 7 + number)[0]
+    pairs = ingest.rest()
+    assert [pair.frame.frame_id for pair in pairs] == list(range(3, 10_003))
+    assert [ingest.arrived_ns(pair) for pair in pairs] == [7 + n for n in range(3, 10_003)]
+
+
 def test_filler_does_not_count_as_heard() -> None:
     aligner = AVAligner()
     for begin in range(0, 1000, 20):
