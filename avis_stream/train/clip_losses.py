@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from avis_stream.config import LossConfig
-from avis_stream.models.tracker import ClipPrediction, Tracker
+from avis_stream.models.tracker import ClipPrediction, Tracker, presence_of, same_object
 from avis_stream.train.losses import Predictions, Targets, criterion, similarity_loss
 from avis_stream.train.matcher import Match
 from avis_stream.train.points import DrawPoints
@@ -102,8 +102,8 @@ def _presence(videos: Tensor, frames: Tensor, chance: Tensor, targets: list[Targ
     for v, (target, pairs) in enumerate(zip(targets, matches, strict=True)):
         if target.sounding is None:
             continue
-        same = torch.einsum("mc,tnc->mtn", videos[v, pairs.query].float(), frames[v].float()).sigmoid()
-        said = (same * chance[v]).amax(dim=-1).clamp(1e-4, 1 - 1e-4)  # [G, T]
+        same = same_object(videos[v, pairs.query].float()[None], frames[v].float()[None])
+        said = presence_of(same, chance[v][None])[0].clamp(1e-4, 1 - 1e-4)  # [G, T]
         wanted = target.sounding[pairs.target].to(said.dtype)
         # Written out: torch's own refuses to work under CUDA's autocast.
         total = total - (wanted * said.log() + (1 - wanted) * (1 - said).log()).sum()
