@@ -79,7 +79,7 @@ class Tracker(nn.Module):
 
         Args:
             frame_queries: [B, T, N, C].
-            audio: [T, feature_dim], the sound of the frames, shared by the B clips.
+            audio: [T, feature_dim], the sound of the frames, shared by the B clips; or [B, T, feature_dim].
         Returns:
             One `ClipPrediction` after each decoder layer, the last is the answer; and the object tokens [B, T, N, C]
             that `similarity_of_frames` takes.
@@ -117,10 +117,16 @@ class Tracker(nn.Module):
         return fused
 
     def listen(self, objects: Tensor, audio: Tensor) -> Tensor:
-        """What the sound of each frame finds among the object tokens [B, T, N, C] of its windows: [B, T, 1, C].
+        """What the sound of each frame finds among the object tokens of its windows, to be added to each of them.
 
         The official code runs one audio query for each object; they start equal, see the same keys and never meet, so
         they stay equal, and one a frame gives the same numbers (quirk Q27).
+
+        Args:
+            objects: [B, T, N, C], from `encode`.
+            audio: [T, feature_dim] or [B, T, feature_dim], the sound of the frames.
+        Returns:
+            [B, T, 1, C]; [1], a zero, in a tracker that does not listen.
         """
         if self.audio_proj is None:
             return objects.new_zeros(1)
