@@ -208,10 +208,11 @@ def _corners(value: Tensor, shapes: Sequence[int], loc: Tensor, weight: Tensor) 
     attention = torch.where(inside, weight.to(loc.dtype), 0)
     left, top = x.floor(), y.floor()
     fx, fy = x - left, y - top
-    left, top = left.int(), top.int()
+    # Numbers the rows of the table, and by embedding_bag's wish also what reads them: 4 corners a point.
+    integer = torch.int32 if max(n * tokens * m, 2 * loc.numel()) < 2**31 else torch.int64
+    left, top = left.to(integer), top.to(integer)
     has_left, has_right, has_top, has_bottom = left >= 0, left + 1 < width, top >= 0, top + 1 < height
 
-    integer = torch.int32 if n * tokens * m < 2**31 else torch.int64
     image = torch.arange(n, dtype=integer, device=device).view(n, 1, 1, 1, 1)
     head = torch.arange(m, dtype=integer, device=device).view(m, 1, 1)
     base = (image * tokens + first[:, None]) * m + head

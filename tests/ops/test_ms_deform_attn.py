@@ -14,7 +14,7 @@ from torch import Tensor
 from avis_stream.errors import ShapeError
 from avis_stream.ops import ms_deform_attn, ms_deform_attn_fused, ms_deform_attn_grid_sample
 from avis_stream.ops._library import has_kernel
-from avis_stream.ops.ms_deform_attn import backward_reference, reference
+from avis_stream.ops.ms_deform_attn import _corners, backward_reference, reference
 
 # `native` goes through the dispatcher, which runs the reference too where nothing is compiled.
 Forward = Callable[..., Tensor]
@@ -263,6 +263,19 @@ def test_threads_do_not_change_a_bit(kind: str) -> None:
         results.append([FORWARD[kind](*case.args()), *BACKWARD[kind](case.grad, *case.args(), [True] * 3)])
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "queries", "wanted"),
+    [(4, 2**29 - 1, torch.int32), (4, 2**29, torch.int64), (2**31, 1, torch.int64)],
+)
+def test_rows_and_corners_are_numbered_by_integers_that_are_large_enough(
+    tokens: int, queries: int, wanted: torch.dtype
+) -> None:
+    """Without memory: only how the reference numbers them. Above 2**31 corners int32 numbers ran over."""
+    value = torch.empty(1, tokens, 1, 1, device="meta")
+    loc, weight = (torch.empty(1, queries, 1, 1, 1, *last, device="meta") for last in ((2,), ()))
+    assert _corners(value, [tokens // 2, 2], loc, weight).row.dtype == wanted
 
 
 # --- autograd, tracing, autocast --------------------------------------------------------------------------------------
