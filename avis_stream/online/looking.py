@@ -70,8 +70,14 @@ class Eye:
         return height // MASK_STRIDE, width // MASK_STRIDE
 
     def features_of(self, frame: Tensor, sizes: MaskSizes) -> Tensor:
-        """Mask features [Cm, h, w] of a picture, uint8 [3, H, W], alone."""
-        return self.model.drawing_features(self._prepared([frame], sizes))[0]
+        """Mask features [Cm, h, w] of a picture, uint8 [3, H, W], alone.
+
+        Raises:
+            ShapeError: They are not finite.
+        """
+        features = self.model.drawing_features(self._prepared([frame], sizes))[0]
+        _check_answer("clip mask features", features)
+        return features
 
     def look_at(self, given: Sequence[FrameInput]) -> list[Seen]:
         """Hears and localizes frames; those of one size go together.
@@ -104,7 +110,7 @@ class Eye:
             # A frame without one is its own: nothing moved.
             before = self._prepared([own.image if own.previous is None else own.previous for own in given], sizes)
         tokens = self.model.localize(self._prepared([own.image for own in given], sizes), sound, before)
-        for name in ("frame_queries", "logits", "mask_embed", "sounding"):
+        for name in ("frame_queries", "logits", "mask_embed", "sounding", "clip_mask_features"):
             if (values := getattr(tokens, name)) is not None:
                 _check_answer(name.replace("_", " "), values)
         return tokens
@@ -129,7 +135,7 @@ class Eye:
 def _check_answer(name: str, values: Tensor) -> None:
     """Refuses what would stay in the tracker's memory for as long as a stream lasts, and make up identities from it.
 
-    Mask features are left out: there are a thousand times as many, and with NaN among them nothing is drawn.
+    Of mask features nothing would be drawn, as if everything were silent.
     """
     check_finite(values, f"the model's {name}", "its weights are broken, or half precision overflowed: load others, "
                  "or compute in float32")  # fmt: skip

@@ -133,7 +133,9 @@ class OnlineSegmenter:
             it is that of an earlier frame, whose `frame_id` it bears; -1 while there is none. Events are this step's.
         Raises:
             ShapeError: An argument differs, or the sound is not finite, or what the localizer makes of them is not:
-                its weights are broken, or half precision overflowed. The state stays as it was.
+                its weights are broken, or half precision overflowed. The state stays as it was: with
+                `alignment="official"` it may be the frame kept back that fails, and would again until
+                `OnlineState.let_go`.
             ClockError: The frame is not later than the last one; the state stays as it was.
             CheckpointError: The state is of another model or other settings; it stays as it was.
             StateConsumedError: Another step has consumed the state.
@@ -349,6 +351,8 @@ class OnlineSegmenter:
             frame: uint8 [3, H, W].
             state: After at least one step.
             pts_ns: Time of the frame; None: that of the last step.
+        Raises:
+            ShapeError: The frame differs, or what the model makes of it is not finite.
         """
         check_shape(frame, "frame", "3 H W", dtype=torch.uint8, hint="RGB, channels first")
         (body,) = self._bodies([state])

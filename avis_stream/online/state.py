@@ -247,6 +247,19 @@ class OnlineState:
         body.forgotten.append(track_id)
         return OnlineState(self.take())
 
+    def let_go(self) -> OnlineState:
+        """Lets go of the frame that is kept back for its sound (`alignment="official"`): it will have no result.
+
+        For one that the model makes NaN of, so that every further step would be refused. If none is there,
+        nothing changes.
+
+        Returns:
+            The state to go on with; this one is consumed.
+        """
+        if (held := self.body.held) is not None:
+            held.waiting = False
+        return OnlineState(self.take())
+
 
 def _row(table: IdentityTable, track_id: int) -> int:
     row = table.row_of(track_id)

@@ -172,6 +172,7 @@ BROKEN = {
     "logits": "localizer.class_embed.bias",
     "mask embed": "localizer.mask_embed.layers.2.bias",
     "sounding": "localizer.sounding.match.2.bias",
+    "clip mask features": "pixel_decoder.mask_features.bias",
 }
 """What of a model is not finite if one of its weights is not."""
 
@@ -198,6 +199,9 @@ def test_a_model_that_yields_nan_ends_in_an_error_and_costs_no_stream(what: str)
         refused(ShapeError, rf"the model's {what} must be finite, got .*weights are broken", online, state)
         with pytest.raises(ShapeError, match=what):
             online.catch_up(film.frames[5:7], film.audio[5:7], state)
+        if what == "clip mask features":  # the only one of them that a refresh asks for
+            with pytest.raises(ShapeError, match=what):
+                online.refresh(film.frames[5], state)
     assert_same_result(
         online.step(film.frames[5], film.audio[5], state), online.step(film.frames[5], film.audio[5], twin)
     )
@@ -223,6 +227,21 @@ def test_a_frame_kept_back_is_still_there_after_a_failed_look() -> None:
     result, _ = online.step(film.frames[3], film.audio[3], state)
     assert result.frame_id == 2
     assert [own.frame_id for own in online.finish(last, film.audio[3])] == [2]
+
+
+def test_a_frame_kept_back_that_always_fails_can_be_let_go() -> None:
+    online, film = OnlineSegmenter(copy.deepcopy(small_model()), open_config(alignment="official")), scene()
+    _, state = play(online, film, online.init_state((48, 80)), range(3))
+    with broken(online.model, BROKEN["logits"]):
+        for _ in range(2):
+            refused(ShapeError, "logits", online, state)
+        used, state = state, state.let_go()
+        with pytest.raises(StateConsumedError):
+            used.let_go()
+        nobody, state = online.step(film.frames[3], film.audio[3], state)  # nothing is looked at: it is kept back
+    assert nobody.frame_id == -1
+    result, state = online.step(film.frames[4], film.audio[4], state)
+    assert (result.frame_id, state.steps) == (3, 5)
 
 
 def assert_same_result(one: tuple[OnlineResult, OnlineState], other: tuple[OnlineResult, OnlineState]) -> None:
