@@ -8,11 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from avis_stream.models.avism import SAME_OBJECT
 from avis_stream.models.linking import feature_logits, mask_grids, mask_iou
 from avis_stream.models.postprocess import MaskSizes, best_of_their_place, mask_logits, resize_logits
 from avis_stream.models.sounding_chain import log_odds
+from avis_stream.models.tracker import ClipPrediction, likeliest, presence_of, same_object
 from avis_stream.online.config import OnlineConfig
 from avis_stream.online.identities import Observation
+from avis_stream.online.looking import FrameAnswer
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,59 @@ class TrackerAnswer:
     def pred_masks(self) -> Tensor:
         """Mask logits of the frame, [M, h, w] at stride 4 of the padded input."""
         return torch.einsum("mc,chw->mhw", self.pred_mask_embed, self.clip_mask_features)
+
+
+def said_by_frame_queries(seen: FrameAnswer, tokens: Tensor, of_frame: Tensor) -> TrackerAnswer:
+    """What the frame queries say of themselves, where they are the objects (`TrackerConfig.objects="frame"`).
+
+    Args:
+        seen: Of the frame, with `logits` and `mask_embed`.
+        tokens: [N, C], object tokens of the frame.
+        of_frame: [N, C], their similarity embeddings.
+    """
+    assert seen.mask_embed is not None
+    assert seen.logits is not None
+    return TrackerAnswer(
+        pred_logits=seen.logits,
+        pred_mask_embed=seen.mask_embed,
+        similarity=of_frame,
+        presence=seen.chance,
+        tokens=tokens,
+        frame_similarity=of_frame,
+        clip_mask_features=seen.features,
+        by_frame=True,
+    )
+
+
+def said_by_video_queries(
+    answer: ClipPrediction, n: int, seen: FrameAnswer, tokens: Tensor, of_frame: Tensor
+) -> TrackerAnswer:
+    """What the video queries of a stream say, as the frame queries of its last frame bear out.
+
+    Args:
+        answer: Of several streams.
+        n: Which of them it is.
+        seen: Of its frame.
+        tokens: [N, C], object tokens of the frame.
+        of_frame: [N, C], their similarity embeddings.
+    """
+    similarity = answer.similarity[n]
+    same = same_object(similarity[None], of_frame[None, None])  # [1, M, 1, N]
+    sounds = None if seen.chance is None else presence_of(same, seen.chance[None, None])[0, :, 0]
+    mask_embed, there = answer.mask_embed[n], None
+    if seen.mask_embed is not None:
+        number, likely = likeliest(same)
+        mask_embed, there = seen.mask_embed[number[0, :, 0]], likely[0, :, 0] > SAME_OBJECT
+    return TrackerAnswer(
+        pred_logits=answer.logits[n],
+        pred_mask_embed=mask_embed,
+        similarity=similarity,
+        presence=sounds,
+        tokens=tokens,
+        frame_similarity=of_frame,
+        clip_mask_features=seen.features,
+        there=there,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from avis_stream.checks import check_finite, check_shape, require
 from avis_stream.errors import ShapeError, StateConsumedError
-from avis_stream.models.avism import AVISM, SAME_OBJECT
-from avis_stream.models.tracker import ClipPrediction, likeliest, presence_of, same_object
+from avis_stream.models.avism import AVISM
+from avis_stream.models.tracker import ClipPrediction
 from avis_stream.online.config import OnlineConfig
 from avis_stream.online.door import (
     FrameInput,
@@ -30,7 +30,7 @@ from avis_stream.online.identities import IdentityKeeper, IdentityTable
 from avis_stream.online.looking import Eye, FrameAnswer, Seen
 from avis_stream.online.memory import TrackerMemory
 from avis_stream.online.schedule import PushPlan, windows_of
-from avis_stream.online.seeing import TrackerAnswer, observe
+from avis_stream.online.seeing import TrackerAnswer, observe, said_by_frame_queries, said_by_video_queries
 from avis_stream.online.showing import Presenter, nothing
 from avis_stream.online.state import OnlineState, StreamBody
 from avis_stream.online.tracking import Arrival, StreamTracker
@@ -474,35 +474,8 @@ class OnlineSegmenter:
         tokens = self.tracking.tokens_of_newest(memory, plan).clone()
         of_frame = self.model.tracker.similarity_of_frames(tokens)
         if answer is None:
-            assert seen.mask_embed is not None
-            assert seen.logits is not None
-            return TrackerAnswer(
-                pred_logits=seen.logits,
-                pred_mask_embed=seen.mask_embed,
-                similarity=of_frame,
-                presence=seen.chance,
-                tokens=tokens,
-                frame_similarity=of_frame,
-                clip_mask_features=seen.features,
-                by_frame=True,
-            )
-        similarity = answer.similarity[n]
-        same = same_object(similarity[None], of_frame[None, None])  # [1, M, 1, N]
-        sounds = None if seen.chance is None else presence_of(same, seen.chance[None, None])[0, :, 0]
-        mask_embed, there = answer.mask_embed[n], None
-        if seen.mask_embed is not None:
-            number, likely = likeliest(same)
-            mask_embed, there = seen.mask_embed[number[0, :, 0]], likely[0, :, 0] > SAME_OBJECT
-        return TrackerAnswer(
-            pred_logits=answer.logits[n],
-            pred_mask_embed=mask_embed,
-            similarity=similarity,
-            presence=sounds,
-            tokens=tokens,
-            frame_similarity=of_frame,
-            clip_mask_features=seen.features,
-            there=there,
-        )
+            return said_by_frame_queries(seen, tokens, of_frame)
+        return said_by_video_queries(answer, n, seen, tokens, of_frame)
 
 
 def _due(body: StreamBody, given: FrameInput) -> FrameInput | None:
