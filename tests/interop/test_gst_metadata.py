@@ -7,22 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from live_tools import need_gstreamer
 
 from avis_stream.interop.follower import Answer, Row
 from avis_stream.types import OnlineResult
-
-
-@pytest.fixture
-def gst() -> Any:
-    need_gstreamer()
-    import gi
-
-    gi.require_version("Gst", "1.0")
-    from gi.repository import Gst
-
-    Gst.init(None)
-    return Gst
 
 
 class Meta:
