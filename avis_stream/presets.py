@@ -73,6 +73,7 @@ def avism_mini() -> AVISMConfig:
             layers=3,
             ffn_channels=384,
             query_source="peaks",
+            placed_masks=True,
             sounding_head=True,
             fusion_hears=False,
             motion_cue=True,
