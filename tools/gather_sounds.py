@@ -18,16 +18,18 @@ import tomllib
 from collections.abc import Collection, Iterator
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import av
-import mido
 import numpy as np
 from numpy.typing import NDArray
 
+if TYPE_CHECKING:
+    from mido import MidiFile
+
 RATE = 16_000
 _LONGEST = 20 * RATE
-_FEW = 60
+_MOST = 60
 """At most so many files of one class from one package: the voices of a package are few."""
 _PHRASES = 5
 """Played on each instrument of each font."""
@@ -55,18 +57,28 @@ _SCALES = ((0, 2, 4, 5, 7, 9, 11), (0, 2, 3, 5, 7, 8, 10), (0, 2, 4, 7, 9), tupl
 
 
 def gather(folder: Path, table: dict[str, Any], cache: Path | None, only: Collection[str]) -> None:
-    """Writes what the table names into a folder; those packages (`only`) or all, from `cache` if there."""
+    """Writes what the table names into a folder, and beside it which packages it is from.
+
+    Args:
+        folder: Gets `sounds`, `sounds_other` and `packages.txt`: name, version, SHA-256 of each package.
+        table: As `debian_sounds.toml`.
+        cache: Folder of packages that were fetched before; None: there is none.
+        only: Packages to look at; empty: all.
+    Raises:
+        SystemExit: A package cannot be had, or the table names what is not in it.
+    """
     recordings = {k: v for k, v in table.items() if k not in {"fonts", "instruments", "effects"}}
     packages = sorted({package for files in recordings.values() for package in files} | set(table["fonts"]))
     for package in only or packages:
         with tempfile.TemporaryDirectory() as scratch:
             root = Path(scratch)
-            unpacked(package, root, cache)
-            count = sum(
-                copied(folder, package, kind, files.get(package, []), root) for kind, files in recordings.items()
-            )
+            archive = unpacked(package, root, cache)
+            wanted = ((kind, files[package]) for kind, files in recordings.items() if package in files)
+            count = sum(copied(folder, package, kind, patterns, root) for kind, patterns in wanted)
             if package in table["fonts"]:
                 count += played(folder, package, table, root)
+            with (folder / "packages.txt").open("a") as told:
+                told.write(f"{archive.name} {hashlib.sha256(archive.read_bytes()).hexdigest()}\n")
             print(f"{package}: {count} recordings", flush=True)
 
 
@@ -74,26 +86,41 @@ def copied(folder: Path, package: str, kind: str, patterns: list[str], root: Pat
     """Writes what a package holds of a class; how many."""
     count = 0
     for path in chosen(root, patterns, f"{kind}/{package}"):
-        name = re.sub(r"[^a-z0-9]+", "-", str(path.relative_to(root).with_suffix("")).lower())
-        short = f"{name[-40:].strip('-')}-{hashlib.sha1(name.encode()).hexdigest()[:6]}"
-        count += written(home(folder, kind) / f"{package}_{short}.flac", decoded(path))
+        inside = str(path.relative_to(root))
+        name = re.sub(r"[^a-z0-9]+", "-", str(Path(inside).with_suffix("")).lower())
+        short = f"{name[-40:].strip('-')}-{hashlib.sha1(inside.encode()).hexdigest()[:6]}"
+        if written(home(folder, kind) / f"{package}_{short}.flac", decoded(path)):
+            count += 1
+        else:
+            print(f"{package}: too short or silent: {inside}", flush=True)
     return count
 
 
-def unpacked(package: str, root: Path, cache: Path | None) -> None:
-    """A package's files under `root`; nothing of it is installed or run."""
+def unpacked(package: str, root: Path, cache: Path | None) -> Path:
+    """A package's files under `root`, and its archive; nothing of it is installed or run."""
     found = sorted(cache.glob(f"{package}_*.deb")) if cache else []
     if not found:
-        subprocess.run(["apt-get", "download", "-qq", package], cwd=root, check=True)
+        got = subprocess.run(
+            ["apt-get", "download", "-qq", package], cwd=root, capture_output=True, text=True, check=False
+        )
         found = sorted(root.glob("*.deb"))
-    subprocess.run(["dpkg-deb", "--extract", str(found[0]), str(root)], check=True)
+        if got.returncode or not found:
+            raise SystemExit(
+                f"{package} cannot be fetched (is this Debian 12, with `apt-get update` done?): {got.stderr}"
+            )
+    subprocess.run(["dpkg-deb", "--extract", str(found[-1]), str(root)], check=True)
+    return found[-1]
 
 
 def chosen(root: Path, patterns: list[str], seed: str) -> list[Path]:
-    """The files that match, in order; a few at random where there are many."""
-    paths = [p for p in sorted(root.rglob("*")) if p.is_file() and any(fnmatch(str(p), f"*{end}") for end in patterns)]
-    paths = [p for p in paths if p.suffix not in {".txt", ".xml", ".deb", ".md", ".desktop"}]
-    return paths if len(paths) <= _FEW else sorted(random.Random(seed).sample(paths, _FEW))
+    """The files that match, in order; a few at random where there are many. Links lead out of the package."""
+    files = [path for path in sorted(root.rglob("*")) if path.is_file() and not path.is_symlink()]
+    files = [path for path in files if path.suffix not in {".txt", ".xml", ".deb", ".md", ".desktop"}]
+    for end in patterns:
+        if not any(fnmatch(str(path), f"*{end}") for path in files):
+            raise SystemExit(f"{seed}: no file of the package matches {end}")
+    paths = [path for path in files if any(fnmatch(str(path), f"*{end}") for end in patterns)]
+    return paths if len(paths) <= _MOST else sorted(random.Random(seed).sample(paths, _MOST))
 
 
 def decoded(path: Path) -> NDArray[np.float32]:
@@ -132,8 +159,8 @@ def home(folder: Path, kind: str) -> Path:
 
 
 def played(folder: Path, package: str, table: dict[str, Any], scratch: Path) -> int:
-    """Writes phrases on the instruments of a font, and its effects at a few keys; how many."""
-    font = next(p for p in sorted(scratch.rglob("*")) if p.exists() and str(p).endswith(table["fonts"][package]))
+    """Writes phrases on the instruments of the font in `scratch`, and its effects at a few keys; how many."""
+    (font,) = chosen(scratch, [table["fonts"][package]], package)
     count = 0
     for name, score, bank, program in scores(package, table):
         midi, wave = scratch / "phrase.mid", scratch / "phrase.wav"
@@ -147,7 +174,7 @@ def played(folder: Path, package: str, table: dict[str, Any], scratch: Path) -> 
     return count
 
 
-def scores(package: str, table: dict[str, Any]) -> Iterator[tuple[str, mido.MidiFile, int, int]]:
+def scores(package: str, table: dict[str, Any]) -> Iterator[tuple[str, MidiFile, int, int]]:
     """(class/number, what is played, bank, program) of all phrases and effects of a font."""
     for kind, programs in table["instruments"].items():
         for bank, program in programs:
@@ -160,7 +187,7 @@ def scores(package: str, table: dict[str, Any]) -> Iterator[tuple[str, mido.Midi
                 yield f"{kind}/effect{key}", melody([(0.0, 5.0, key, 110)], bank, program), bank, program
 
 
-def phrase(kind: str, bank: int, program: int, rng: random.Random) -> mido.MidiFile:
+def phrase(kind: str, bank: int, program: int, rng: random.Random) -> MidiFile:
     """A melody nobody wrote: steps on a scale, at times a leap, a rest or a chord."""
     low, high = _RANGES.get(kind, (48, 79))
     scale, tonic = rng.choice(_SCALES), rng.randrange(12)
@@ -181,8 +208,10 @@ def phrase(kind: str, bank: int, program: int, rng: random.Random) -> mido.MidiF
     return melody(notes, bank, program)
 
 
-def melody(notes: list[tuple[float, float, int, int]], bank: int, program: int) -> mido.MidiFile:
+def melody(notes: list[tuple[float, float, int, int]], bank: int, program: int) -> MidiFile:
     """Notes (start and length in s, key, velocity) as a file, a thousand ticks a second."""
+    import mido
+
     track = mido.MidiTrack([mido.MetaMessage("set_tempo", tempo=500_000)])
     track.append(mido.Message("control_change", control=0, value=bank))
     track.append(mido.Message("program_change", program=program))

@@ -99,8 +99,8 @@ def run_training(
     """Trains and returns the path of the finished weights: `out/best.safetensors`, or `weights` without validation.
 
     Args:
-        data: Folder with `train.json`, or `synth` (drawn by the program), `synth:ASSETS`, or `synth:ASSETS:MORE` with a
-            folder of more recordings (`MoreSounds`; between the folders what stands between those of `PATH`).
+        data: Folder with `train.json`, or `synth` (drawn by the program), `synth:ASSETS`, or, with a folder of more
+            recordings (`MoreSounds`), `synth:ASSETS:MORE` or `synth::MORE`; `os.pathsep` stands between folders.
         model_name: A preset.
         out: For checkpoints, the log and the weights.
         init: Weights to begin with, whole or in part.
@@ -141,7 +141,8 @@ def _run(
     lesson, schedule = _lesson(model, schedule, data, folder)
     best, last = folder / "best.safetensors", folder / "weights.safetensors"
     with ExitStack() as stack:
-        diary = Diary(folder) if _first() else None
+        with all_or_none("opening the log", model.device):
+            diary = Diary(folder) if _first() else None
         if diary is not None:
             stack.callback(diary.close)
 

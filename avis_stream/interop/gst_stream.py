@@ -28,7 +28,7 @@ _EVERYTHING = (
 )
 _KEPT_TIMES = 1024
 _KEPT_TEXTS = 64
-"""More wait only if the video stands still."""
+"""A frame takes along all that wait, and answers come of frames, so that more than a few never do."""
 _LATE_FRAMES = 10
 """So many without the end of their sound are worth a warning; a microphone that begins late costs a few."""
 
@@ -221,8 +221,8 @@ class Stream:
         elif kind in (Gst.EventType.EOS, Gst.EventType.FLUSH_START):
             self._follower.sound_over()
         elif kind == Gst.EventType.FLUSH_STOP:
-            self._sound_flush = event.get_seqnum()
             self._follower.forget_sound()
+            self._sound_flush = event.get_seqnum()  # from here on the video's flush keeps what sound there is
             self.audio_pad_changed()
             self._audio_time = SegmentTime.from_zero()
 

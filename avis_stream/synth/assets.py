@@ -180,10 +180,17 @@ def _read_sprite(path: Path) -> Sprite | None:
 
 @functools.lru_cache(maxsize=4096)
 def read_sound(path: Path) -> Sound | None:
-    """A recording at 16 kHz; None where nothing can be heard in it."""
+    """A recording at 16 kHz; None where nothing can be heard in it.
+
+    Raises:
+        DataError: It cannot be decoded.
+    """
     resampler = av.AudioResampler("flt", "mono", 16_000)
-    with av.open(str(path)) as container:
-        blocks = [b.to_ndarray()[0] for frame in container.decode(audio=0) for b in resampler.resample(frame)]
+    try:
+        with av.open(str(path)) as container:
+            blocks = [b.to_ndarray()[0] for frame in container.decode(audio=0) for b in resampler.resample(frame)]
+    except (av.error.FFmpegError, IndexError) as error:  # IndexError: no sound in it
+        raise DataError(f"{path} cannot be read as a recording ({error}): mend it or take it away") from None
     blocks += [b.to_ndarray()[0] for b in resampler.resample(None)]
     return prepared_sound(np.concatenate(blocks).astype(np.float32), path.stem) if blocks else None
 

@@ -12,16 +12,16 @@ from avis_stream.synth.assets import SOUND_FILES, first_good, folders, read_soun
 from avis_stream.synth.library import Library, Photograph, Rng, Sound, Sprite
 
 SHARE = 0.5
-"""Of the recordings of a class that has more, so many are of those; so much of what is no class's too."""
+"""Chance that a sound of a class, or of none, is one of the further recordings, where there are any."""
 
 
 class MoreSounds:
     """A library, and a folder of further recordings of its classes.
 
-        DIR/sounds/<class>/<source>_*.flac      DIR/sounds_other/<kind>/<source>_*.flac
+        DIR/sounds/<class>/<source>_*.flac      DIR/sounds_other/<kind>/<source>_*.flac (or .ogg, .wav, .mp3)
 
-    A source (what stands before the first `_`: a package, an instrument) is drawn first, then one of its files, so that
-    one with many files is not heard more often than one with few.
+    A source (what stands before the first `_`, as the package it is from) is drawn first, then one of its files, so
+    that one with many files is not heard more often than one with few.
     """
 
     def __init__(self, library: Library, folder: Path) -> None:
@@ -34,9 +34,9 @@ class MoreSounds:
             DataError: The folder has no recording of any of the library's classes.
         """
         self._library, self.classes = library, library.classes
-        self._sounds = {name: by_source(folder / "sounds" / name) for name in folders(folder / "sounds")}
+        self._sounds = {name: _by_source(folder / "sounds" / name) for name in folders(folder / "sounds")}
         kinds = (folder / "sounds_other" / kind for kind in folders(folder / "sounds_other"))
-        self._other = [source for kind in kinds for source in by_source(kind)]
+        self._other = [source for kind in kinds for source in _by_source(kind)]
         if not any(self._sounds.get(name) for name in self.classes):
             wanted = ", ".join(self.classes)
             raise DataError(f"{folder}: no recordings (sounds/<class>/*.flac, .ogg, .wav or .mp3) of {wanted}")
@@ -66,7 +66,7 @@ class MoreSounds:
         return self._library.photograph(rng)
 
 
-def by_source(folder: Path) -> list[list[Path]]:
+def _by_source(folder: Path) -> list[list[Path]]:
     """The recordings in a folder, those of one source together; sources and files in order."""
     sources: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():

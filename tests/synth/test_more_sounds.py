@@ -74,6 +74,13 @@ def test_a_folder_without_recordings_is_refused(tmp_path: Path) -> None:
         MoreSounds(ProceduralLibrary(), tmp_path)
 
 
+def test_a_broken_recording_is_named(folder: Path) -> None:
+    (folder / "sounds/cat").mkdir()
+    (folder / "sounds/cat/torn_0.ogg").write_bytes(b"OggS is not enough")
+    with pytest.raises(DataError, match=r"torn_0\.ogg cannot be read as a recording"):
+        names_of(MoreSounds(ProceduralLibrary(), folder), "cat")
+
+
 def test_training_asks_for_it_by_the_second_folder(tmp_path: Path) -> None:
     data = os.pathsep.join(["synth:", str(tmp_path / "none")])
     with pytest.raises(DataError, match="no recordings"):
