@@ -54,7 +54,7 @@ def said_by_frame_queries(seen: FrameAnswer, tokens: Tensor, of_frame: Tensor) -
     """What the frame queries say of themselves, where they are the objects (`TrackerConfig.objects="frame"`).
 
     Args:
-        seen: Of the frame, with `logits` and `mask_embed`.
+        seen: What the frame shows, with `logits` and `mask_embed` set.
         tokens: [N, C], object tokens of the frame.
         of_frame: [N, C], their similarity embeddings.
     """
@@ -78,9 +78,9 @@ def said_by_video_queries(
     """What the video queries of a stream say, as the frame queries of its last frame bear out.
 
     Args:
-        answer: Of several streams.
-        n: Which of them it is.
-        seen: Of its frame.
+        answer: Of B streams stepped together, tensors [B, M, ...].
+        n: Which of them this is, in [0, B).
+        seen: What its last frame shows.
         tokens: [N, C], object tokens of the frame.
         of_frame: [N, C], their similarity embeddings.
     """
