@@ -24,6 +24,10 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
+from avis_stream.errors import DataError
+from avis_stream.files import atomic_path
+from avis_stream.synth.assets import decoded
+
 if TYPE_CHECKING:
     from mido import MidiFile
 
@@ -53,7 +57,9 @@ _RANGES = {
 _CHORDS = {"accordion": 0.5, "banjo": 0.4, "guitar": 0.5, "piano": 0.5, "violin": 0.1, "cello": 0.1}
 """Share of the beats with more than one note."""
 _EFFECT_KEYS = (52, 56, 60, 64, 68)
+"""At which an effect is played: lower or higher, slower or faster."""
 _SCALES = ((0, 2, 4, 5, 7, 9, 11), (0, 2, 3, 5, 7, 8, 10), (0, 2, 4, 7, 9), tuple(range(12)))
+"""Major, minor, pentatonic, all keys: semitones above the tonic."""
 
 
 def gather(folder: Path, table: dict[str, Any], cache: Path | None, only: Collection[str]) -> None:
@@ -77,9 +83,16 @@ def gather(folder: Path, table: dict[str, Any], cache: Path | None, only: Collec
             count = sum(copied(folder, package, kind, patterns, root) for kind, patterns in wanted)
             if package in table["fonts"]:
                 count += played(folder, package, table, root)
-            with (folder / "packages.txt").open("a") as told:
-                told.write(f"{archive.name} {hashlib.sha256(archive.read_bytes()).hexdigest()}\n")
+            note(folder / "packages.txt", f"{archive.name} {hashlib.sha256(archive.read_bytes()).hexdigest()}")
             print(f"{package}: {count} recordings", flush=True)
+
+
+def note(path: Path, line: str) -> None:
+    """Adds a line to a file, once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = path.read_text().splitlines() if path.is_file() else []
+    with atomic_path(path) as temporary:
+        temporary.write_text("\n".join(sorted({*lines, line})) + "\n")
 
 
 def copied(folder: Path, package: str, kind: str, patterns: list[str], root: Path) -> int:
@@ -89,7 +102,12 @@ def copied(folder: Path, package: str, kind: str, patterns: list[str], root: Pat
         inside = str(path.relative_to(root))
         name = re.sub(r"[^a-z0-9]+", "-", str(Path(inside).with_suffix("")).lower())
         short = f"{name[-40:].strip('-')}-{hashlib.sha1(inside.encode()).hexdigest()[:6]}"
-        if written(home(folder, kind) / f"{package}_{short}.flac", decoded(path)):
+        try:
+            samples = decoded(path, "g722" if path.suffix == ".g722" else None)
+        except DataError as error:
+            print(f"{package}: {error}", flush=True)
+            continue
+        if written(home(folder, kind) / f"{package}_{short}.flac", samples):
             count += 1
         else:
             print(f"{package}: too short or silent: {inside}", flush=True)
@@ -123,28 +141,14 @@ def chosen(root: Path, patterns: list[str], seed: str) -> list[Path]:
     return paths if len(paths) <= _MOST else sorted(random.Random(seed).sample(paths, _MOST))
 
 
-def decoded(path: Path) -> NDArray[np.float32]:
-    """A file at 16 kHz, one channel; nothing where it holds no sound."""
-    resampler = av.AudioResampler("flt", "mono", RATE)
-    try:
-        with av.open(
-            str(path), format="g722" if path.suffix == ".g722" else None, metadata_errors="replace"
-        ) as container:
-            blocks = [b.to_ndarray()[0] for frame in container.decode(audio=0) for b in resampler.resample(frame)]
-    except (av.error.FFmpegError, IndexError):
-        return np.zeros(0, np.float32)
-    blocks += [b.to_ndarray()[0] for b in resampler.resample(None)]
-    return np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
-
-
 def written(path: Path, samples: NDArray[np.float32]) -> bool:
-    """Keeps the first 20 seconds, unless they are silent or shorter than 0.1 s."""
+    """Writes the first 20 s of samples [n], as loud as can be; False where they are silent or shorter than 0.1 s."""
     samples = samples[:_LONGEST]
     if len(samples) < RATE // 10 or np.abs(samples).max() < 1e-3:
         return False
     path.parent.mkdir(parents=True, exist_ok=True)
     scaled = np.round(samples / np.abs(samples).max() * 32_000).astype(np.int16)
-    with av.open(str(path), "w") as container:
+    with atomic_path(path) as temporary, av.open(str(temporary), "w", format="flac") as container:
         stream = container.add_stream("flac", rate=RATE, layout="mono")
         frame = av.AudioFrame.from_ndarray(scaled[None], format="s16", layout="mono")
         frame.sample_rate = RATE

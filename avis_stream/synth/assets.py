@@ -185,14 +185,26 @@ def read_sound(path: Path) -> Sound | None:
     Raises:
         DataError: It cannot be decoded.
     """
+    return prepared_sound(decoded(path), path.stem)
+
+
+def decoded(path: Path, form: str | None = None) -> NDArray[np.float32]:
+    """All of a recording, float32 [n] at 16 kHz, one channel.
+
+    Args:
+        path: The file.
+        form: FFmpeg's name of its format; None: what it looks like.
+    Raises:
+        DataError: It cannot be decoded.
+    """
     resampler = av.AudioResampler("flt", "mono", 16_000)
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), format=form, metadata_errors="replace") as container:  # titles may be in any code
             blocks = [b.to_ndarray()[0] for frame in container.decode(audio=0) for b in resampler.resample(frame)]
     except (av.error.FFmpegError, IndexError) as error:  # IndexError: no sound in it
         raise DataError(f"{path} cannot be read as a recording ({error}): mend it or take it away") from None
     blocks += [b.to_ndarray()[0] for b in resampler.resample(None)]
-    return prepared_sound(np.concatenate(blocks).astype(np.float32), path.stem) if blocks else None
+    return np.concatenate(blocks).astype(np.float32) if blocks else np.zeros(0, np.float32)
 
 
 @functools.lru_cache(maxsize=512)

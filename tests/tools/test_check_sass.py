@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+from tool_files import load_tool
 
 tomllib = pytest.importorskip("tomllib", reason="Python 3.11 or later reads the table of limits")
 
 ROOT = Path(__file__).parents[2]
 
-
-def load_tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("check_sass", ROOT / "tools" / "check_sass.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["check_sass"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-check_sass = load_tool()
+check_sass = load_tool("check_sass")
 LIMITS = tomllib.loads(check_sass.LIMITS.read_text())
 
 

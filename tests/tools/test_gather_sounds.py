@@ -2,34 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 import tomllib
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 from scipy.io import wavfile
+from tool_files import TOOLS, load_tool
 
 from avis_stream.config import AVISEG_CLASSES
 from avis_stream.synth.assets import read_sound
 
-TOOLS = Path(__file__).parents[2] / "tools"
 TABLE = tomllib.loads((TOOLS / "debian_sounds.toml").read_text())
 
-
-def load_tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("gather_sounds", TOOLS / "gather_sounds.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["gather_sounds"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-tool = load_tool()
+tool = load_tool("gather_sounds")
 
 
 def tone(path: Path, seconds: float, level: float = 0.1) -> Path:
