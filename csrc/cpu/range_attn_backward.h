@@ -10,8 +10,9 @@
 
 namespace avis::AVIS_ISA {
 
-constexpr std::int64_t kKeyChunk = 288;   // a multiple of the tile in every width, and of kRows
-constexpr std::int64_t kQueryBlock = 48;  // likewise of kRows
+constexpr std::int64_t kKeyChunk = kManyRegisters ? 384 : 288;  // a multiple of the tile, and of kBlock
+constexpr std::int64_t kQueryBlock = 48;                        // likewise of kBlock
+static_assert(kKeyChunk % kTile == 0 && kKeyChunk % kBlock == 0 && kQueryBlock % kBlock == 0);
 
 struct BackwardRoom {
   float *k_tiles, *v_tiles, *k_rows, *v_rows, *bias, *q, *grad, *lse, *row, *dq, *dk, *dv, *dbias, *p, *ds;
@@ -44,23 +45,23 @@ struct BackwardRoom {
   }
 };
 
-// P and dS of six queries, from `query` on, with a chunk of keys.
+// P and dS of kRows queries, from `query` on, with a chunk of keys.
 AVIS_INLINE void differentiate(const BackwardRoom& room, std::int64_t padded, std::int64_t query, std::int64_t first,
                                std::int64_t count, float* p, float* ds) {
   for (std::int64_t key = 0; key < count; key += kTile) {
-    Tile<2> scores, dp;
+    Tile<kRows, kColumns> scores, dp;
     scores.add_product(room.q + query * padded, padded, 1, room.k_tiles + (first + key) * padded, kTile, padded);
 #pragma GCC unroll 6
     for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 2
-      for (int i = 0; i < 2; ++i)
+#pragma GCC unroll 4
+      for (int i = 0; i < kColumns; ++i)
         scores.c[r][i] = exp2(scores.c[r][i] + load(room.bias + first + key + i * kLanes) - splat(room.lse[query + r]));
     scores.put(p + key, kKeyChunk);
     dp.add_product(room.grad + query * padded, padded, 1, room.v_tiles + (first + key) * padded, kTile, padded);
 #pragma GCC unroll 6
     for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 2
-      for (int i = 0; i < 2; ++i)
+#pragma GCC unroll 4
+      for (int i = 0; i < kColumns; ++i)
         dp.c[r][i] = load(p + r * kKeyChunk + key + i * kLanes) * (dp.c[r][i] - splat(room.row[query + r]));
     dp.put(ds + key, kKeyChunk);
   }
@@ -111,7 +112,7 @@ void range_attn_backward_fast(const RangeAttnArgs& args, std::int64_t batch, std
   __builtin_memset(room.dk, 0, places * padded * sizeof(float));
   __builtin_memset(room.dv, 0, places * padded * sizeof(float));
   __builtin_memset(room.dbias, 0, places * sizeof(float));
-  // Columns behind the last key of a chunk belong to no tile, but to a group of six keys.
+  // Columns behind the last key of a chunk belong to no tile, but to a block of keys.
   __builtin_memset(room.p, 0, kQueryBlock * kKeyChunk * sizeof(float));
   __builtin_memset(room.ds, 0, kQueryBlock * kKeyChunk * sizeof(float));
 
@@ -122,20 +123,19 @@ void range_attn_backward_fast(const RangeAttnArgs& args, std::int64_t batch, std
       __builtin_memset(room.ds, 0, kQueryBlock * kKeyChunk * sizeof(float));
     }
     for (std::int64_t block = 0; block < rows; block += kQueryBlock) {
-      for (std::int64_t r = 0; r < kQueryBlock; r += kRows) {
-        float* ds = room.ds + r * kKeyChunk;
-        differentiate(room, padded, block + r, first, count, room.p + r * kKeyChunk, ds);
-        if (args.dq != nullptr)
-          add_product(room.dq + (block + r) * padded, padded, padded, ds, kKeyChunk, 1, keys.data + first * keys.stride,
-                      keys.stride, count);
-      }
-      for (std::int64_t key = 0; key < count; key += kRows) {
+      for (std::int64_t r = 0; r < kQueryBlock; r += kRows)
+        differentiate(room, padded, block + r, first, count, room.p + r * kKeyChunk, room.ds + r * kKeyChunk);
+      if (args.dq != nullptr)
+        for (std::int64_t r = 0; r < kQueryBlock; r += kBlock)
+          add_product<kBlock>(room.dq + (block + r) * padded, padded, padded, room.ds + r * kKeyChunk, kKeyChunk, 1,
+                              keys.data + first * keys.stride, keys.stride, count);
+      for (std::int64_t key = 0; key < count; key += kBlock) {
         if (args.dk != nullptr)
-          add_product(room.dk + (first + key) * padded, padded, padded, room.ds + key, 1, kKeyChunk,
-                      room.q + block * padded, padded, kQueryBlock);
+          add_product<kBlock>(room.dk + (first + key) * padded, padded, padded, room.ds + key, 1, kKeyChunk,
+                              room.q + block * padded, padded, kQueryBlock);
         if (args.dv != nullptr)
-          add_product(room.dv + (first + key) * padded, padded, padded, room.p + key, 1, kKeyChunk,
-                      room.grad + block * padded, padded, kQueryBlock);
+          add_product<kBlock>(room.dv + (first + key) * padded, padded, padded, room.p + key, 1, kKeyChunk,
+                              room.grad + block * padded, padded, kQueryBlock);
       }
       if (args.dbias != nullptr)
         for (std::int64_t r = 0; r < kQueryBlock; ++r)
