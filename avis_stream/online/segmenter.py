@@ -135,7 +135,7 @@ class OnlineSegmenter:
             ShapeError: An argument differs, or the sound is not finite, or what the localizer makes of them is not:
                 its weights are broken, or half precision overflowed. The state stays as it was: with
                 `alignment="official"` it may be the frame kept back that fails, and would again until
-                `OnlineState.let_go`.
+                `OnlineState.drop_held_frame`.
             ClockError: The frame is not later than the last one; the state stays as it was.
             CheckpointError: The state is of another model or other settings; it stays as it was.
             StateConsumedError: Another step has consumed the state.

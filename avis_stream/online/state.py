@@ -247,8 +247,8 @@ class OnlineState:
         body.forgotten.append(track_id)
         return OnlineState(self.take())
 
-    def let_go(self) -> OnlineState:
-        """Lets go of the frame that is kept back for its sound (`alignment="official"`): it will have no result.
+    def drop_held_frame(self) -> OnlineState:
+        """Drops the frame that is kept back for its sound (`alignment="official"`): it will have no result.
 
         For one that the model makes NaN of, so that every further step would be refused. If none is there,
         nothing changes.

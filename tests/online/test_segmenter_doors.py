@@ -229,15 +229,15 @@ def test_a_frame_kept_back_is_still_there_after_a_failed_look() -> None:
     assert [own.frame_id for own in online.finish(last, film.audio[3])] == [2]
 
 
-def test_a_frame_kept_back_that_always_fails_can_be_let_go() -> None:
+def test_a_frame_kept_back_that_always_fails_can_be_dropped() -> None:
     online, film = OnlineSegmenter(copy.deepcopy(small_model()), open_config(alignment="official")), scene()
     _, state = play(online, film, online.init_state((48, 80)), range(3))
     with broken(online.model, BROKEN["logits"]):
         for _ in range(2):
             refused(ShapeError, "logits", online, state)
-        used, state = state, state.let_go()
+        used, state = state, state.drop_held_frame()
         with pytest.raises(StateConsumedError):
-            used.let_go()
+            used.drop_held_frame()
         nobody, state = online.step(film.frames[3], film.audio[3], state)  # nothing is looked at: it is kept back
     assert nobody.frame_id == -1
     result, state = online.step(film.frames[4], film.audio[4], state)
