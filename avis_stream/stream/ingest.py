@@ -31,12 +31,14 @@ class _Moments:
     def note(self, pts_ns: int, now_ns: int) -> None:
         self._noted.append((pts_ns, now_ns))
 
-    def take(self, pts_ns: int) -> int:
-        while self._noted:
-            noted, at = self._noted.popleft()
+    def take(self, pts_ns: int) -> int | None:
+        """None: it was never noted, or is forgotten; those that are known stay so."""
+        for place, (noted, at) in enumerate(self._noted):
             if noted == pts_ns:
+                for _ in range(place + 1):
+                    self._noted.popleft()
                 return at
-        return 0
+        return None
 
 
 class Ingest:
@@ -114,16 +116,16 @@ class Ingest:
         """When the oldest waiting frame goes at the latest."""
         return self.aligner.deadline_ns()
 
-    def arrived_ns(self, pair: AVPair) -> int:
-        """When the pair's frame came in; to be asked once, in order."""
+    def arrived_ns(self, pair: AVPair) -> int | None:
+        """When the pair's frame came in, None if that is not known (any more); to be asked once, in order."""
         return self._arrived.take(pair.frame.pts_ns)
 
     def note_queued(self, pair: AVPair, now_ns: int) -> None:
         """Notes when the pair was queued."""
         self._queued.note(pair.frame.pts_ns, now_ns)
 
-    def queued_ns(self, pair: AVPair) -> int:
-        """When the pair was queued; to be asked once, in order."""
+    def queued_ns(self, pair: AVPair) -> int | None:
+        """When the pair was queued, None if that is not known (any more); to be asked once, in order."""
         return self._queued.take(pair.frame.pts_ns)
 
     def _with_earlier(self, frame: VideoFrame) -> VideoFrame:

@@ -312,7 +312,8 @@ class Session:
     def _offer(self, pairs: Iterable[AVPair]) -> None:
         for pair in pairs:
             arrived = self._ingest.arrived_ns(pair)
-            self._stats.time("align", self._attentive_now() - arrived)
+            if arrived is not None:
+                self._stats.time("align", self._attentive_now() - arrived)
             begin = self._clock.now()
             with self._change:
                 # Only where nothing may be lost can it be refused; then the source waits too.
@@ -337,7 +338,8 @@ class Session:
             if pair is None:
                 break
             begin = self._clock.now()
-            self._stats.time("queue", begin - queued_ns)
+            if queued_ns is not None:
+                self._stats.time("queue", begin - queued_ns)
             done = self._rates(pair)
             now = self._clock.now()
             if done is None:
@@ -350,7 +352,8 @@ class Session:
             self._stats.moment("refreshes" if refreshed else "steps", now)
             self._deliver(result, pair, refreshed, now)
 
-    def _next_pair(self) -> tuple[AVPair | None, int]:
+    def _next_pair(self) -> tuple[AVPair | None, int | None]:
+        """With when it was queued, if that is known."""
         with self._change:
             while self._state != "over":
                 pair = self._ingest.queue.take(self._clock.now())
@@ -359,9 +362,9 @@ class Session:
                     self._change.notify_all()
                     return pair, self._ingest.queued_ns(pair)
                 if self._state == "draining":
-                    return None, 0
+                    return None, None
                 self._change.wait(0.5)
-        return None, 0
+        return None, None
 
     def _deliver(self, result: OnlineResult, pair: AVPair, refreshed: bool, now: int) -> None:
         latency = None

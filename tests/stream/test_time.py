@@ -162,6 +162,16 @@ def test_when_a_frame_came_in_is_known_however_many_wait() -> None:
     assert [ingest.arrived_ns(pair) for pair in pairs] == [7 + n for n in range(3, 10_003)]
 
 
+def test_a_frame_that_nobody_noted_takes_no_other_from_the_record() -> None:
+    source = ItemSource("it", (), realtime=False, gives_pictures=True, gives_sound=True)
+    ingest = Ingest([source], SessionConfig(), live=False, wants_previous=False)
+    for number in range(3):
+        ingest.take(frame(number), 7 + number)
+    unknown = AVPair(frame=frame(9), audio=torch.zeros(SAMPLE_RATE), audio_valid=0.0, end_ns=10 * PERIOD)
+    assert ingest.arrived_ns(unknown) is None
+    assert [ingest.arrived_ns(pair) for pair in ingest.rest()] == [7, 8, 9]
+
+
 def test_filler_does_not_count_as_heard() -> None:
     aligner = AVAligner()
     for begin in range(0, 1000, 20):
