@@ -15,7 +15,12 @@ from gi.repository import Gst  # noqa: E402
 
 
 def view(layout: Layout, data: Any) -> NDArray[np.uint8]:
-    """The picture uint8 [H, W, 3] in the bytes of a mapped buffer; must not outlive the mapping."""
+    """The picture uint8 [H, W, 3] in the bytes of a mapped buffer; must not outlive the mapping.
+
+    Raises:
+        ValueError: The buffer is shorter than its picture.
+    """
+    layout.check(memoryview(data).nbytes)
     # By strides: a reshaped copy would be drawn into in vain. The last row need not be padded.
     return np.ndarray((layout.height, layout.width, 3), np.uint8, data, layout.offset, (layout.stride, 3, 1))
 
@@ -40,22 +45,30 @@ class BufferPicture(NamedTuple):
 
         Raises:
             RuntimeError: The buffer cannot be read.
+            ValueError: It is shorter than its picture.
         """
         good, info = self.buffer.map(Gst.MapFlags.READ)
         if not good:
             raise RuntimeError("a video buffer cannot be read")
-        picture = view(self.layout.of(self.buffer), info.data).copy()
-        self.buffer.unmap(info)
-        return picture
+        try:
+            return view(self.layout.of(self.buffer), info.data).copy()
+        finally:
+            self.buffer.unmap(info)
 
 
 def draw_into(buffer: Any, layer: Any, layout: Layout) -> None:
-    """Blends a `Layer` into a buffer that may be written to."""
+    """Blends a `Layer` into a buffer that may be written to.
+
+    Raises:
+        ValueError: The buffer is shorter than its picture.
+    """
     layout = layout.of(buffer)
     good, info = buffer.map(Gst.MapFlags.READ | Gst.MapFlags.WRITE)
     if good:
-        layer.blend(view(layout, info.data))
-        buffer.unmap(info)
+        try:
+            layer.blend(view(layout, info.data))
+        finally:
+            buffer.unmap(info)
 
 
 def mask_buffer(ids: NDArray[Any] | None, size: tuple[int, int]) -> Any:

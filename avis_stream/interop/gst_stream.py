@@ -49,12 +49,12 @@ class Stream:
             model: From `model_segmenter`.
             post: Takes the structure of an element message; from the model's thread.
             warn: Takes a warning and its remedy.
-            fail: Takes an error and its remedy; from the model's thread.
+            fail: Takes an error and its remedy; from any thread.
         """
         segmenter, self._classes, wants_previous = model
         self._sync = bool(values["sync"])
         """For the whole run: there is a model's thread, or the frames' own is it; two would share one state."""
-        self._pads, self._values, self._post, self._warn = pads, values, post, warn
+        self._pads, self._values, self._post, self._warn, self._fail = pads, values, post, warn, fail
         self._follower = Follower(
             segmenter, self._classes, num_threads=values["num-threads"] or usual_threads(),
             audio_wait_ms=values["audio-wait-ms"], draw=lambda: bool(values["overlay"]), told=self._tell,
@@ -112,7 +112,11 @@ class Stream:
         if follower.failure is not None:  # it is on the bus
             return Gst.FlowReturn.ERROR
         answer = self._fitting(follower.answer, pts_ns, layout)
-        out = self._with_answer(buffer, answer, layout) if answer is not None else buffer
+        try:
+            out = self._with_answer(buffer, answer, layout) if answer is not None else buffer
+        except ValueError as error:
+            self._fail(f"a frame cannot be drawn into: {error}", "see the element before video_sink")
+            return Gst.FlowReturn.ERROR
         self._push_beside(answer, buffer, layout)
         if picture is not None and not self._sync:
             follower.frame(picture, pts_ns)  # wakes the model, so it comes last: both want the interpreter

@@ -344,6 +344,22 @@ def test_rows_lie_as_the_buffer_says(gst: Any, stub: StubSegmenter) -> None:
     assert not drawn[offset + 192 : offset + stride].any()
 
 
+@pytest.mark.parametrize("sync", [True, False], ids=["read", "drawn_into"])
+def test_a_buffer_shorter_than_its_picture_is_an_error_that_says_so(gst: Any, stub: StubSegmenter, sync: bool) -> None:
+    """Whoever forgets to pad the rows of a picture 63 wide sends 9072 bytes."""
+    caps = "video/x-raw,format=RGB,width=63,height=48,framerate=1/1"
+    text = f"appsrc name=in format=time caps={caps} ! avisseg name=m overlay=true sync={str(sync).lower()} {OUT}"
+    with Run(gst, text) as run:
+        for pts, length in enumerate((48 * 192, 48 * 189)):
+            buffer = gst.Buffer.new_wrapped(bytes(length))
+            buffer.pts = pts * gst.SECOND
+            run.pipeline.get_by_name("in").emit("push-buffer", buffer)
+            wait_for(lambda: run.errors or run.element.get_property("stats").get_value("results"), 20, "a result")
+        wait_for(lambda: run.errors, 20, "an error")
+        assert "a video buffer must hold 9213 bytes for 63x48 RGB in rows 192 bytes apart" in run.errors[0]
+        assert "got 9072; whoever makes it must pad its rows to 4 bytes" in run.errors[0]
+
+
 def test_frames_without_a_time_go_through_and_are_counted(gst: Any, stub: StubSegmenter) -> None:
     caps = "video/x-raw,format=RGB,width=64,height=48,framerate=1/1"
     with Run(gst, f"appsrc name=in format=time caps={caps} ! avisseg name=m sync=true {OUT}") as run:

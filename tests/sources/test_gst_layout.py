@@ -29,6 +29,36 @@ class Noted:
     ids=["plain", "last_row_not_padded", "longer_than_its_picture", "wide_stride", "offset_and_packed", "all_of_it"],
 )
 def test_a_picture_comes_out_as_its_buffer_says(offset: int, stride: int, beyond: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3)).astype(np.uint8)
+    data = np.full(offset + HEIGHT * stride + max(0, beyond), 9, np.uint8)
+    data[offset : offset + HEIGHT * stride].reshape(HEIGHT, stride)[:, : 3 * WIDTH] = pixels.reshape(HEIGHT, -1)
+    lying = None if (offset, stride) == (0, OWN) else (offset, stride)
+    (seen,) = sent(data[: len(data) + min(0, beyond)].tobytes(), lying)
+    assert np.array_equal(seen, pixels)
+
+
+@pytest.mark.parametrize(
+    ("length", "lying", "needed"),
+    [
+        (HEIGHT * 15, None, 63),
+        (HEIGHT * OWN - 2, None, 63),
+        (0, None, 63),
+        (24 + HEIGHT * 20 - 6, (24, 20), 99),
+        (1000, (0, 12), 60),
+    ],
+    ids=["not_padded", "one_byte_short", "empty", "by_its_meta", "rows_overlap"],
+)
+def test_a_buffer_shorter_than_its_picture_ends_the_source(
+    length: int, lying: tuple[int, int] | None, needed: int
+) -> None:
+    from avis_stream.sources.worker.wire import Ended
+
+    with pytest.raises(Ended, match=rf"a video buffer must hold {needed} bytes for 5x4 RGB .*, got {length}; whoever"):
+        sent(bytes(length), lying)
+
+
+def sent(data: bytes, lying: tuple[int, int] | None) -> list[np.ndarray]:
+    """What the worker sends of a buffer; `lying`: the offset and the stride that the buffer itself tells."""
     need_gstreamer()
     import gi
 
@@ -39,11 +69,9 @@ def test_a_picture_comes_out_as_its_buffer_says(offset: int, stride: int, beyond
     from avis_stream.sources.worker.gstreamer import _GStreamerReader
     from avis_stream.sources.worker.layout import Layout
 
-    pixels = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3)).astype(np.uint8)
-    data = np.full(offset + HEIGHT * stride + max(0, beyond), 9, np.uint8)
-    data[offset : offset + HEIGHT * stride].reshape(HEIGHT, stride)[:, : 3 * WIDTH] = pixels.reshape(HEIGHT, -1)
-    buffer = Gst.Buffer.new_wrapped(data[: len(data) + min(0, beyond)].tobytes())
-    if (offset, stride) != (0, OWN):
+    buffer = Gst.Buffer.new_wrapped(data)
+    if lying is not None:
+        offset, stride = lying
         GstVideo.buffer_add_video_meta_full(
             buffer, GstVideo.VideoFrameFlags.NONE, GstVideo.VideoFormat.RGB, WIDTH, HEIGHT, 1,
             [offset, 0, 0, 0], [stride, 0, 0, 0],
@@ -54,5 +82,4 @@ def test_a_picture_comes_out_as_its_buffer_says(offset: int, stride: int, beyond
     noted = Noted()
     reader = _GStreamerReader(Gst, Layout.of_caps, {"pipeline": "fakesrc ! appsink name=video"}, noted)  # type: ignore[arg-type]
     reader._send_picture(Gst.Sample.new(buffer, caps, segment, None))
-    (seen,) = noted.pictures
-    assert np.array_equal(seen, pixels)
+    return noted.pictures

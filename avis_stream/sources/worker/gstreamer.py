@@ -165,7 +165,11 @@ class _GStreamerReader:
         buffer = sample.get_buffer()
         layout = self.layout_of(sample.get_caps()).of(buffer)
         with _mapped(self.gst, buffer) as data:
-            self.out.send(VIDEO, layout.packed(data), self._time_of(sample), *layout.size)
+            try:
+                pixels = layout.packed(data)
+            except ValueError as error:
+                raise Ended(str(error)) from error
+            self.out.send(VIDEO, pixels, self._time_of(sample), *layout.size)
 
     def _send_sound(self, sample: Any) -> None:
         with _mapped(self.gst, sample.get_buffer()) as data:

@@ -38,12 +38,31 @@ class Layout:
         """(width, height)."""
         return self.width, self.height
 
+    def check(self, length: int) -> None:
+        """Checks that a buffer of so many bytes holds the whole picture.
+
+        The last row need not be padded, and more may follow it: buffers of pools are as long as their pool likes.
+
+        Raises:
+            ValueError: It ends before the last row does, or rows overlap or lie before its beginning.
+        """
+        row = 3 * self.width
+        needed = self.offset + self.stride * (self.height - 1) + row
+        if length < needed or self.stride < row or self.offset < 0:
+            raise ValueError(
+                f"a video buffer must hold {max(needed, row * self.height)} bytes for {self.width}x{self.height} RGB "
+                f"in rows {self.stride} bytes apart from byte {self.offset} on, got {length}; whoever makes it must "
+                "pad its rows to 4 bytes, or say how they lie in a GstVideoMeta"
+            )
+
     def packed(self, data: Any) -> bytes | memoryview:
         """The picture's bytes, [H, W, 3] and nothing between, out of those of a mapped buffer; copied if they must be.
 
-        The last row need not be padded, and more may follow it: buffers of pools are as long as their pool likes.
+        Raises:
+            ValueError: As `check`.
         """
         row, whole = 3 * self.width, memoryview(data)
+        self.check(whole.nbytes)
         if self.stride == row:
             return whole[self.offset : self.offset + row * self.height]
         starts = (self.offset + y * self.stride for y in range(self.height))
