@@ -67,14 +67,22 @@ def all_or_none(what: str, device: torch.device) -> Iterator[None]:
     """Around what one process does while the others wait, `what` by name: where it fails, all stop at once.
 
     Raises:
-        AvisStreamError: It failed in another process. Where it failed, the error is its own.
+        AvisStreamError: It failed in another process. Where it failed, the error is its own, also if the others could
+            not be told.
     """
-    failure = None
+    failure: Exception | None = None
     try:
         yield
     except Exception as error:
         failure = error
-    if any_of_all(failure is not None, device):
+    try:
+        failed = any_of_all(failure is not None, device)
+    except Exception as broken:  # most likely after the same failure: it is not what the user must know first
+        if failure is None:
+            raise
+        failure.add_note(f"the other processes could not be told: {broken}")
+        failed = True
+    if failed:
         raise failure or AvisStreamError(f"{what} failed in another process, whose message says why")
 
 

@@ -37,6 +37,7 @@ from avis_stream.train import step as step_module
 from avis_stream.train.batch import ClipSample
 from avis_stream.train.loop import Stopped, train
 from avis_stream.train.optimiser import build_optimiser
+from avis_stream.train.processes import all_or_none
 from avis_stream.train.source import SynthClips
 from avis_stream.train.step import ClipLosses
 from avis_stream.weights.load import unfolded_model
@@ -296,10 +297,49 @@ def one_rank_of_which_the_first_fails(rank: int, store: str, folder: str, what: 
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("what", ["validate", "log", "checkpoint"])
+@pytest.mark.parametrize("what", ["validate", "log", "keep_best", "checkpoint"])
 def test_what_fails_in_the_first_process_alone_stops_all(tmp_path: Path, what: str) -> None:
     arguments = (str(tmp_path / "store"), str(tmp_path), what)
     mp.spawn(one_rank_of_which_the_first_fails, arguments, nprocs=2)
+
+
+def test_what_failed_is_told_though_nobody_else_can_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process that is gone breaks what comes next, which must not take the place of what was wrong."""
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("Connection closed by peer")
+
+    def try_it(failure: Exception | None) -> None:
+        with all_or_none("logging", torch.device("cpu")):
+            if failure is not None:
+                raise failure
+
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "all_reduce", broken)
+    with pytest.raises(OSError, match="no space left") as told:
+        try_it(OSError("no space left"))
+    assert told.value.__notes__ == ["the other processes could not be told: Connection closed by peer"]
+    with pytest.raises(RuntimeError, match="Connection closed"):
+        try_it(None)
+
+
+def test_a_best_that_cannot_be_kept_ends_the_run(tmp_path: Path) -> None:
+    """What was kept before stays the best, for a run that goes on."""
+    kept: list[int] = []
+
+    def keep() -> None:
+        if kept:
+            raise OSError("no space left")
+        kept.append(1)
+
+    schedule, figures = replace(QUICK, validate_every=1), iter([1.0, 2.0])
+    with pytest.raises(OSError, match="no space left"):
+        train(
+            fresh_model(), OneClip(), schedule, tmp_path, ahead=False, save_every=1,
+            validate=lambda _: next(figures), keep_best=keep,
+        )  # fmt: skip
+    state = torch.load(tmp_path / "last.pt", weights_only=True)
+    assert (state["step"], state["best"]) == (1, 1.0)
 
 
 class BrokenOn(nn.Module):
