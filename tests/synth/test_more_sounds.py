@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 from scipy.io import wavfile
 
-from avis_stream.commands.train import run_training
+from avis_stream.commands.train import _library, run_training
 from avis_stream.errors import DataError
+from avis_stream.synth.assets import AssetLibrary
+from avis_stream.synth.library import Library
 from avis_stream.synth.more_sounds import MoreSounds
 from avis_stream.synth.procedural import ProceduralLibrary
+from avis_stream.synth.protocol import Protocol
 
 RATE = 16_000
 
@@ -35,7 +38,7 @@ def write_tone(path: Path, level: float) -> None:
     wavfile.write(path, RATE, (wave * 32_000).astype(np.int16))
 
 
-def names_of(library: MoreSounds, class_name: str | None, count: int = 600) -> Counter[str]:
+def names_of(library: Library, class_name: str | None, count: int = 600) -> Counter[str]:
     rng = np.random.default_rng(3)
     return Counter(library.sound(class_name, rng).name for _ in range(count))
 
@@ -85,3 +88,19 @@ def test_training_asks_for_it_by_the_second_folder(tmp_path: Path) -> None:
     data = os.pathsep.join(["synth:", str(tmp_path / "none")])
     with pytest.raises(DataError, match="no recordings"):
         run_training(data, "avism_mini", tmp_path / "out", init=None, resume=None, settings=[])
+
+
+def test_training_hears_them_beside_a_folder_of_assets(assets: Path, folder: Path) -> None:
+    """Half of what is heard of a class is of the assets' training split, and all that is seen."""
+    protocol = Protocol.load()
+    library = _library(os.pathsep.join([f"synth:{assets}", str(folder)]), protocol)
+    alone = AssetLibrary(assets, protocol, "train")
+    heard, own = names_of(library, "dog"), names_of(alone, "dog")
+    assert set(heard) > {"many_0", "many_1", "many_2", "many_3", "lone_0"}
+    assert set(heard) & set(own)
+    assert set(heard) <= set(own) | {"many_0", "many_1", "many_2", "many_3", "lone_0"}
+    assert {"wet_0"} < set(names_of(library, None, 100))
+    assert library.classes == alone.classes
+    one, same = (x.sprite("dog", np.random.default_rng(1)) for x in (library, alone))
+    assert one.name == same.name
+    assert isinstance(_library(f"synth:{assets}", protocol), AssetLibrary)
