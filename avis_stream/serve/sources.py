@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -58,6 +60,8 @@ class Sources:
         """One change at a time."""
         self._ending = False
         """Nothing begins any more: nobody would ever end it."""
+        self._opening: asyncio.Future[Session] | None = None
+        """The one at hand, or the last that was."""
 
     def __iter__(self) -> Iterator[Watched]:
         return iter(list(self._watched.values()))
@@ -78,13 +82,18 @@ class Sources:
             AvisStreamError: The address makes no sense, cannot be read, is watched already, or there are too many; or
                 all are told to end.
         """
+        self._require_place(video)
+        return self._added(video, audio, self._watch(video, audio))
+
+    def _require_place(self, video: str) -> None:
         self._require_going_on()
         if len(self._watched) >= self._most:
             raise ConfigError(f"sources must be at most {self._most}, there are as many; remove one")
         if any(one.video == video for one in self):
             raise ConfigError(f"sources must differ, {video_address(video).shown} is watched already; restart it")
-        hub = Hub(self._watch(video, audio), self._classes)
-        one = Watched(str(next(self._ids)), video, audio, hub)
+
+    def _added(self, video: str, audio: str | None, session: Session) -> Watched:
+        one = Watched(str(next(self._ids)), video, audio, Hub(session, self._classes))
         self._watched[one.id] = one
         return one
 
@@ -96,9 +105,11 @@ class Sources:
             one.hub.start(asyncio.get_running_loop())
 
     async def stop(self) -> None:
-        """Ends all of them, and for good; returns when they are gone. A change at hand is made first, then undone."""
-        async with self._lock:
-            self._ending = True
+        """Ends all of them, and for good; returns when they are gone. What is being opened is given up at once."""
+        self._ending = True
+        if self._opening is not None and not self._opening.done():
+            self._opening.set_exception(_about_to_end())
+        async with self._lock:  # another change at hand is made first; none of them takes longer than a session's end
             await asyncio.gather(*(asyncio.to_thread(one.hub.stop) for one in self))
 
     async def add(self, video: str, audio: str | None) -> Watched:
@@ -110,7 +121,8 @@ class Sources:
         """
         check_by_word(video, audio)
         async with self._lock:
-            one = await asyncio.to_thread(self.open, video, audio)
+            self._require_place(video)
+            one = self._added(video, audio, await self._opened(video, audio))
             one.hub.start(asyncio.get_running_loop())
         return one
 
@@ -125,19 +137,53 @@ class Sources:
             if self._watched.get(one.id) is not one:  # nobody would ever end what begins now
                 raise ConfigError(f"source {one.id} must be watched to begin anew, it was removed meanwhile; add it")
             await asyncio.to_thread(one.hub.stop)
-            hub = Hub(await asyncio.to_thread(self._watch, one.video, one.audio), self._classes)
+            hub = Hub(await self._opened(one.video, one.audio), self._classes)
             hub.start(asyncio.get_running_loop())
             one.hub = hub
 
+    async def _opened(self, video: str, audio: str | None) -> Session:
+        """A session, made beside the loop: an address may take for ever to answer, and may be given up meanwhile.
+
+        On a thread that holds no program back, as those of `asyncio.to_thread` would.
+        """
+        self._require_going_on()
+        loop = asyncio.get_running_loop()
+        self._opening = opening = loop.create_future()
+
+        def tell(session: Session | None, error: Exception | None) -> None:
+            if opening.done():  # given up; a session that has not begun holds nothing
+                return
+            if error is not None:
+                opening.set_exception(error)
+            else:
+                opening.set_result(session)
+
+        def make() -> None:
+            session = failure = None
+            try:
+                session = self._watch(video, audio)
+            except Exception as error:
+                failure = error
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(tell, session, failure)
+
+        threading.Thread(target=make, name="avis opening", daemon=True).start()
+        session: Session = await opening
+        return session
+
     def _require_going_on(self) -> None:
         if self._ending:
-            raise ConfigError("the server must go on for a source to begin, it is about to end")
+            raise _about_to_end()
 
     async def remove(self, one: Watched) -> None:
         """Ends a source; its viewers are sent away."""
         async with self._lock:
             self._watched.pop(one.id, None)
             await asyncio.to_thread(one.hub.stop)
+
+
+def _about_to_end() -> ConfigError:
+    return ConfigError("the server must go on for a source to begin, it is about to end")
 
 
 def check_by_word(video: str, audio: str | None) -> None:

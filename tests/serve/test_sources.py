@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -87,43 +86,105 @@ def test_what_was_removed_does_not_begin_anew() -> None:
     assert len(made) == 1
 
 
-def test_what_begins_while_all_end_is_ended_too() -> None:
-    """A visitor's source may be on its way just when the server is told to end."""
+class Noted:
+    """A session that says whether it runs."""
+
+    over = False
+
+    def __init__(self, running: set[object]) -> None:
+        self.running, self.stopped = running, threading.Event()
+
+    def start(self) -> None:
+        self.running.add(self)
+
+    def stop(self) -> None:
+        self.running.discard(self)
+        self.stopped.set()
+
+    def next(self, _timeout: float) -> None:
+        self.stopped.wait(10)
+
+    def take_events(self) -> tuple[()]:
+        return ()
+
+
+@pytest.mark.parametrize("change", ["add", "restart"])
+def test_what_is_being_opened_when_all_end_is_given_up(change: str) -> None:
+    """An address may take for ever to answer, or answer after the end."""
     running: set[object] = set()
-    may_open = threading.Event()
-
-    class Noted:
-        over = False
-
-        def start(self) -> None:
-            running.add(self)
-
-        def stop(self) -> None:
-            running.discard(self)
-
-        def next(self, _timeout: float) -> None: ...
-
-        def take_events(self) -> tuple[()]:
-            time.sleep(0.01)
-            return ()
+    opening, may_open, opened = threading.Event(), threading.Event(), threading.Event()
 
     def watch(video: str, audio: str | None) -> Session:
-        assert may_open.wait(10)
-        return Noted()  # type: ignore[return-value]
+        if running or change == "add":
+            opening.set()
+            assert may_open.wait(60)
+            opened.set()
+        return Noted(running)  # type: ignore[return-value]
 
-    async def add_and_end() -> list[object]:
+    async def change_and_end() -> list[object]:
+        sources = Sources(watch, CLASSES)
+        if change == "restart":
+            one = sources.open("synthetic://flashbeep", None)
+            running.add(one)
+            changing: asyncio.Task[Any] = asyncio.create_task(sources.restart(one))
+        else:
+            changing = asyncio.create_task(sources.add("synthetic://flashbeep", None))
+        assert await asyncio.to_thread(opening.wait, 20)
+        running.clear()
+        await asyncio.wait_for(sources.stop(), 20)
+        late = asyncio.create_task(sources.add("synthetic://flashbeep?seed=2", None))
+        refused = await asyncio.gather(changing, late, return_exceptions=True)
+        may_open.set()
+        assert await asyncio.to_thread(opened.wait, 20)
+        return refused
+
+    refused = asyncio.run(change_and_end())
+    for thread in threading.enumerate():
+        if thread.name == "avis opening":
+            thread.join(20)
+    assert [str(error) for error in refused if isinstance(error, ConfigError)] == [
+        "the server must go on for a source to begin, it is about to end"
+    ] * 2
+    assert not running
+
+
+def test_a_server_ends_while_a_source_is_being_opened() -> None:
+    """Its loop's end waits for no address either."""
+    opening, may_open = threading.Event(), threading.Event()
+
+    def watch(video: str, audio: str | None) -> Session:
+        opening.set()
+        assert may_open.wait(60)
+        return Noted(set())  # type: ignore[return-value]
+
+    async def add_and_end() -> None:
         sources = Sources(watch, CLASSES)
         adding = asyncio.create_task(sources.add("synthetic://flashbeep", None))
-        await asyncio.sleep(0.05)  # it is being opened
-        ending = asyncio.create_task(sources.stop())
-        await asyncio.sleep(0.05)
-        late = asyncio.create_task(sources.add("synthetic://flashbeep?seed=2", None))
-        may_open.set()
-        return await asyncio.gather(adding, ending, late, return_exceptions=True)
+        assert await asyncio.to_thread(opening.wait, 20)
+        adding.cancel()  # as uvicorn does with requests that take too long
+        await sources.stop()
 
-    *_, late = asyncio.run(add_and_end())
+    server = threading.Thread(target=lambda: asyncio.run(add_and_end()), daemon=True)
+    server.start()
+    server.join(30)
+    ended = not server.is_alive()
+    may_open.set()
+    server.join(20)
+    assert ended
+
+
+def test_what_has_just_begun_when_all_end_is_ended_too() -> None:
+    running: set[object] = set()
+
+    async def add_and_end() -> int:
+        sources = Sources(lambda *_: Noted(running), CLASSES)  # type: ignore[arg-type,return-value]
+        await sources.add("synthetic://flashbeep", None)
+        begun = len(running)
+        await sources.stop()
+        return begun
+
+    assert asyncio.run(add_and_end()) == 1
     assert not running
-    assert isinstance(late, ConfigError)
 
 
 def test_what_visitors_may_not_add() -> None:
