@@ -54,9 +54,12 @@ def said_by_frame_queries(seen: FrameAnswer, tokens: Tensor, of_frame: Tensor) -
     """What the frame queries say of themselves, where they are the objects (`TrackerConfig.objects="frame"`).
 
     Args:
-        seen: What the frame shows, with `logits` and `mask_embed` set.
+        seen: What the frame shows, with `logits` [N, K + 1] and `mask_embed` [N, Cm] set; `features` [Cm, h, w].
         tokens: [N, C], object tokens of the frame.
         of_frame: [N, C], their similarity embeddings.
+    Returns:
+        An answer of M = N queries: `pred_logits` [N, K + 1], `pred_mask_embed` [N, Cm], `similarity` [N, C],
+        `presence` [N] or None.
     """
     assert seen.mask_embed is not None
     assert seen.logits is not None
@@ -78,11 +81,14 @@ def said_by_video_queries(
     """What the video queries of a stream say, as the frame queries of its last frame bear out.
 
     Args:
-        answer: Of B streams stepped together, tensors [B, M, ...].
+        answer: Of B streams stepped together: logits [B, M, K + 1], mask embeddings [B, M, Cm], similarity [B, M, C].
         n: Which of them this is, in [0, B).
-        seen: What its last frame shows.
+        seen: What its last frame shows: `features` [Cm, h, w], `chance` [N] or None, `mask_embed` [N, Cm] or None.
         tokens: [N, C], object tokens of the frame.
         of_frame: [N, C], their similarity embeddings.
+    Returns:
+        An answer of M queries: `pred_logits` [M, K + 1], `pred_mask_embed` [M, Cm], `similarity` [M, C], `presence`
+        [M] or None, as `seen.chance`; `there` bool [M] or None, as `seen.mask_embed`.
     """
     similarity = answer.similarity[n]
     same = same_object(similarity[None], of_frame[None, None])  # [1, M, 1, N]
