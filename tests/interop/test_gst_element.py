@@ -399,6 +399,8 @@ def test_a_pad_beside_the_video_may_come_again(gst: Any, stub: StubSegmenter) ->
         for _ in range(2):
             appsink = gst.ElementFactory.make("appsink", None)
             appsink.set_property("sync", False)
+            # A pipeline that is still about to play would wait in PAUSED for this one, where a live source is still.
+            appsink.set_property("async", False)
             run.pipeline.add(appsink)
             appsink.sync_state_with_parent()
             pad = run.element.request_pad_simple("mask_src")
