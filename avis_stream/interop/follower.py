@@ -40,7 +40,7 @@ class Picture(Protocol):
         """(width, height)."""
 
     def pixels(self) -> NDArray[np.uint8]:
-        """A copy, uint8 [H, W, 3]; called from the model's thread."""
+        """A copy, uint8 [H, W, 3]; called from the thread that runs the model."""
 
 
 class _Arrived(NamedTuple):
@@ -106,7 +106,8 @@ class Answer:
 class Follower:
     """Sound and frames in at any time, the newest answer out; the model has a thread of its own.
 
-    Times are the stream's, in nanoseconds. With `sync`, the thread of the caller runs the model instead.
+    Times are the stream's, in nanoseconds. `start` begins the model's thread; without it, whoever calls `frame_sync`
+    runs the model. What is called back is called from where the model runs, in either case.
     """
 
     def __init__(
@@ -123,9 +124,9 @@ class Follower:
             classes: Class names by `class_id`.
             num_threads: Of the model.
             audio_wait_ms: A frame waits so long for the end of its second of sound.
-            draw: Whether an answer is to be drawn, asked with each, from the model's thread.
-            told: Called with every answer and what it answers, from the model's thread.
-            failed: Called once, from there, if the model or a picture fails; there are no answers after that.
+            draw: Whether an answer is to be drawn, asked with each.
+            told: Called with every answer and what it answers.
+            failed: Called once, if the model or a picture fails; there are no answers after that.
             wants_previous: Whether the model wants the picture 100 ms earlier.
             source_id: Of the frames.
         """
@@ -136,10 +137,14 @@ class Follower:
         self._change = threading.Condition()
         """Of sound, and of what is to be done; frames have a quicker way."""
         self._slot = threading.Lock()
-        """Guards `_newest`."""
+        """Guards `_newest` and `_at_work`; taken inside `_change`, never around it."""
         self._wake: SimpleQueue[bool] = SimpleQueue()
         """True for each frame that found the slot empty, False to stop."""
         self._newest: _Arrived | None = None
+        self._at_work = False
+        """Whether the model's thread has a frame in hand, until its answer has been told."""
+        self._flushing = False
+        """Nothing is waited for: the stream is about to be forgotten."""
         self._thread: threading.Thread | None = None
         self._over = False
         self.failure: Exception | None = None
@@ -151,9 +156,10 @@ class Follower:
     def reset(self, *, keeps_sound: bool = False) -> None:
         """Forgets the stream: after a seek, or when it begins anew.
 
-        `keeps_sound`: what there is of sound belongs to the new one already.
+        `keeps_sound`: what there is of sound, or that it has ended, belongs to the new one already.
         """
         with self._change:
+            self._flushing = False
             if not keeps_sound:
                 self._forget_sound()
             self._take()
@@ -177,6 +183,12 @@ class Follower:
         """No sound comes for now: nothing waits for it."""
         with self._change:
             self._has_sound = False
+            self._change.notify_all()
+
+    def flush(self) -> None:
+        """Lets go whatever waits, until `reset`: nobody wants an answer any more."""
+        with self._change:
+            self._flushing = True
             self._change.notify_all()
 
     def forget_sound(self) -> None:
@@ -231,6 +243,22 @@ class Follower:
                 self._earlier.popleft()
         return arrived
 
+    def finish(self, seconds: float) -> bool:
+        """Waits for the answers of all frames that the model takes, until they have been told.
+
+        Returns:
+            False: they were not there within so many seconds. True if none will come: after `stop`, `flush` or a
+            failure.
+        """
+
+        def done() -> bool:
+            with self._slot:
+                at_rest = self._newest is None and not self._at_work
+            return at_rest or self._over or self._flushing or self.failure is not None
+
+        with self._change:
+            return self._change.wait_for(done, seconds)
+
     # --- what the model does -----------------------------------------------------------------------------------------
 
     def start(self) -> None:
@@ -252,25 +280,38 @@ class Follower:
     def _run(self) -> None:
         with self._failing(), model_threads(self._num_threads):
             while self._wake.get():
-                arrived = self._take()
+                arrived = self._take(to_work=True)
                 if arrived is None:
                     continue  # a seek was quicker
-                pair = self._paired(arrived)
-                if self._over:
-                    return
-                self._think(pair, arrived.rates)
+                try:
+                    pair = self._paired(arrived)
+                    if self._over:
+                        return
+                    self._think(pair, arrived.rates)
+                finally:
+                    self._rest()
 
-    def _take(self) -> _Arrived | None:
+    def _take(self, *, to_work: bool = False) -> _Arrived | None:
         with self._slot:
             arrived, self._newest = self._newest, None
+            if to_work:
+                self._at_work = arrived is not None
         return arrived
+
+    def _rest(self) -> None:
+        with self._change:
+            with self._slot:
+                self._at_work = False
+            self._change.notify_all()
 
     @contextmanager
     def _failing(self) -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            self.failure = error
+            with self._change:
+                self.failure = error
+                self._change.notify_all()
             self._failed(error)
 
     def _paired(self, arrived: _Arrived) -> AVPair:
@@ -280,7 +321,8 @@ class Follower:
         end = sample_of(end_ns)
 
         def heard() -> bool:
-            return self._over or not self._has_sound or (self._ring.end or 0) >= end
+            gone = self._over or self._flushing or not self._has_sound
+            return gone or (self._ring.end or 0) >= end
 
         rest = arrived.at_ns + self._wait_ms * _MILLISECOND - time.monotonic_ns()
         with self._change:

@@ -140,6 +140,8 @@ class AvisSeg(Gst.Element):  # type: ignore[misc]
         self._pads.pop(name, None)
         if name == "audio_sink" and self._stream is not None:
             self._stream.audio_pad_changed()
+        if name == "json_src" and self._stream is not None:
+            self._stream.json_pad_released()
         pad.set_active(False)
         self.remove_pad(pad)
 
@@ -218,7 +220,10 @@ class AvisSeg(Gst.Element):  # type: ignore[misc]
         stream = self._stream
         if stream is not None:
             stream.video_event(event)
-        return bool(self._pads["video_src"].push_event(event))
+        handed_on = bool(self._pads["video_src"].push_event(event))
+        if stream is not None and event.type == Gst.EventType.EOS:
+            stream.end_texts(event)
+        return handed_on
 
     def _audio_event(self, _pad: Any, _parent: Any, event: Any) -> bool:
         stream = self._stream

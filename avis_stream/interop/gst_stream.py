@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -29,6 +30,8 @@ _EVERYTHING = (
 _KEPT_TIMES = 1024
 _KEPT_TEXTS = 64
 """A frame takes along all that wait, and answers come of frames, so that more than a few never do."""
+_LAST_ANSWER_SECONDS = 10.0
+"""The JSON's end waits so long for the last frames' answers; some models take seconds for one."""
 _LATE_FRAMES = 10
 """So many without the end of their sound are worth a warning; a microphone that begins late costs a few."""
 
@@ -47,7 +50,7 @@ class Stream:
             pads: Its pads by the names of their templates; those on request come and go.
             values: Its properties, as they are at any moment.
             model: From `model_segmenter`.
-            post: Takes the structure of an element message; from the model's thread.
+            post: Takes the structure of an element message; from the thread that runs the model.
             warn: Takes a warning and its remedy.
             fail: Takes an error and its remedy; from any thread.
         """
@@ -70,8 +73,12 @@ class Stream:
         self._mask_caps: Any = None
         self._written: deque[tuple[int, bytes]] = deque(maxlen=_KEPT_TEXTS)
         """JSON of answers, by their numbers, that the next frame takes along."""
+        self._writing = threading.Lock()
+        """Guards `_written`: what is in it is for the pad that there is."""
         self._left = 0
         """Answers up to this number are of a stream that has been left."""
+        self._shown = (NO_TIME, NO_TIME)
+        """Time and duration of the last frame."""
         self._warned = False
         self._times: deque[int] = deque(maxlen=_KEPT_TIMES)
         self._frames_in = self._frames_out = 0
@@ -111,13 +118,14 @@ class Stream:
             waited = time.perf_counter_ns() - before
         if follower.failure is not None:  # it is on the bus
             return Gst.FlowReturn.ERROR
+        self._shown = (buffer.pts, buffer.duration)
         answer = self._fitting(follower.answer, pts_ns, layout)
         try:
             out = self._with_answer(buffer, answer, layout) if answer is not None else buffer
         except ValueError as error:
             self._fail(f"a frame cannot be drawn into: {error}", "see the element before video_sink")
             return Gst.FlowReturn.ERROR
-        self._push_beside(answer, buffer, layout)
+        self._push_beside(answer, layout)
         if picture is not None and not self._sync:
             follower.frame(picture, pts_ns)  # wakes the model, so it comes last: both want the interpreter
         if not self._warned and follower.counts["late_sound"] >= _LATE_FRAMES:
@@ -153,25 +161,52 @@ class Stream:
         self._analytics.attach(out, answer)
         return out
 
-    def _push_beside(self, answer: Answer | None, buffer: Any, layout: Layout) -> None:
+    def _push_beside(self, answer: Answer | None, layout: Layout) -> None:
         """Masks with every frame, JSON with every result; what becomes of them does not stop the video."""
-        masks, texts = self._pads.get("mask_src"), self._pads.get("json_src")  # once: others may release them meanwhile
+        masks = self._pads.get("mask_src")  # once: others may release it meanwhile
         if masks is not None:
             mask = mask_buffer(None if answer is None else answer.id_map(), layout.size)
-            self._masks.push(masks, mask, buffer, self._mask_caps, self._time.segment)
-        while texts is not None and self._written:
-            number, text = self._written.popleft()
+            self._masks.push(masks, mask, self._shown, self._mask_caps, self._time.segment)
+        self._push_texts()
+
+    def _push_texts(self) -> None:
+        texts = self._pads.get("json_src")
+        while texts is not None:
+            with self._writing:
+                if not self._written:
+                    return
+                number, text = self._written.popleft()
             if number > self._left:
                 caps = texts.get_pad_template_caps()
-                self._texts.push(texts, Gst.Buffer.new_wrapped(text), buffer, caps, self._time.segment)
+                self._texts.push(texts, Gst.Buffer.new_wrapped(text), self._shown, caps, self._time.segment)
 
     def _tell(self, pair: AVPair, answer: Answer) -> None:
-        """From the model's thread, where a text of masks that takes a millisecond keeps no frame."""
+        """From the thread that runs the model: if that is its own, a text that takes a millisecond keeps no frame."""
         if self._values["post-messages"]:
             self._post(message_of(answer))
-        if "json_src" in self._pads:
+        pad = self._pads.get("json_src")
+        if pad is not None:
             text = json.dumps(result_record(pair, answer.result, self._classes)) + "\n"
-            self._written.append((answer.number, text.encode()))
+            with self._writing:
+                if self._pads.get("json_src") is pad:  # another one gets what is answered from its beginning on
+                    self._written.append((answer.number, text.encode()))
+
+    def json_pad_released(self) -> None:
+        """There is none any more: what was written for it goes with it."""
+        with self._writing:
+            self._written.clear()
+
+    def end_texts(self, event: Any) -> None:
+        """Hands on the video's end to the pad for JSON, behind the last frames' answers, which the model may still owe.
+
+        Called when the video has its end already, so that only the texts wait.
+        """
+        pad = self._pads.get("json_src")
+        if pad is not None and pad.is_linked() and not self._follower.finish(_LAST_ANSWER_SECONDS):
+            self._warn(f"the last frame's result took more than {_LAST_ANSWER_SECONDS:g} s, its JSON is missing",
+                       "with sync=true every frame waits for its own")  # fmt: skip
+        self._push_texts()
+        self._texts.hand_on(event, self._pads.get("json_src"))
 
     # --- sound -------------------------------------------------------------------------------------------------------
 
@@ -199,15 +234,18 @@ class Stream:
             self._masks.new_segment()
             self._texts.new_segment()
         elif kind == Gst.EventType.FLUSH_START:
-            self._follower.sound_over()  # a frame may wait for some
+            self._follower.flush()
         elif kind == Gst.EventType.FLUSH_STOP:
-            self._follower.reset(keeps_sound=event.get_seqnum() == self._sound_flush)
+            keeps_sound = event.get_seqnum() == self._sound_flush
+            self._follower.reset(keeps_sound=keeps_sound)
             self._left = self._follower.counts["answers"]
             self._time = SegmentTime.from_zero()
-            self.audio_pad_changed()
+            if not keeps_sound:  # else it may have ended since its flush
+                self.audio_pad_changed()
         if kind in (Gst.EventType.EOS, Gst.EventType.FLUSH_START, Gst.EventType.FLUSH_STOP):
             self._masks.hand_on(event, self._pads.get("mask_src"))
-            self._texts.hand_on(event, self._pads.get("json_src"))
+            if kind != Gst.EventType.EOS:  # `end_texts`
+                self._texts.hand_on(event, self._pads.get("json_src"))
 
     def _take_caps(self, caps: Any) -> None:
         self._layout = layout = Layout.of_caps(caps)
@@ -255,20 +293,18 @@ class SideStream:
         """That was told of the stream; pads on request come and go."""
         self._in_segment = False
 
-    def push(self, pad: Any, buffer: Any, like: Any, caps: Any, segment: Any) -> None:
-        """Pushes a buffer with the times of another."""
+    def push(self, pad: Any, buffer: Any, times: tuple[int, int], caps: Any, segment: Any) -> None:
+        """Pushes a buffer; `times`: its time and duration, those of a frame."""
         if not pad.is_linked():
             return
-        if pad is not self._pad:
-            self._pad, self._in_segment = pad, False
-            pad.push_event(Gst.Event.new_stream_start(self._id))
+        self._begin(pad)
         current = pad.get_current_caps()
         if current is None or not current.is_equal(caps):
             pad.push_event(Gst.Event.new_caps(caps))
         if not self._in_segment:
             self._in_segment = True
             pad.push_event(Gst.Event.new_segment(segment))
-        buffer.pts, buffer.duration = like.pts, like.duration
+        buffer.pts, buffer.duration = times
         pad.push(buffer)
 
     def new_segment(self) -> None:
@@ -276,6 +312,13 @@ class SideStream:
         self._in_segment = False
 
     def hand_on(self, event: Any, pad: Any) -> None:
-        """Hands on an event of the video, if there is a pad whose stream has begun."""
+        """Hands on an event of the video, if there is a pad whose stream has begun; its end also if none has."""
+        if pad is not None and event.type == Gst.EventType.EOS and pad.is_linked():
+            self._begin(pad)  # whoever waits for all ends would wait for ever
         if pad is not None and pad is self._pad:
             pad.push_event(event)
+
+    def _begin(self, pad: Any) -> None:
+        if pad is not self._pad:
+            self._pad, self._in_segment = pad, False
+            pad.push_event(Gst.Event.new_stream_start(self._id))

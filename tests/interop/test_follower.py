@@ -6,6 +6,7 @@ import threading
 from dataclasses import dataclass
 
 import numpy as np
+import pytest
 import torch
 from live_tools import StubSegmenter, wait_for
 
@@ -169,6 +170,67 @@ def test_a_frame_that_waited_for_sound_does_not_enter_the_stream_after_a_seek() 
     assert [pair.frame.pts_ns for pair in segmenter.steps] == [0]
     assert one.answer is not None
     assert one.answer.result.pts_ns == 0
+
+
+def test_what_is_in_flight_may_be_waited_for() -> None:
+    told: list[int] = []
+    one = follower(StubSegmenter(), told=lambda _, answer: told.append(answer.result.frame_id))
+    assert one.finish(0.0), "there is nothing"
+    one.start()
+    for n in range(5):
+        one.frame(picture(), n * 40 * MS)
+    assert one.finish(20.0)
+    assert told[-1] == 4
+    one.stop()
+
+
+@pytest.mark.parametrize("end", ["stop", "flush", "fail", "nothing"])
+def test_the_wait_for_an_answer_ends_when_none_will_come(end: str) -> None:
+    """A frame that waits for its sound is let go, and one that waits in the model's is not waited for."""
+
+    class Gated(StubSegmenter):
+        gate, at_it = threading.Event(), threading.Event()
+
+        def step_pair(self, pair, state):  # type: ignore[no-untyped-def]
+            self.at_it.set()
+            assert self.gate.wait(20)
+            raise MemoryError("no memory left")
+
+    one = follower(Gated(), audio_wait_ms=0)
+    one.start()
+    one.frame(picture(), 0)
+    assert Gated.at_it.wait(20)
+    one.frame(picture(), 40 * MS)
+    found: list[bool] = []
+    waiting = threading.Thread(target=lambda: found.append(one.finish(0.05 if end == "nothing" else 20.0)))
+    waiting.start()
+    if end == "flush":
+        one.flush()
+    elif end == "fail":
+        Gated.gate.set()
+    elif end == "stop":
+        stopping = threading.Thread(target=one.stop)
+        stopping.start()
+    waiting.join(15)
+    assert found == [end != "nothing"]
+    Gated.gate.set()
+    one.stop()
+    if end == "stop":
+        stopping.join(20)
+
+
+def test_a_flush_lets_go_a_frame_that_waits_for_sound_though_more_of_it_comes() -> None:
+    segmenter = StubSegmenter()
+    one = follower(segmenter, audio_wait_ms=60_000)
+    one.expect_sound()
+    one.start()
+    one.frame(picture(), 500_000 * MS)
+    wait_for(lambda: one._newest is None, 10, "the model")
+    one.flush()
+    one.sound(np.zeros(160, np.float32), 0)
+    wait_for(lambda: one.counts["answers"] == 1, 10, "an answer")
+    one.stop()
+    assert one.counts["late_sound"] == 0
 
 
 def test_a_pair_taken_just_before_a_seek_leaves_the_new_stream_untouched() -> None:
