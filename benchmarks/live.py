@@ -1,6 +1,6 @@
 """A live model on this machine: how often masks come, how old they are, and how long after a sound the first one comes.
 
-python benchmarks/live.py [--weights random] [--seconds 60] [--video SOURCE] [--audio SOURCE]
+python benchmarks/live.py [--weights random] [--seconds 60] [--hop 1.0] [--video SOURCE] [--audio SOURCE]
 
 Without --video the bundled demo clip is played at its own pace, again and again, and its truth says when a sound began:
 what is measured then is the time from that instant until a mask with an overlap of 0.3 with the true one was there. A
@@ -25,6 +25,7 @@ from pycocotools import mask as coco
 import avis_stream as avs
 from avis_stream.data import rle
 from avis_stream.data.annotations import read_annotations
+from avis_stream.online import OnlineConfig
 from avis_stream.sources.open import native_rate
 from avis_stream.stream.session import Session, SessionConfig
 
@@ -41,15 +42,16 @@ def main() -> None:
     parser.add_argument("--video")
     parser.add_argument("--audio", default="source")
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--hop", type=float, default=1.0, metavar="SECONDS", help="from one step to the next")
     options = parser.parse_args()
     model = avs.load(options.model, options.weights)
-    config = SessionConfig(num_threads=options.threads)
+    config, online = SessionConfig(num_threads=options.threads), OnlineConfig.of(model.config, hop_seconds=options.hop)
     waits: list[float] = []
     seconds, reports = 0.0, []
     while seconds < options.seconds:
         video = options.video or str(DEMO / "demo.mp4")
         live = None if options.video else True
-        with Session(model, video, options.audio, config=config, realtime=live) as session:
+        with Session(model, video, options.audio, config=config, online=online, realtime=live) as session:
             found = []
             while not session.over and seconds < options.seconds:
                 result = session.next(0.5)
