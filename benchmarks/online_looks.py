@@ -90,10 +90,13 @@ def with_table(model: AVISM, video: Video, looks: Sequence[Look], config: Online
     """Entries by public id of a stream of these looks, which may be longer than the video whose size it has."""
     online = OnlineSegmenter(model, config)
     online._eye = Replay(model, looks, silence=config.silence_dbfs is not None)
-    state, gathered = online.init_state(), StreamPredictions()
+    state, gathered = online.init_state((video.height, video.width)), StreamPredictions()
     picture, sound = torch.zeros(3, video.height, video.width, dtype=torch.uint8), torch.zeros(SAMPLE_RATE)
     for t in range(len(looks)):
         result, state = online.step(picture, sound, state, frame_id=t)
+        if result.frame_id >= 0:
+            gathered.add(result)
+    for result in online.finish(state):
         gathered.add(result)
     return gathered.entries(video.id)
 

@@ -3,12 +3,12 @@
 
     avis-stream synth SETS/streams --split test --videos 4 --streams --assets ASSETS --classes disjoint
     python benchmarks/online_results.py --sets SETS [--clips CLIPS] [--looks FOLDER] [--split test] [--weights FILE]
-        [--json FILE]
+        [--wait 1 3] [--json FILE]
 
 Each stream is localized once, or was before (`online_looks.py`, `--looks`):
 
-- scores as shown, online with its gates and as near to offline as can be, and what each lacks against offline, also by
-  length of the video;
+- scores as shown, online with its gates, with its gates and results that wait some steps (`refine_delay`), and as near
+  to offline as can be, and what each lacks against offline, also by length of the video;
 - how long after a sound begins or ends its mask comes or goes: the second that is heard, the steps that it takes, and
   the time of a step, measured here or given with `--latency`.
 
@@ -46,7 +46,7 @@ LONGEST_WAIT = 10
 """Steps after which a mask no longer counts as that of the sound that began or ended."""
 LENGTHS = (1, 37, 120, 300, 600)
 """Least frames of each part of the prefix curve; up to the ring's the tracker equals offline."""
-SHOWN = ("gates on", "parity")
+AT_ONCE = "gates on"
 
 
 def main() -> None:
@@ -56,6 +56,7 @@ def main() -> None:
     parser.add_argument("--looks", type=Path, metavar="FOLDER", help="what the localizer made is kept there")
     parser.add_argument("--videos", type=int, help="the first so many of each set (default: all)")
     parser.add_argument("--latency", type=float, nargs="+", metavar="SECONDS", help="of steps (default: measured here)")
+    parser.add_argument("--wait", type=int, nargs="*", default=[1, 3], metavar="STEPS", help="rows with `refine_delay`")
     parser.add_argument("--split", default="test")
     parser.add_argument("--weights", help='default: those that come with the package; "random": for a dry run')
     parser.add_argument("--json", type=Path)
@@ -68,7 +69,7 @@ def main() -> None:
         if folder is not None:
             split = open_split(folder, options.split, model.classes)
             videos = split.annotations.videos[: options.videos]
-            report[name] = results(model, split, videos, options.latency, options.looks)
+            report[name] = results(model, split, videos, options.latency, options.looks, options.wait)
     print(json.dumps(report, indent=1))
     if options.json is not None:
         options.json.write_text(json.dumps(report, indent=1) + "\n")
@@ -80,6 +81,7 @@ def results(
     videos: Sequence[Video],
     latencies: Sequence[float] | None = None,
     looks: Path | None = None,
+    wait: Sequence[int] = (),
 ) -> dict[str, Any]:
     """All figures of some videos.
 
@@ -89,24 +91,26 @@ def results(
         videos: Of it.
         latencies: Seconds that a step takes; None: measured on the first video.
         looks: Folder in which looks are kept; None: nowhere.
+        wait: Steps that results wait, a row of scores for each.
     """
     truth = of_videos(split.annotations, videos)
     report: dict[str, Any] = {"videos": len(videos), "minutes": round(sum(v.length for v in videos) / 60, 1)}
-    shown: dict[str, Entries] = {"offline": [], **{name: [] for name in SHOWN}}
+    configs = shown_by(model, wait)
+    shown: dict[str, Entries] = {"offline": [], **{name: [] for name in configs}}
     waits: dict[str, list[int]] = {"onset": [], "offset": []}
     for video in videos:
         seen = looks_of(model, split, video, looks)
         shown["offline"] += next(predict(model, split, [video]))
-        for name, config in shown_by(model).items():
+        for name, config in configs.items():
             entries = with_table(model, video, seen, config)
             shown[name] += entries
-            if name == "gates on":
+            if name == AT_ONCE:
                 own = delays(video, truth.tracks[video.id], entries)
                 waits = {key: waits[key] + own[key] for key in waits}
     report["as shown"] = against_offline({name: scores(truth, entries) for name, entries in shown.items()})
     found = {name: parse_predictions(Path("rows"), entries, truth) for name, entries in shown.items()}
     report["minus offline by length"] = {
-        name: [asdict(own) for own in prefix_curve(truth, found["offline"], found[name], LENGTHS)] for name in SHOWN
+        name: [asdict(own) for own in prefix_curve(truth, found["offline"], found[name], LENGTHS)] for name in configs
     }
     taken = list(latencies or step_seconds(model, split, videos[0]))
     report["step seconds"] = {"p50": round(float(np.quantile(taken, 0.5)), 3), "measured here": latencies is None}
@@ -114,9 +118,11 @@ def results(
     return report
 
 
-def shown_by(model: AVISM) -> dict[str, OnlineConfig]:
-    """Settings of the rows of `SHOWN`."""
-    return dict(zip(SHOWN, (OnlineConfig.of(model.config), OnlineConfig.parity()), strict=True))
+def shown_by(model: AVISM, wait: Sequence[int]) -> dict[str, OnlineConfig]:
+    """Settings of the rows of scores, by name."""
+    own = OnlineConfig.of(model.config)
+    later = {f"{AT_ONCE}, {steps} steps later": replace(own, refine_delay=steps) for steps in wait}
+    return {AT_ONCE: own, **later, "parity": OnlineConfig.parity()}
 
 
 def of_videos(truth: Annotations, videos: Sequence[Video]) -> Annotations:

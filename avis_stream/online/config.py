@@ -107,7 +107,8 @@ class OnlineConfig:
     """`live`: the sound that comes with a frame is the frame's. `official`: the sound that comes with the next one is;
     results come a step later, so it is for `OnlineSegmenter` alone, not for sessions and recordings."""
     refine_delay: int = 0
-    """Steps to wait, so that masks are drawn by later, better informed queries; for `OnlineSegmenter` alone as well."""
+    """Steps to wait, so that later ones help: masks are drawn by better informed queries; where frame queries are the
+    objects, the seconds since tell who sounded, as in a clip. For `OnlineSegmenter` alone as well."""
 
     def __post_init__(self) -> None:
         choices = {

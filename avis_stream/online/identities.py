@@ -132,6 +132,8 @@ class IdentityTable:
     """float64 [N]."""
     odds: Tensor
     """float32 [N], log-odds of sounding when it was last seen, given all seconds so far."""
+    evidence: Tensor
+    """float32 [N], the part of `odds` that the second itself gave, within `MOST`."""
     score: Tensor
     """float32 [N], as last reported."""
     grid: Tensor
@@ -170,6 +172,7 @@ class IdentityTable:
             certain=torch.zeros(rows, dtype=torch.float64),
             area=torch.zeros(rows, dtype=torch.float64),
             odds=torch.zeros(rows),
+            evidence=torch.zeros(rows),
             score=torch.zeros(rows),
             grid=torch.zeros(rows, *MASK_GRID, dtype=torch.bool),
             mask_embed=torch.zeros(rows, mask_channels),
@@ -361,6 +364,7 @@ class _Step:
     def _note(self, rows: Tensor, columns: Tensor, odds: Tensor) -> None:
         """What an identity is like now; `odds` [n] are its log-odds of sounding before this second was heard."""
         table, seen = self.table, self.seen
+        table.evidence[rows] = seen.evidence[columns].clamp(-MOST, MOST)
         table.odds[rows] = (odds + seen.evidence[columns]).clamp(-MOST, MOST)
         table.slot[rows] = seen.query[columns]
         table.seen_ns[rows] = self.now

@@ -194,8 +194,8 @@ def _evidence(answer: TrackerAnswer, query: Tensor, gates: Gates) -> Tensor:
 
 
 def _likest_token(answer: TrackerAnswer, query: Tensor) -> tuple[Tensor, Tensor]:
-    """Token [J, C] of the frame that is likest each query's object, and its slot [J]."""
-    slot = (answer.similarity[query] @ answer.frame_similarity.T).argmax(-1)
+    """Token [J, C] of the frame that is likest each query's object, and its slot [J]: a frame query is its own."""
+    slot = query if answer.by_frame else (answer.similarity[query] @ answer.frame_similarity.T).argmax(-1)
     return answer.tokens[slot], slot
 
 

@@ -101,6 +101,7 @@ class OnlineSegmenter:
                     config.refine_delay,
                     features,
                     like.new_zeros(geometry.slots),
+                    config.max_identities,
                     like.new_zeros(geometry.slots, model.config.drawn_channels) if own_masks else None,
                 )
         return OnlineState(body)
@@ -462,7 +463,7 @@ class OnlineSegmenter:
             return self._presenter.now(
                 body.table, seen.answer.features, seen.sizes, given.pts_ns, given.frame_id, events
             )
-        put(body.delay, given, seen)
+        put(body.delay, given, seen, body.table)
         due = body.delay.filled - 1 - self.config.refine_delay
         return self._presenter.late(body, due, seen.sizes, events) if due >= 0 else nothing(given, events)
 

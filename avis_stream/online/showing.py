@@ -13,8 +13,9 @@ from avis_stream.online.door import FrameInput
 from avis_stream.online.identities import SOUNDING, IdentityTable
 from avis_stream.online.schedule import Geometry
 from avis_stream.online.seeing import Gates, draw
-from avis_stream.online.state import StreamBody
+from avis_stream.online.state import DelayLine, StreamBody
 from avis_stream.online.tracking import ring_frame
+from avis_stream.online.waiting import odds_since
 from avis_stream.types import NANOSECONDS, Event, OnlineResult
 
 _PRESENCE_WITHOUT_HEAD = 0.2
@@ -55,7 +56,10 @@ class Presenter:
         return self._result(table, rows, shown, embed, features, sizes, pts_ns, frame_id, events)
 
     def late(self, body: StreamBody, frame: int, sizes: MaskSizes, events: tuple[Event, ...]) -> OnlineResult:
-        """A frame kept back, drawn by what is known now: its refined tokens decide who sounded in it.
+        """A frame kept back, drawn by what is known now.
+
+        Where frame queries are the objects, who was seen in it is known, and the seconds since tell who sounded; else
+        its refined tokens decide both.
 
         Args:
             body: With a delay line.
@@ -65,23 +69,49 @@ class Presenter:
         """
         table, delay = body.table, body.delay
         assert delay is not None
+        place, rows = frame % len(delay.pts_ns), table.live
+        pts_ns, frame_id, gates = (
+            int(delay.pts_ns[place]),
+            int(delay.frame_id[place]),
+            self.gates(bool(delay.silent[place])),
+        )
+        shown = table.score[rows] > self.config.show_score
+        shown &= not gates.silent
+        if self.model.config.tracker.objects == "frame":
+            sounded, embed = self._seen_then(table, delay, frame, rows, gates)
+        else:
+            sounded, embed = self._refined(body, delay, frame, rows, gates)
+        shown &= sounded
+        return self._result(table, rows, shown, embed, delay.features[place], sizes, pts_ns, frame_id, events)
+
+    def _seen_then(
+        self, table: IdentityTable, delay: DelayLine, frame: int, rows: Tensor, gates: Gates
+    ) -> tuple[Tensor, Tensor]:
+        """Whether each identity sounded in a frame that showed it, bool [n], and its mask embedding there, [n, Cm]."""
         place = frame % len(delay.pts_ns)
-        pts_ns, frame_id, rows = int(delay.pts_ns[place]), int(delay.frame_id[place]), table.live
+        assert delay.mask_embed is not None
+        stay = self.model.config.postprocess.sounding_stay
+        sounded = delay.seen_as[place, rows] == table.public_id[rows]
+        sounded &= odds_since(delay, frame, rows, table.public_id[rows], stay) > gates.least_odds
+        return sounded, delay.mask_embed[place][delay.seen_query[place, rows]]
+
+    def _refined(
+        self, body: StreamBody, delay: DelayLine, frame: int, rows: Tensor, gates: Gates
+    ) -> tuple[Tensor, Tensor]:
+        """The same by the tokens of the frame, which have seen later frames since."""
+        table, place = body.table, frame % len(delay.pts_ns)
         slots, at = self.geometry.slots, ring_frame(self.geometry, body.memory.seen, delay.filled - 1 - frame)
         tokens = body.memory.tokens[at * slots : (at + 1) * slots]
         looks = table.similarity[rows].to(tokens)
         same = same_object(looks[None], self.model.tracker.similarity_of_frames(tokens)[None, None])
-        gates = self.gates(bool(delay.silent[place]))
-        since = pts_ns - round(_LAST_HOPS * self.config.hop_seconds * NANOSECONDS)
-        shown = (table.score[rows] > self.config.show_score) & (table.seen_ns[rows] >= since)
-        shown &= not gates.silent
+        since = int(delay.pts_ns[place]) - round(_LAST_HOPS * self.config.hop_seconds * NANOSECONDS)
+        sounded = table.seen_ns[rows] >= since
         if gates.presence is not None:
-            shown &= (presence_of(same, delay.chance[place][None, None])[0, :, 0] > gates.presence).cpu()
-        embed = table.mask_embed[rows]
-        if delay.mask_embed is not None:
-            number, _ = likeliest(same)
-            embed = delay.mask_embed[place][number[0, :, 0]]
-        return self._result(table, rows, shown, embed, delay.features[place], sizes, pts_ns, frame_id, events)
+            sounded &= (presence_of(same, delay.chance[place][None, None])[0, :, 0] > gates.presence).cpu()
+        if delay.mask_embed is None:
+            return sounded, table.mask_embed[rows]
+        number, _ = likeliest(same)
+        return sounded, delay.mask_embed[place][number[0, :, 0]]
 
     def _result(
         self,

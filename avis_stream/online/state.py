@@ -53,6 +53,16 @@ class DelayLine:
     """int64 [D + 1], on the CPU."""
     frame_id: Tensor
     """int64 [D + 1], on the CPU."""
+    segment: Tensor
+    """int64 [D + 1], of the source; on the CPU."""
+    seen_as: Tensor
+    """int64 [D + 1, I], public ids of the identities that the frame shows, by their row in the table; on the CPU."""
+    seen_query: Tensor
+    """int64 [D + 1, I], the frame query that it was; on the CPU."""
+    odds: Tensor
+    """float32 [D + 1, I], `IdentityTable.odds` after the frame; on the CPU."""
+    evidence: Tensor
+    """float32 [D + 1, I], the frame's own part of it; on the CPU."""
     filled: int = 0
     """Frames taken in so far."""
     mask_embed: Tensor | None = None
@@ -81,7 +91,9 @@ class StreamBody:
 
 
 _PARTS = {part.__name__: part for part in (StreamBody, TrackerMemory, IdentityTable, HeldFrame, DelayLine)}
-_ON_CPU = ("IdentityTable", "silent", "pts_ns", "frame_id")
+_ON_CPU = (
+    "IdentityTable", "silent", "pts_ns", "frame_id", "segment", "seen_as", "seen_query", "odds", "evidence",
+)  # fmt: skip
 """What never leaves the CPU: the parts and fields that decide, and draw nothing."""
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from avis_stream.models.sounding_chain import carried
 from avis_stream.online.door import FrameInput, checked_sound
+from avis_stream.online.identities import IdentityTable
 from avis_stream.online.looking import Seen
 from avis_stream.online.state import DelayLine, HeldFrame
+from avis_stream.types import NANOSECONDS
 
 
 def held_frame(frame_size: tuple[int, int]) -> HeldFrame:
@@ -32,21 +35,29 @@ def released(held: HeldFrame, audio: Tensor) -> FrameInput:
     return FrameInput(held.image.clone(), seconds, valid, previous, held.pts_ns, held.frame_id, held.segment)
 
 
-def delay_line(delay: int, features: Tensor, chance: Tensor, mask_embed: Tensor | None = None) -> DelayLine:
+def delay_line(
+    delay: int, features: Tensor, chance: Tensor, identities: int, mask_embed: Tensor | None = None
+) -> DelayLine:
     """Room for `delay` frames and the newest: mask features like [Cm, h, w], chances like [N], embeddings [N, Cm]."""
     places = delay + 1
+    numbers, by_row = torch.zeros(places, dtype=torch.int64), torch.zeros(places, identities)
     return DelayLine(
         features=features.expand(places, -1, -1, -1).clone(),
         chance=chance.expand(places, -1).clone(),
         silent=torch.zeros(places, dtype=torch.bool),
-        pts_ns=torch.zeros(places, dtype=torch.int64),
-        frame_id=torch.zeros(places, dtype=torch.int64),
+        pts_ns=numbers,
+        frame_id=numbers.clone(),
+        segment=numbers.clone(),
+        seen_as=by_row.long(),
+        seen_query=by_row.long(),
+        odds=by_row,
+        evidence=by_row.clone(),
         mask_embed=None if mask_embed is None else mask_embed.expand(places, -1, -1).clone(),
     )
 
 
-def put(delay: DelayLine, given: FrameInput, seen: Seen) -> None:
-    """Keeps what it takes to draw a frame later, in the place of the oldest."""
+def put(delay: DelayLine, given: FrameInput, seen: Seen, table: IdentityTable) -> None:
+    """Keeps what it takes to draw a frame later, in the place of the oldest; the table knows the frame already."""
     place = delay.filled % len(delay.pts_ns)
     said = seen.answer
     assert said.chance is not None
@@ -54,4 +65,30 @@ def put(delay: DelayLine, given: FrameInput, seen: Seen) -> None:
     if delay.mask_embed is not None and said.mask_embed is not None:
         delay.mask_embed[place] = said.mask_embed
     delay.pts_ns[place], delay.frame_id[place] = given.pts_ns, given.frame_id
+    delay.segment[place] = -1 if given.segment is None else given.segment
+    delay.seen_as[place] = torch.where(table.seen_ns == given.pts_ns, table.public_id, 0)
+    delay.seen_query[place] = table.token_slot
+    delay.odds[place], delay.evidence[place] = table.odds, table.evidence
     delay.filled += 1
+
+
+def odds_since(delay: DelayLine, frame: int, rows: Tensor, public_id: Tensor, stay: float) -> Tensor:
+    """Log-odds float32 [n] of sounding in a frame kept back, given the seconds before it and those since.
+
+    Fixed-lag smoothing: what a clip does with all seconds (`sounding_chain.smoothed`), with those that were waited for.
+
+    Args:
+        delay: Holds the frame and all that came since.
+        frame: Which of the frames that ever went into the line.
+        rows: int64 [n], identities seen in that frame, by their rows in the table.
+        public_id: int64 [n], theirs.
+        stay: As `PostprocessConfig.sounding_stay`.
+    """
+    places, after = len(delay.pts_ns), torch.zeros(len(rows))
+    for later in range(delay.filled - 1, frame, -1):
+        at, before = later % places, (later - 1) % places
+        after = after + torch.where(delay.seen_as[at, rows] == public_id, delay.evidence[at, rows], 0.0)
+        after = carried(after, stay, int(delay.pts_ns[at] - delay.pts_ns[before]) / NANOSECONDS)
+        if delay.segment[at] != delay.segment[before]:  # across a gap, seconds say nothing about each other
+            after = torch.zeros(len(rows))
+    return delay.odds[frame % places, rows] + after

@@ -1,0 +1,72 @@
+"""Frames that are kept back: what the seconds since say about them."""
+
+from __future__ import annotations
+
+import torch
+from small_model import small_model
+
+from avis_stream.models.sounding_chain import MOST, carried, smoothed
+from avis_stream.online import OnlineConfig, OnlineSegmenter
+from avis_stream.online.state import DelayLine
+from avis_stream.online.waiting import delay_line, odds_since
+from avis_stream.types import NANOSECONDS
+
+IDENTITIES, STAY = 3, 0.8
+
+
+def line_of(evidence: torch.Tensor, seen: torch.Tensor, delay: int) -> DelayLine:
+    """A delay line after T frames of evidence [I, T], one second apart, of identities 1, 2, 3 where they were seen."""
+    line = delay_line(delay, torch.zeros(1, 2, 2), torch.zeros(4), IDENTITIES)
+    odds, since = torch.zeros(IDENTITIES), torch.zeros(IDENTITIES)
+    for t in range(evidence.shape[1]):
+        place = t % (delay + 1)
+        since += 1
+        odds = torch.where(seen[:, t], carried(odds, STAY, since) + evidence[:, t], odds)
+        since = torch.where(seen[:, t], 0.0, since)
+        line.pts_ns[place] = t * NANOSECONDS
+        line.seen_as[place] = torch.where(seen[:, t], torch.arange(1, IDENTITIES + 1), 0)
+        line.odds[place], line.evidence[place] = odds, evidence[:, t]
+        line.filled += 1
+    return line
+
+
+def test_seconds_since_say_what_they_say_in_a_clip() -> None:
+    """With the last D seconds waited for, a frame's chance is that of the clip which ends there."""
+    torch.manual_seed(0)
+    evidence, rows = torch.randn(IDENTITIES, 9), torch.arange(IDENTITIES)
+    seen = torch.rand(IDENTITIES, 9) > 0.2
+    assert not seen.all()
+    wanted = smoothed(evidence * seen, STAY)
+    for delay in (0, 1, 4):
+        line, frame = line_of(evidence, seen, delay), 8 - delay
+        here = seen[:, frame]
+        found = odds_since(line, frame, rows, rows + 1, STAY).sigmoid()
+        assert here.any()
+        torch.testing.assert_close(found[here], wanted[here, frame], atol=1e-5, rtol=0)
+
+
+def test_across_a_gap_seconds_say_nothing() -> None:
+    evidence, rows = torch.full((IDENTITIES, 6), 2.0), torch.arange(IDENTITIES)
+    line = line_of(evidence, torch.ones(IDENTITIES, 6, dtype=torch.bool), 3)
+    for t in (4, 5):
+        line.segment[t % 4] = 1
+    alone = odds_since(line, 3, rows, rows + 1, STAY)
+    assert torch.equal(alone, line.odds[3])
+    assert (odds_since(line, 2, rows, rows + 1, STAY) > line.odds[2]).all()  # one second since, before the gap
+
+
+def test_whoever_took_the_row_since_says_nothing() -> None:
+    evidence, rows = torch.full((IDENTITIES, 4), MOST), torch.arange(IDENTITIES)
+    line = line_of(evidence, torch.ones(IDENTITIES, 4, dtype=torch.bool), 1)
+    line.seen_as[1] = torch.tensor([1, 2, 9])
+    before, after = line.odds[0], odds_since(line, 2, rows, rows + 1, STAY)
+    assert (after[:2] > before[:2]).all()
+    assert after[2] == before[2]
+
+
+def test_the_state_has_room_for_every_identity() -> None:
+    """What is kept of a frame follows `max_identities`, not the number of queries."""
+    online = OnlineSegmenter(small_model(), OnlineConfig(refine_delay=2, max_identities=7))
+    delay = online.init_state((48, 80)).body.delay
+    assert delay is not None
+    assert delay.odds.shape == delay.evidence.shape == delay.seen_as.shape == (3, 7)
