@@ -45,9 +45,11 @@ from avis_stream.weights import load
 Entries = list[dict[str, Any]]
 LIKELY = 0.3
 """Class score above which a frame query is likely an object, by the localizer alone."""
-_FORM = 1
+_FORM = 2
 """Of the files; another one whenever what is in them changes."""
-_TENSORS = ("queries", "logits", "audio", "features", "mask_embed", "chance")
+_TENSORS = ("queries", "logits", "audio", "features", "mask_embed", "chance", "picture")
+_STEP = 3
+"""Of the pixels of a picture that are kept: enough for the colours of what is seen."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ class Look:
     features: Tensor
     mask_embed: Tensor
     chance: Tensor
+    picture: Tensor
+    """uint8 [3, h, w], every so many pixels of it."""
     masks: list[rle.Rle]
     """Of the frame queries that are likely an object."""
     likely: Tensor
@@ -91,9 +95,10 @@ def with_table(model: AVISM, video: Video, looks: Sequence[Look], config: Online
     online = OnlineSegmenter(model, config)
     online._eye = Replay(model, looks, silence=config.silence_dbfs is not None)
     state, gathered = online.init_state((video.height, video.width)), StreamPredictions()
-    picture, sound = torch.zeros(3, video.height, video.width, dtype=torch.uint8), torch.zeros(SAMPLE_RATE)
-    for t in range(len(looks)):
-        result, state = online.step(picture, sound, state, frame_id=t)
+    sound = torch.zeros(SAMPLE_RATE)
+    for t, look in enumerate(looks):
+        picture = look.picture.repeat_interleave(_STEP, dim=1).repeat_interleave(_STEP, dim=2)
+        result, state = online.step(picture[:, : video.height, : video.width], sound, state, frame_id=t)
         if result.frame_id >= 0:
             gathered.add(result)
     for result in online.finish(state):
@@ -143,6 +148,7 @@ def _look(model: AVISM, picture: Tensor, seconds: Tensor, earlier: Tensor | None
         features=pixels.mask_features[0].half(),
         mask_embed=answer.mask_embed[0],
         chance=answer.sounding[0].sigmoid(),
+        picture=picture[:, ::_STEP, ::_STEP].clone(),
         masks=[rle.encode(mask) for mask in masks],
         likely=likely,
         silent=power < 10 ** ((OnlineConfig().silence_dbfs or -math.inf) / 10),

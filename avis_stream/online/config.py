@@ -69,6 +69,11 @@ class OnlineConfig:
     match_dormant: float = 0.6
     match_margin: float = 0.1
     """A dormant identity returns only if no other is as similar, by this much: rather a new id than a wrong one."""
+    match_colour: float | None = 0.4
+    """A dormant identity also returns if it has the class of what is seen and, up to this distance, its colours
+    (ADR 0202); by its look alone only if these are not twice as far apart. None: by its look alone. Chosen on val."""
+    colour_margin: float = 0.05
+    """By so much its colours must be nearer than those of any other dormant identity of its class."""
     slot_bonus: float = 0.3
     overlap_bonus: float = 0.3
     class_bonus: float = 0.2
@@ -127,9 +132,10 @@ class OnlineConfig:
         for name in ("hop_seconds", "forget_s"):
             require(getattr(self, name) > 0, f"OnlineConfig.{name}", getattr(self, name), "> 0 s")
         require(self.hop_seconds < math.inf, "OnlineConfig.hop_seconds", self.hop_seconds, "a finite time")
-        for name in ("half_life_s", "ring_seconds", "dormant_s"):
+        require(self.colour_margin >= 0, "OnlineConfig.colour_margin", self.colour_margin, ">= 0")
+        for name in ("half_life_s", "ring_seconds", "dormant_s", "match_colour"):
             value = getattr(self, name)
-            require(value is None or value > 0, f"OnlineConfig.{name}", value, "> 0 s, or None")
+            require(value is None or value > 0, f"OnlineConfig.{name}", value, "> 0, or None")
 
     @property
     def keeps_frames_back(self) -> bool:
@@ -179,4 +185,5 @@ class OnlineConfig:
             presence_gate=False,
             silence_dbfs=None,
             stable_class=False,
+            match_colour=None,
         )

@@ -24,10 +24,17 @@ from torch import Tensor
 from avis_stream.metrics.alignment import assign
 from avis_stream.models.linking import MASK_GRID, mask_iou
 from avis_stream.models.sounding_chain import MOST, carried
+from avis_stream.online.colours import COLOURS, apart
 from avis_stream.online.config import OnlineConfig
 from avis_stream.types import NANOSECONDS, Event
 
 FREE, TENTATIVE, SOUNDING, SILENT, DORMANT = range(5)
+
+_SAME_CLASS = 0.3
+"""Least chance that what is seen has the class of an identity, to be it by its colours."""
+
+_COLOUR_STEPS = 20
+"""The running mean of an identity's colours is over about so many steps."""
 
 _PROTOTYPE_RATE = 0.1
 """Share of the newest look in the prototype that it is nearest to."""
@@ -58,6 +65,8 @@ class Observation:
     """float32 [J], log-odds that it sounds, by this frame alone; infinite where nothing is asked."""
     may_be_born: Tensor
     """bool [J]."""
+    colours: Tensor
+    """float32 [J, COLOURS], as `colours_of` gives them; NaN: unknown."""
     token: Tensor
     """float32 [J, C], the object token of the frame that is likest it."""
     token_slot: Tensor
@@ -78,6 +87,7 @@ class Observation:
             mask_embed=torch.zeros(0, mask_channels),
             evidence=torch.zeros(0),
             may_be_born=flags,
+            colours=torch.zeros(0, COLOURS),
             token=looks,
             token_slot=ints,
         )
@@ -126,6 +136,8 @@ class IdentityTable:
     """float32 [N, P], steps that taught each prototype; 0: unused."""
     similarity: Tensor
     """float32 [N, C], its look when it was last seen."""
+    colours: Tensor
+    """float32 [N, COLOURS], a running mean of its colours; NaN: unknown."""
     certain: Tensor
     """float64 [N], with `area` the running mask quality."""
     area: Tensor
@@ -169,6 +181,7 @@ class IdentityTable:
             prototypes=torch.zeros(rows, looks, channels),
             weight=torch.zeros(rows, looks),
             similarity=torch.zeros(rows, channels),
+            colours=torch.full((rows, COLOURS), math.nan),
             certain=torch.zeros(rows, dtype=torch.float64),
             area=torch.zeros(rows, dtype=torch.float64),
             odds=torch.zeros(rows),
@@ -199,7 +212,7 @@ class IdentityTable:
         for field in fields(self):
             values = getattr(self, field.name)
             if isinstance(values, Tensor):
-                values[row] = -1 if field.name in ("slot", "anchor") else 0
+                values[row] = {"slot": -1, "anchor": -1, "colours": math.nan}.get(field.name, 0)
 
     def slot_alone(self, row: int) -> int | None:
         """The video query that this identity and no other was last seen in; None if there is none such."""
@@ -311,17 +324,39 @@ class _Step:
         recent = (table.status != DORMANT) & (self.now - table.seen_ns <= self.recent_ns)
         same_slot = (table.slot[:, None] == seen.query) & (seen.query >= 0) & recent[:, None]  # [N, J]
         votes = table.votes / table.votes.sum(-1, keepdim=True).clamp(min=1e-6)
-        affinity = same + config.slot_bonus * same_slot + config.class_bonus * (votes @ seen.probability.T)
+        agree = votes @ seen.probability.T
+        affinity = same + config.slot_bonus * same_slot + config.class_bonus * agree
         affinity += config.overlap_bonus * mask_iou(table.grid, seen.grid) * recent[:, None]
         live = (same >= config.match_same) | (same_slot & (same >= config.match_same_slot))
         returns = (same >= config.match_dormant) & (margin >= config.match_margin)
-        allowed = torch.where((table.status == DORMANT)[:, None], returns, live) & active[:, None]
+        dormant = table.status == DORMANT
+        if config.match_colour is not None:
+            distance = apart(table.colours, seen.colours)
+            again = self._known_by_colours(dormant, agree, distance, config.match_colour)
+            affinity += again * (1 - distance.clamp(max=config.match_colour) / config.match_colour)
+            returns = again | returns & ((distance <= 2 * config.match_colour) | distance.isinf())
+        allowed = torch.where(dormant[:, None], returns, live)
+        allowed &= active[:, None]
         rows, columns = assign(torch.where(allowed, affinity, 0.0).double().numpy())
         row, column = torch.from_numpy(rows), torch.from_numpy(columns)
         kept = allowed[row, column]
         order = column[kept].argsort()  # best first, whatever the order of the rows
         row, column = row[kept][order], column[kept][order]
         return row, column, margin[row, column]
+
+    def _known_by_colours(self, dormant: Tensor, agree: Tensor, distance: Tensor, most: float) -> Tensor:
+        """Bool [N, J]: of all dormant identities of its class, this one alone has the colours of what is seen.
+
+        Args:
+            dormant: Bool [N].
+            agree: [N, J], chance of being of one class.
+            distance: [N, J], of colours.
+            most: Distance up to which colours are the same.
+        """
+        distance = distance.masked_fill(~dormant[:, None] | (agree < _SAME_CLASS), math.inf)
+        best = F.pad(distance, (0, 0, 0, 2), value=math.inf).topk(2, dim=0, largest=False).values
+        others = torch.where(distance == best[0], best[1], best[0])
+        return (distance <= most) & (others - distance >= self.config.colour_margin)
 
     def _similarity(self, active: Tensor) -> tuple[Tensor, Tensor]:
         """Chance [N, J] of being the same object by the best prototype, and its lead over all other identities."""
@@ -374,6 +409,9 @@ class _Step:
         quality = table.certain[rows] / (table.area[rows] + 1e-6)
         table.score[rows] = seen.class_score[columns] * quality.float()
         table.class_id[rows] = (table.votes[rows] if self.config.stable_class else seen.probability[columns]).argmax(-1)
+        known, share = table.colours[rows], 1 / table.hits[rows].clamp(1, _COLOUR_STEPS)
+        new = seen.colours[columns]
+        table.colours[rows] = torch.where(known.isnan(), new, known.lerp(new.nan_to_num(), share[:, None]))
         for name in ("similarity", "grid", "mask_embed", "token", "token_slot"):
             getattr(table, name)[rows] = getattr(seen, name)[columns]
 

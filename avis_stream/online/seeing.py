@@ -13,6 +13,7 @@ from avis_stream.models.linking import feature_logits, mask_grids, mask_iou
 from avis_stream.models.postprocess import MaskSizes, best_of_their_place, mask_logits, resize_logits
 from avis_stream.models.sounding_chain import log_odds
 from avis_stream.models.tracker import ClipPrediction, likeliest, presence_of, same_object
+from avis_stream.online.colours import COLOURS, colours_of
 from avis_stream.online.config import OnlineConfig
 from avis_stream.online.identities import Observation
 from avis_stream.online.looking import FrameAnswer
@@ -129,7 +130,13 @@ class Gates:
 
 
 def observe(
-    answer: TrackerAnswer, sizes: MaskSizes, config: OnlineConfig, gates: Gates, *, one_piece: bool = False
+    answer: TrackerAnswer,
+    sizes: MaskSizes,
+    config: OnlineConfig,
+    gates: Gates,
+    *,
+    one_piece: bool = False,
+    picture: Tensor | None = None,
 ) -> Observation:
     """What a frame shows: the queries with a mask in it, best first, on the CPU.
 
@@ -139,6 +146,7 @@ def observe(
         config: Thresholds.
         gates: Of the step.
         one_piece: As `PostprocessConfig.one_piece`.
+        picture: uint8 [3, H, W], for the colours of what is seen; None: they stay unknown.
     """
     probability = answer.pred_logits.float().softmax(-1)[:, :-1]
     best, query = probability.amax(-1).topk(min(config.max_candidates, len(probability)))
@@ -153,6 +161,8 @@ def observe(
     if answer.there is not None:
         visible &= answer.there[query]
     grid = mask_grids(logits)
+    unknown = logits.new_full((len(query), COLOURS), math.nan, dtype=torch.float32)
+    colours = unknown if picture is None else colours_of(picture, hard)
     order = (probability[query].amax(-1) * certain / (area + 1e-6)).argsort(descending=True, stable=True)
     order = order[visible[order]]
     if config.duplicate_iou is not None:
@@ -171,6 +181,7 @@ def observe(
         mask_embed=answer.pred_mask_embed[query].float().cpu(),
         evidence=evidence.cpu(),
         may_be_born=((evidence > gates.least_odds) | gates.born_unheard).cpu(),
+        colours=colours[order].cpu(),
         token=token.float().cpu(),
         token_slot=slot.cpu(),
     )

@@ -451,7 +451,7 @@ class OnlineSegmenter:
     def _identify(self, body: StreamBody, given: FrameInput, seen: Seen, said: TrackerAnswer) -> tuple[Event, ...]:
         gates = self._presenter.gates(seen.silent)
         one_piece = self.model.config.postprocess.one_piece
-        what = observe(said, seen.sizes, self.config, gates, one_piece=one_piece)
+        what = observe(said, seen.sizes, self.config, gates, one_piece=one_piece, picture=given.image)
         outcome = self._keeper.update(body.table, what, given.pts_ns, gates.least_odds)
         for slot in outcome.died_slots:
             body.memory.reset_sinks(slot)

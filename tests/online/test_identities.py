@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from avis_stream.models.linking import MASK_GRID, mask_iou
+from avis_stream.online.colours import COLOURS
 from avis_stream.online.config import OnlineConfig
 from avis_stream.online.identities import DORMANT, IdentityKeeper, IdentityTable, Observation
 from avis_stream.types import NANOSECONDS, Event
@@ -30,12 +31,16 @@ def observe(
     sounds: bool = True,
     looks: list[Tensor] | None = None,
     place: list[int] | None = None,
+    colours: list[float] | None = None,
 ) -> Observation:
     """One frame with the given objects; each has a place of its own unless `place` says otherwise."""
     total = len(objects)
     grid = torch.zeros(total, *MASK_GRID, dtype=torch.bool)
     for n, where in enumerate(objects if place is None else place):
         grid[n, :, 10 * where : 10 * where + 8] = True
+    paint = torch.full((total, COLOURS), math.nan)
+    if colours is not None:
+        paint[:] = torch.tensor(colours)[:, None] / COLOURS**0.5  # so far apart as the numbers are
     probability = torch.full((total, CLASSES), 0.01)
     probability[:, class_id] = score
     return Observation(
@@ -50,6 +55,7 @@ def observe(
         mask_embed=torch.zeros(total, 3),
         evidence=torch.full((total,), math.inf if sounds else -math.inf),
         may_be_born=torch.ones(total, dtype=torch.bool),
+        colours=paint,
         token=torch.zeros(total, CHANNELS),
         token_slot=torch.zeros(total, dtype=torch.int64),
     )
@@ -351,3 +357,74 @@ def test_overlap_of_masks() -> None:
     grid[0, :, :2] = grid[1, :, 1:3] = True
     expected = torch.tensor([[1.0, 1 / 3, 0.0], [1 / 3, 1.0, 0.0], [0.0, 0.0, 0.0]])
     torch.testing.assert_close(mask_iou(grid, grid), expected)
+
+
+def test_who_was_away_is_known_by_colours() -> None:
+    """Whatever its look in the model's space, and in another place."""
+    story = Story()
+    story.see(observe(0, colours=[0.0]))
+    story.see(observe(), after=40)
+    events = story.see(observe(6, looks=[look(5)], colours=[0.35]))
+    assert told(events) == [("returned", 1), ("sounding", 1)]
+
+
+@pytest.mark.parametrize(
+    ("colours", "class_id", "event"),
+    [([0.45], 1, ("born", 2)), ([0.1], 2, ("born", 2)), ([0.1], 1, ("returned", 1))],
+    ids=["other colours", "another class", "the same"],
+)
+def test_who_looks_different_must_have_colours_and_class(
+    colours: list[float], class_id: int, event: tuple[str, int]
+) -> None:
+    story = Story()
+    story.see(observe(0, colours=[0.0]))
+    story.see(observe(), after=40)
+    assert told(story.see(observe(6, looks=[look(5)], class_id=class_id, colours=colours)))[0] == event
+
+
+@pytest.mark.parametrize(("colour", "event"), [(0.75, ("returned", 1)), (0.85, ("born", 2))])
+def test_one_look_in_wholly_other_colours_is_somebody_else(colour: float, event: tuple[str, int]) -> None:
+    story = Story()
+    story.see(observe(0, colours=[0.0]))
+    story.see(observe(), after=40)
+    assert told(story.see(observe(0, colours=[colour])))[0] == event
+
+
+def test_of_two_of_the_same_colours_neither_returns() -> None:
+    story = Story()
+    story.see(observe(0, 1, colours=[0.0, 0.03]))
+    story.see(observe(), after=40)
+    assert told(story.see(observe(5, looks=[look(5)], colours=[0.01])))[0] == ("born", 3)
+
+
+def test_colours_tell_two_apart_that_have_one_look() -> None:
+    story = Story()
+    story.see(observe(0, 1, looks=[look(2), look(2)], colours=[0.0, 0.5]))
+    story.see(observe(), after=40)
+    story.see(observe(5, 6, looks=[look(2), look(2)], colours=[0.5, 0.0]))
+    rows = [story.table.row_of(1), story.table.row_of(2)]
+    assert story.table.slot[rows].tolist() == [6, 5]
+    assert story.live == [1, 2]
+
+
+def test_colours_of_the_next_frame_do_not_matter() -> None:
+    """From frame to frame place and look decide: a lamp may be switched on."""
+    story = Story()
+    story.see(observe(0, colours=[0.0]))
+    assert told(story.see(observe(0, colours=[0.9]))) == []
+
+
+def test_a_row_that_is_free_has_no_colours() -> None:
+    story = Story(forget_s=50.0)
+    story.see(observe(0, colours=[0.0]))
+    story.see(observe(), after=40)
+    story.see(observe(), after=20)
+    assert story.table.colours.isnan().all()
+
+
+def test_unknown_colours_leave_it_to_looks() -> None:
+    story = Story()
+    story.see(observe(0))
+    story.see(observe(), after=40)
+    assert told(story.see(observe(0, colours=[0.0])))[0] == ("returned", 1)
+    assert not story.table.colours[story.table.row_of(1)].isnan().any()  # known from now on
