@@ -17,7 +17,9 @@ COLOURS = 6
 
 
 def colours_of(picture: Tensor, masks: Tensor) -> Tensor:
-    """Chromaticity and contrast of what masks cover; brighter or darker light changes neither.
+    """Chromaticity and contrast of what masks cover.
+
+    One factor on all channels, as of brighter or darker light, changes neither, short of what is clipped or nearly black.
 
     Args:
         picture: uint8 [3, H, W].

@@ -144,7 +144,7 @@ class IdentityTable:
     """float64 [N]."""
     odds: Tensor
     """float32 [N], log-odds of sounding when it was last seen, given all seconds so far."""
-    evidence: Tensor
+    heard: Tensor
     """float32 [N], the part of `odds` that the second itself gave, within `MOST`."""
     score: Tensor
     """float32 [N], as last reported."""
@@ -185,7 +185,7 @@ class IdentityTable:
             certain=torch.zeros(rows, dtype=torch.float64),
             area=torch.zeros(rows, dtype=torch.float64),
             odds=torch.zeros(rows),
-            evidence=torch.zeros(rows),
+            heard=torch.zeros(rows),
             score=torch.zeros(rows),
             grid=torch.zeros(rows, *MASK_GRID, dtype=torch.bool),
             mask_embed=torch.zeros(rows, mask_channels),
@@ -399,7 +399,7 @@ class _Step:
     def _note(self, rows: Tensor, columns: Tensor, odds: Tensor) -> None:
         """What an identity is like now; `odds` [n] are its log-odds of sounding before this second was heard."""
         table, seen = self.table, self.seen
-        table.evidence[rows] = seen.evidence[columns].clamp(-MOST, MOST)
+        table.heard[rows] = seen.evidence[columns].clamp(-MOST, MOST)
         table.odds[rows] = (odds + seen.evidence[columns]).clamp(-MOST, MOST)
         table.slot[rows] = seen.query[columns]
         table.seen_ns[rows] = self.now
@@ -411,7 +411,8 @@ class _Step:
         table.class_id[rows] = (table.votes[rows] if self.config.stable_class else seen.probability[columns]).argmax(-1)
         known, share = table.colours[rows], 1 / table.hits[rows].clamp(1, _COLOUR_STEPS)
         new = seen.colours[columns]
-        table.colours[rows] = torch.where(known.isnan(), new, known.lerp(new.nan_to_num(), share[:, None]))
+        mixed = torch.where(known.isnan(), new, known.lerp(new, share[:, None]))
+        table.colours[rows] = torch.where(new.isnan(), known, mixed)
         for name in ("similarity", "grid", "mask_embed", "token", "token_slot"):
             getattr(table, name)[rows] = getattr(seen, name)[columns]
 

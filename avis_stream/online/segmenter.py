@@ -451,7 +451,8 @@ class OnlineSegmenter:
     def _identify(self, body: StreamBody, given: FrameInput, seen: Seen, said: TrackerAnswer) -> tuple[Event, ...]:
         gates = self._presenter.gates(seen.silent)
         one_piece = self.model.config.postprocess.one_piece
-        what = observe(said, seen.sizes, self.config, gates, one_piece=one_piece, picture=given.image)
+        picture = None if self.config.match_colour is None else given.image
+        what = observe(said, seen.sizes, self.config, gates, one_piece=one_piece, picture=picture)
         outcome = self._keeper.update(body.table, what, given.pts_ns, gates.least_odds)
         for slot in outcome.died_slots:
             body.memory.reset_sinks(slot)
@@ -463,7 +464,7 @@ class OnlineSegmenter:
             return self._presenter.now(
                 body.table, seen.answer.features, seen.sizes, given.pts_ns, given.frame_id, events
             )
-        put(body.delay, given, seen, body.table)
+        put(body.delay, given, seen, body.table, body.segment)
         due = body.delay.filled - 1 - self.config.refine_delay
         return self._presenter.late(body, due, seen.sizes, events) if due >= 0 else nothing(given, events)
 

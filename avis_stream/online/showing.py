@@ -10,7 +10,7 @@ from avis_stream.models.postprocess import MaskSizes
 from avis_stream.models.tracker import likeliest, presence_of, same_object
 from avis_stream.online.config import OnlineConfig
 from avis_stream.online.door import FrameInput
-from avis_stream.online.identities import SOUNDING, IdentityTable
+from avis_stream.online.identities import DORMANT, SOUNDING, IdentityTable
 from avis_stream.online.schedule import Geometry
 from avis_stream.online.seeing import Gates, draw
 from avis_stream.online.state import DelayLine, StreamBody
@@ -58,8 +58,8 @@ class Presenter:
     def late(self, body: StreamBody, frame: int, sizes: MaskSizes, events: tuple[Event, ...]) -> OnlineResult:
         """A frame kept back, drawn by what is known now.
 
-        Where frame queries are the objects, who was seen in it is known, and the seconds since tell who sounded; else
-        its refined tokens decide both.
+        Where frame queries are the objects, it is known who was seen in it, and the seconds since help to tell who
+        sounded; else its tokens, which have seen later frames since, say who is there and sounds.
 
         Args:
             body: With a delay line.
@@ -69,37 +69,31 @@ class Presenter:
         """
         table, delay = body.table, body.delay
         assert delay is not None
-        place, rows = frame % len(delay.pts_ns), table.live
-        pts_ns, frame_id, gates = (
-            int(delay.pts_ns[place]),
-            int(delay.frame_id[place]),
-            self.gates(bool(delay.silent[place])),
-        )
-        shown = table.score[rows] > self.config.show_score
-        shown &= not gates.silent
+        place = frame % len(delay.pts_ns)
+        gates = self.gates(bool(delay.silent[place]))
         if self.model.config.tracker.objects == "frame":
-            sounded, embed = self._seen_then(table, delay, frame, rows, gates)
+            rows, sounded, embed = self._seen_then(table, delay, frame, gates)
         else:
-            sounded, embed = self._refined(body, delay, frame, rows, gates)
-        shown &= sounded
+            rows, sounded, embed = self._by_tokens(body, delay, frame, gates)
+        shown = sounded & (table.score[rows] > self.config.show_score) & (not gates.silent)
+        pts_ns, frame_id = int(delay.pts_ns[place]), int(delay.frame_id[place])
         return self._result(table, rows, shown, embed, delay.features[place], sizes, pts_ns, frame_id, events)
 
     def _seen_then(
-        self, table: IdentityTable, delay: DelayLine, frame: int, rows: Tensor, gates: Gates
-    ) -> tuple[Tensor, Tensor]:
-        """Whether each identity sounded in a frame that showed it, bool [n], and its mask embedding there, [n, Cm]."""
+        self, table: IdentityTable, delay: DelayLine, frame: int, gates: Gates
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Who is live, or was seen in the frame: rows int64 [n], whether it sounded there, mask embeddings [n, Cm]."""
         place = frame % len(delay.pts_ns)
         assert delay.mask_embed is not None
+        seen = (delay.seen_as[place] > 0) & (delay.seen_as[place] == table.public_id)
+        rows = torch.cat([table.live, (seen & (table.status == DORMANT)).nonzero()[:, 0]])
         stay = self.model.config.postprocess.sounding_stay
-        sounded = delay.seen_as[place, rows] == table.public_id[rows]
-        sounded &= odds_since(delay, frame, rows, table.public_id[rows], stay) > gates.least_odds
-        return sounded, delay.mask_embed[place][delay.seen_query[place, rows]]
+        odds = odds_since(delay, frame, rows, table.public_id[rows], stay)
+        return rows, seen[rows] & (odds > gates.least_odds), delay.mask_embed[place][delay.seen_query[place, rows]]
 
-    def _refined(
-        self, body: StreamBody, delay: DelayLine, frame: int, rows: Tensor, gates: Gates
-    ) -> tuple[Tensor, Tensor]:
-        """The same by the tokens of the frame, which have seen later frames since."""
-        table, place = body.table, frame % len(delay.pts_ns)
+    def _by_tokens(self, body: StreamBody, delay: DelayLine, frame: int, gates: Gates) -> tuple[Tensor, Tensor, Tensor]:
+        """Who is live: rows int64 [n], whether it was there and sounded in the frame, mask embeddings [n, Cm]."""
+        table, place, rows = body.table, frame % len(delay.pts_ns), body.table.live
         slots, at = self.geometry.slots, ring_frame(self.geometry, body.memory.seen, delay.filled - 1 - frame)
         tokens = body.memory.tokens[at * slots : (at + 1) * slots]
         looks = table.similarity[rows].to(tokens)
@@ -109,9 +103,9 @@ class Presenter:
         if gates.presence is not None:
             sounded &= (presence_of(same, delay.chance[place][None, None])[0, :, 0] > gates.presence).cpu()
         if delay.mask_embed is None:
-            return sounded, table.mask_embed[rows]
+            return rows, sounded, table.mask_embed[rows]
         number, _ = likeliest(same)
-        return sounded, delay.mask_embed[place][number[0, :, 0]]
+        return rows, sounded, delay.mask_embed[place][number[0, :, 0]]
 
     def _result(
         self,

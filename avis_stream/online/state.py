@@ -61,7 +61,7 @@ class DelayLine:
     """int64 [D + 1, I], the frame query that it was; on the CPU."""
     odds: Tensor
     """float32 [D + 1, I], `IdentityTable.odds` after the frame; on the CPU."""
-    evidence: Tensor
+    heard: Tensor
     """float32 [D + 1, I], the frame's own part of it; on the CPU."""
     filled: int = 0
     """Frames taken in so far."""
@@ -91,9 +91,10 @@ class StreamBody:
 
 
 _PARTS = {part.__name__: part for part in (StreamBody, TrackerMemory, IdentityTable, HeldFrame, DelayLine)}
-_ON_CPU = (
-    "IdentityTable", "silent", "pts_ns", "frame_id", "segment", "seen_as", "seen_query", "odds", "evidence",
-)  # fmt: skip
+_ON_CPU = ("IdentityTable",) + tuple(
+    f"DelayLine.{name}"
+    for name in ("silent", "pts_ns", "frame_id", "segment", "seen_as", "seen_query", "odds", "heard")
+)
 """What never leaves the CPU: the parts and fields that decide, and draw nothing."""
 
 
@@ -172,7 +173,7 @@ class OnlineState:
         """A copy on a device; this one stays valid."""
 
         def moved(name: str, tensor: Tensor) -> Tensor:
-            stays = any(part in _ON_CPU for part in name.split("."))
+            stays = any(f".{own}." in f"{name}." for own in _ON_CPU)
             return tensor.clone() if stays else tensor.to(device, copy=True)
 
         return self._mapped(moved)

@@ -12,6 +12,9 @@ from avis_stream.online.looking import Seen
 from avis_stream.online.state import DelayLine, HeldFrame
 from avis_stream.types import NANOSECONDS
 
+_BEFORE_ALL = torch.iinfo(torch.int64).min
+"""Stands for a segment that no source has announced yet."""
+
 
 def held_frame(frame_size: tuple[int, int]) -> HeldFrame:
     """Room for one frame of (height, width) pixels."""
@@ -51,13 +54,21 @@ def delay_line(
         seen_as=by_row.long(),
         seen_query=by_row.long(),
         odds=by_row,
-        evidence=by_row.clone(),
+        heard=by_row.clone(),
         mask_embed=None if mask_embed is None else mask_embed.expand(places, -1, -1).clone(),
     )
 
 
-def put(delay: DelayLine, given: FrameInput, seen: Seen, table: IdentityTable) -> None:
-    """Keeps what it takes to draw a frame later, in the place of the oldest; the table knows the frame already."""
+def put(delay: DelayLine, given: FrameInput, seen: Seen, table: IdentityTable, segment: int | None) -> None:
+    """Keeps what it takes to draw a frame later, in the place of the oldest.
+
+    Args:
+        delay: Written in place.
+        given: The frame.
+        seen: What it shows.
+        table: Knows the frame already.
+        segment: Of the stream, as it stands; a change of it is a gap.
+    """
     place = delay.filled % len(delay.pts_ns)
     said = seen.answer
     assert said.chance is not None
@@ -65,10 +76,10 @@ def put(delay: DelayLine, given: FrameInput, seen: Seen, table: IdentityTable) -
     if delay.mask_embed is not None and said.mask_embed is not None:
         delay.mask_embed[place] = said.mask_embed
     delay.pts_ns[place], delay.frame_id[place] = given.pts_ns, given.frame_id
-    delay.segment[place] = -1 if given.segment is None else given.segment
+    delay.segment[place] = _BEFORE_ALL if segment is None else segment
     delay.seen_as[place] = torch.where(table.seen_ns == given.pts_ns, table.public_id, 0)
     delay.seen_query[place] = table.token_slot
-    delay.odds[place], delay.evidence[place] = table.odds, table.evidence
+    delay.odds[place], delay.heard[place] = table.odds, table.heard
     delay.filled += 1
 
 
@@ -87,8 +98,8 @@ def odds_since(delay: DelayLine, frame: int, rows: Tensor, public_id: Tensor, st
     places, after = len(delay.pts_ns), torch.zeros(len(rows))
     for later in range(delay.filled - 1, frame, -1):
         at, before = later % places, (later - 1) % places
-        after = after + torch.where(delay.seen_as[at, rows] == public_id, delay.evidence[at, rows], 0.0)
+        after = after + torch.where(delay.seen_as[at, rows] == public_id, delay.heard[at, rows], 0.0)
         after = carried(after, stay, int(delay.pts_ns[at] - delay.pts_ns[before]) / NANOSECONDS)
-        if delay.segment[at] != delay.segment[before]:  # across a gap, seconds say nothing about each other
+        if int(delay.segment[before]) not in (int(delay.segment[at]), _BEFORE_ALL):  # nothing is said across a gap
             after = torch.zeros(len(rows))
     return delay.odds[frame % places, rows] + after

@@ -428,3 +428,10 @@ def test_unknown_colours_leave_it_to_looks() -> None:
     story.see(observe(), after=40)
     assert told(story.see(observe(0, colours=[0.0])))[0] == ("returned", 1)
     assert not story.table.colours[story.table.row_of(1)].isnan().any()  # known from now on
+
+
+def test_a_frame_without_colours_leaves_those_that_are_known() -> None:
+    story = Story()
+    for colours in ([0.4], None, [0.4]):
+        story.see(observe(0, colours=colours))
+        assert torch.allclose(story.table.colours[story.table.row_of(1)], observe(0, colours=[0.4]).colours[0])

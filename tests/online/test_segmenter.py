@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -303,6 +303,9 @@ def test_state_moves_between_devices() -> None:
     elsewhere = state.to("meta")
     assert elsewhere.device.type == "meta"
     assert elsewhere.body.table.status.device.type == "cpu"
+    memory = elsewhere.body.memory
+    moved = [value for f in fields(memory) if isinstance(value := getattr(memory, f.name), Tensor)]
+    assert {tensor.device.type for tensor in moved} == {"meta"}
     assert elsewhere.nbytes == state.nbytes
     back = state.to("cpu")
     assert same(play(online, film, state, range(5, 6))[0][0], play(online, film, back, range(5, 6))[0][0])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
-from small_model import small_model
+from small_model import open_config, play, scene, small_model
 
 from avis_stream.models.sounding_chain import MOST, carried, smoothed
 from avis_stream.online import OnlineConfig, OnlineSegmenter
@@ -25,7 +27,7 @@ def line_of(evidence: torch.Tensor, seen: torch.Tensor, delay: int) -> DelayLine
         since = torch.where(seen[:, t], 0.0, since)
         line.pts_ns[place] = t * NANOSECONDS
         line.seen_as[place] = torch.where(seen[:, t], torch.arange(1, IDENTITIES + 1), 0)
-        line.odds[place], line.evidence[place] = odds, evidence[:, t]
+        line.odds[place], line.heard[place] = odds, evidence[:, t]
         line.filled += 1
     return line
 
@@ -55,6 +57,17 @@ def test_across_a_gap_seconds_say_nothing() -> None:
     assert (odds_since(line, 2, rows, rows + 1, STAY) > line.odds[2]).all()  # one second since, before the gap
 
 
+def test_the_first_segment_that_is_announced_is_no_gap() -> None:
+    """As for events: nothing was interrupted before the source said where it is."""
+    line, rows = (
+        line_of(torch.full((IDENTITIES, 6), 2.0), torch.ones(IDENTITIES, 6, dtype=torch.bool), 3),
+        torch.arange(3),
+    )
+    line.segment[:] = 7
+    line.segment[3] = torch.iinfo(torch.int64).min
+    assert (odds_since(line, 3, rows, rows + 1, STAY) > line.odds[3]).all()
+
+
 def test_whoever_took_the_row_since_says_nothing() -> None:
     evidence, rows = torch.full((IDENTITIES, 4), MOST), torch.arange(IDENTITIES)
     line = line_of(evidence, torch.ones(IDENTITIES, 4, dtype=torch.bool), 1)
@@ -69,4 +82,40 @@ def test_the_state_has_room_for_every_identity() -> None:
     online = OnlineSegmenter(small_model(), OnlineConfig(refine_delay=2, max_identities=7))
     delay = online.init_state((48, 80)).body.delay
     assert delay is not None
-    assert delay.odds.shape == delay.evidence.shape == delay.seen_as.shape == (3, 7)
+    assert delay.odds.shape == delay.heard.shape == delay.seen_as.shape == (3, 7)
+
+
+def test_a_stream_that_waits_shows_what_a_clip_that_ends_later_shows() -> None:
+    """Frame queries as objects, through the segmenter: who sounds is smoothed over the seconds that were waited for."""
+    film, delay = scene(14), 2
+    model = small_model(objects="frame")
+    model.config = replace(model.config, postprocess=replace(model.config.postprocess, sounding_stay=STAY))
+    settings = {"presence_threshold": 0.5, "show_score": 0.0}
+    at_once = OnlineSegmenter(model, open_config(**settings))
+    late = OnlineSegmenter(model, open_config(refine_delay=delay, **settings))
+    now_state, late_state = at_once.init_state(), late.init_state((48, 80))
+    heard: dict[int, list[float]] = {}
+    changed = compared = 0
+    for t in range(len(film)):
+        (now,), now_state = play(at_once, film, now_state, range(t, t + 1))
+        (then,), late_state = play(late, film, late_state, range(t, t + 1))
+        table = now_state.body.table
+        for row in table.live.tolist():
+            seen = int(table.seen_ns[row]) == now.pts_ns
+            series = heard.setdefault(int(table.public_id[row]), [0.0] * t)
+            series.append(float(table.heard[row]) if seen else 0.0)
+        for series in heard.values():
+            series += [0.0] * (t + 1 - len(series))
+        k = then.frame_id
+        if k < 0:
+            continue
+        for track_id, sounds in zip(then.track_id.tolist(), then.sounding.tolist(), strict=True):
+            if track_id in heard and heard[track_id][k] != 0:
+                chance = smoothed(torch.tensor(heard[track_id])[None], STAY)[0, k]
+                if abs(float(chance) - 0.5) > 1e-3:
+                    compared += 1
+                    changed += bool(chance > 0.5) != (heard[track_id][k] > 0)
+                    assert sounds == bool(chance > 0.5)
+
+    assert compared >= 10
+    assert changed  # by seconds around them
