@@ -5,8 +5,8 @@
 
 Every variant begins with the bundled weights (or `--init`), loses or changes its part, and learns for as many steps on
 clips (only variants that change the localizer, and the one they are compared with) and on streams (all of them).
-`SETS/disjoint` is made as for `mini_results.py`. Scores are `mode="fixed"`, in percent, on test. About three hours on two
-cores; finished variants are kept, so it can be run again.
+`SETS/disjoint` is made as for `mini_results.py`. Scores are `mode="fixed"`, in percent, on test. About three hours on
+two cores; finished variants are kept, so it can be run again.
 """
 
 from __future__ import annotations

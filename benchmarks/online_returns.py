@@ -9,8 +9,9 @@ Each stream is localized once, or was before (`online_looks.py`, `--looks`); eve
 identities anew on the same frames. All that is visible is followed (gate open):
 
 - who comes back under the same name, by length of absence: sinks {none, first, per query} x identity table {off: the
-  video query's number, on}, and frame queries linked by the table, where these are the model's objects (ADR 0010). Such
-  a model's video queries are asked all the same in the rows about sinks, though none of its streams does so;
+  video query's number, on}, and frame queries linked by the table, where these are the model's objects (ADR 0010), with
+  their colours and without (ADR 0202). Such a model's video queries are asked all the same in the rows about sinks,
+  though none of its streams does so;
 - identity switches a minute, against frame-to-frame matching of the same frame queries (MinVIS, NeurIPS 2022);
 - what the sinks alone keep: mask embeddings against those with all of the past;
 - the splice test: the first half of a stream, then so many seconds of something else, then its second half, and who of
@@ -84,6 +85,8 @@ def rows_of(model: AVISM) -> dict[str, Row]:
         # The table links frame queries (ADR 0010), by the model's own thresholds; what sinks keep is not asked for.
         shipped = OnlineConfig.of(model.config, sinks="none", **OPEN)
         found["linked frame queries, as shipped"] = partial(with_table, model, config=shipped)
+        by_looks = replace(shipped, match_colour=None)
+        found["linked frame queries, by looks alone"] = partial(with_table, model, config=by_looks)
     return found
 
 

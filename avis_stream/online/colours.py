@@ -19,7 +19,8 @@ COLOURS = 6
 def colours_of(picture: Tensor, masks: Tensor) -> Tensor:
     """Chromaticity and contrast of what masks cover.
 
-    One factor on all channels, as of brighter or darker light, changes neither, short of what is clipped or nearly black.
+    One factor on all channels, as of brighter or darker light, changes neither, unless pixels are clipped or nearly
+    black.
 
     Args:
         picture: uint8 [3, H, W].

@@ -91,10 +91,8 @@ class StreamBody:
 
 
 _PARTS = {part.__name__: part for part in (StreamBody, TrackerMemory, IdentityTable, HeldFrame, DelayLine)}
-_ON_CPU = ("IdentityTable",) + tuple(
-    f"DelayLine.{name}"
-    for name in ("silent", "pts_ns", "frame_id", "segment", "seen_as", "seen_query", "odds", "heard")
-)
+_LATE = ("silent", "pts_ns", "frame_id", "segment", "seen_as", "seen_query", "odds", "heard")
+_ON_CPU = ("IdentityTable", *(f"DelayLine.{name}" for name in _LATE))
 """What never leaves the CPU: the parts and fields that decide, and draw nothing."""
 
 
