@@ -9,6 +9,7 @@
 
 namespace avis::AVIS_ISA {
 
+// 24 KB of scores for either block: twelve queries, or six.
 constexpr std::int64_t kChunk = kManyRegisters ? 512 : 1024;
 // From one row of scores to the next; a power of two would put all rows into the same few sets of the cache.
 constexpr std::int64_t kScoreRow = kChunk + 32;
@@ -56,6 +57,7 @@ AVIS_INLINE void score(const ForwardRoom& room, std::int64_t padded, std::int64_
       for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
         for (int i = 0; i < kColumns; ++i) {
+          // Not before the product: held through it, biases take registers, and GCC reads keys anew for every row.
           tile.c[r][i] += load(room.bias + first + key + i * kLanes);
           highest[top + r] = avis::AVIS_ISA::max(tile.c[r][i], highest[top + r]);
         }
