@@ -269,9 +269,9 @@ class StubSegmenter:
         events = (Event(kind="born", track_id=1),) if state == 0 else ()
         return self._result(pair.frame.image, pair.frame.pts_ns, pair.frame.frame_id, events), state + 1
 
-    def refresh(self, frame: torch.Tensor, state: Any, pts_ns: int | None = None) -> OnlineResult:
+    def refresh_pair(self, pair: AVPair, state: Any) -> OnlineResult:
         time.sleep(self.refresh_seconds)
-        return self._result(frame, pts_ns or 0, -7, ())
+        return self._result(pair.frame.image, pair.frame.pts_ns, pair.frame.frame_id, ())
 
     def _result(self, image: torch.Tensor, pts_ns: int, frame_id: int, events: tuple[Event, ...]) -> OnlineResult:
         height, width = image.shape[1:]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -47,6 +48,13 @@ def small_model(*, head: bool = True, seed: int = 0, masks: str = "frame", objec
     torch.manual_seed(seed)
     settings = [*SMALL, f"tracker.objects={objects}", f"tracker.masks={masks}"]
     return avs.load("avism_mini", "random", settings=settings if head else settings + WITHOUT_HEAD)
+
+
+def with_postprocess(model: AVISM, **settings: object) -> AVISM:
+    """The same weights with other settings of `PostprocessConfig`; the model itself, which tests share, stays."""
+    other = copy.copy(model)
+    other.config = replace(model.config, postprocess=replace(model.config.postprocess, **settings))  # type: ignore[arg-type]
+    return other
 
 
 def open_config(**settings: object) -> OnlineConfig:

@@ -274,13 +274,13 @@ class _Nothing:
         return None
 
     def step_pair(self, pair: AVPair, state: Any) -> tuple[OnlineResult, Any]:
-        return self.refresh(pair.frame.image, state, pair.frame.pts_ns), state
+        return self.refresh_pair(pair, state), state
 
-    def refresh(self, frame: torch.Tensor, state: Any, pts_ns: int | None = None) -> OnlineResult:
+    def refresh_pair(self, pair: AVPair, state: Any) -> OnlineResult:
         none = torch.zeros(0)
         return OnlineResult(
-            pts_ns=pts_ns or 0, frame_id=0, track_id=none.long(), class_id=none.long(), score=none,
-            sounding=none.bool(), mask=torch.zeros(0, 1, 1, dtype=torch.bool), box=torch.zeros(0, 4),
+            pts_ns=pair.frame.pts_ns, frame_id=pair.frame.frame_id, track_id=none.long(), class_id=none.long(),
+            score=none, sounding=none.bool(), mask=torch.zeros(0, 1, 1, dtype=torch.bool), box=torch.zeros(0, 4),
         )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from avis_stream.errors import CheckpointError, ShapeError
 from avis_stream.memory import available_memory_bytes
 from avis_stream.models.clip import ClipResult
 from avis_stream.models.linking import Sightings, likeliest_objects, link, sight
-from avis_stream.models.localizer import Localizer
+from avis_stream.models.localizer import FramePrediction, Localizer
 from avis_stream.models.mask_store import MaskStore
 from avis_stream.models.mobilenet import MobileNet
 from avis_stream.models.offline import ClipFrame, mask_features_again, segment_clip
@@ -198,6 +198,23 @@ class AVISM(nn.Module):
         own = self.config.tracker.masks == "frame"
         drawn: Tensor = features.mask_features if own else self.clip_mask_features(features.stride4)
         return drawn
+
+    def look_again(
+        self, images: Tensor, audio_features: Tensor, found: FramePrediction, previous: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What earlier frame queries are like on newer pictures and sound, for models with a sounding head.
+
+        Args:
+            images: float32 [T, 3, Hp, Wp], normalised and padded.
+            audio_features: float32 [T, A].
+            found: Queries of T earlier frames; its `sounding` is not looked at.
+            previous: As `images`, 100 ms before each, for models with a motion cue; None: no cue.
+        Returns:
+            Mask features [T, Cm, h, w], as `drawing_features`, and the chance [T, N] of each query to sound.
+        """
+        features = self.drawing_features(images)
+        motion = motion_between(images, previous) if self.wants_previous and previous is not None else None
+        return features, self.localizer.sounds(found, audio_features, features, motion).sigmoid()
 
     def _features(self, images: Tensor) -> PixelFeatures:
         lower = self.precision != torch.float32

@@ -184,6 +184,20 @@ class Localizer(nn.Module):
             return FramePrediction(queries, logits, mask_embed)
         return FramePrediction(queries, logits, mask_embed, self.sounding(queries, logits, mask_embed, heard, seen))
 
+    def sounds(self, found: FramePrediction, audio: Tensor, mask_features: Tensor, motion: Tensor | None) -> Tensor:
+        """Asks the sounding head of queries found before: logits [T, N]; for models that have one.
+
+        Args:
+            found: Of T frames; its `sounding` is not looked at.
+            audio: float [T, feature_dim], what is heard now.
+            mask_features: [T, Cm, h, w] of what is seen now, of the frame decoder.
+            motion: float [T, 1, h, w] at stride 8, what moved just now; None: no cue.
+        """
+        assert self.sounding is not None
+        seen = None if motion is None else Motion(motion, _resized(mask_features, motion))
+        logits: Tensor = self.sounding(found.queries, found.logits, found.mask_embed, self.sounding.listen(audio), seen)
+        return logits
+
     def mask_guides(self, features: PixelFeatures) -> list[Tensor]:
         """For each level the mask features [T, Cm, h, w] that `visible` multiplies mask embeddings with.
 

@@ -146,6 +146,8 @@ class IdentityTable:
     """float32 [N], log-odds of sounding when it was last seen, given all seconds so far."""
     heard: Tensor
     """float32 [N], the part of `odds` that the second itself gave, within `MOST`."""
+    expected: Tensor
+    """float32 [N], the other part: what was to be expected before that second was heard."""
     score: Tensor
     """float32 [N], as last reported."""
     grid: Tensor
@@ -186,6 +188,7 @@ class IdentityTable:
             area=torch.zeros(rows, dtype=torch.float64),
             odds=torch.zeros(rows),
             heard=torch.zeros(rows),
+            expected=torch.zeros(rows),
             score=torch.zeros(rows),
             grid=torch.zeros(rows, *MASK_GRID, dtype=torch.bool),
             mask_embed=torch.zeros(rows, mask_channels),
@@ -399,6 +402,7 @@ class _Step:
     def _note(self, rows: Tensor, columns: Tensor, odds: Tensor) -> None:
         """What an identity is like now; `odds` [n] are its log-odds of sounding before this second was heard."""
         table, seen = self.table, self.seen
+        table.expected[rows] = odds
         table.heard[rows] = seen.evidence[columns].clamp(-MOST, MOST)
         table.odds[rows] = (odds + seen.evidence[columns]).clamp(-MOST, MOST)
         table.slot[rows] = seen.query[columns]

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from avis_stream.checks import check_finite
 from avis_stream.models.avism import AVISM, FrameTokens
+from avis_stream.models.localizer import FramePrediction
 from avis_stream.models.postprocess import MaskSizes
 from avis_stream.models.preprocess import network_size, normalise_and_pad, resize_images
 from avis_stream.online.door import FrameInput
+from avis_stream.online.state import LastQueries
 from avis_stream.online.tracking import Arrival
 
 MASK_STRIDE = 4
@@ -79,6 +81,31 @@ class Eye:
         _check_answer("clip mask features", features)
         return features
 
+    def look_again(
+        self, frame: Tensor, sizes: MaskSizes, seconds: Tensor, last: LastQueries, previous: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Mask features [Cm, h, w] of a picture, and the chance [N] of earlier frame queries to sound at its time.
+
+        Args:
+            frame: uint8 [3, H, W].
+            sizes: Of it.
+            seconds: float32 [SAMPLE_RATE], the second that ends with it.
+            last: Whom to ask.
+            previous: uint8 [3, H, W], the picture 100 ms before; None: nothing moved.
+
+        Raises:
+            ShapeError: They are not finite.
+        """
+        sound = self.model.hear(seconds[None])
+        before = None
+        if self.model.wants_previous:
+            before = self._prepared([frame if previous is None else previous], sizes)
+        found = FramePrediction(last.queries[None], last.logits[None], last.mask_embed[None])
+        features, chance = self.model.look_again(self._prepared([frame], sizes), sound, found, before)
+        _check_answer("clip mask features", features)
+        _check_answer("sounding", chance)
+        return features[0], chance[0]
+
     def look_at(self, given: Sequence[FrameInput]) -> list[Seen]:
         """Hears and localizes frames; those of one size go together.
 
@@ -125,10 +152,11 @@ class Eye:
         arrival = Arrival(tokens.frame_queries[place][None], sound[None], thing.max()[None])
         embed = None if tokens.mask_embed is None else tokens.mask_embed[place]
         answer = FrameAnswer(tokens.clip_mask_features[place], chance, embed, tokens.logits[place])
-        return Seen(arrival, answer, sizes, self._is_silent(given))
+        return Seen(arrival, answer, sizes, self.is_silent(given.seconds))
 
-    def _is_silent(self, given: FrameInput) -> bool:
-        power = given.seconds.double().square().mean()
+    def is_silent(self, seconds: Tensor) -> bool:
+        """Whether a second of sound, float32 [SAMPLE_RATE], holds next to nothing."""
+        power = seconds.double().square().mean()
         return self._least_power is not None and bool(power < self._least_power)
 
 

@@ -8,6 +8,7 @@ frame, sound --> localizer --> tracker's memory --> queries ------> identity tab
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -16,10 +17,12 @@ from avis_stream.checks import check_finite, check_shape, require
 from avis_stream.errors import ShapeError, StateConsumedError
 from avis_stream.models.avism import AVISM
 from avis_stream.models.tracker import ClipPrediction
+from avis_stream.online.between import keep, last_queries, odds_between, sounding_between
 from avis_stream.online.config import OnlineConfig
 from avis_stream.online.door import (
     FrameInput,
     check_owner,
+    checked_again,
     checked_frame,
     checked_sound,
     checked_time,
@@ -68,8 +71,8 @@ class OnlineSegmenter:
         self._eye = Eye(model, self.config.silence_dbfs)
         self._presenter = Presenter(model, self.config, geometry)
         self._linked = model.config.tracker.objects == "frame"
-        stay = model.config.postprocess.sounding_stay
-        self._keeper = IdentityKeeper(self.config, geometry.ring * self.config.hop_seconds, stay)
+        self._stay = model.config.postprocess.sounding_stay
+        self._keeper = IdentityKeeper(self.config, geometry.ring * self.config.hop_seconds, self._stay)
         self._model_id = fingerprint(model)
         self._layout = layout_of(geometry, self.config)
 
@@ -86,7 +89,7 @@ class OnlineSegmenter:
         like = model.tracker.query_feat.weight
         memory = TrackerMemory.empty(model.config, geometry, config.kv_cache and not self._linked, like)
         table = IdentityTable.empty(config, len(model.classes), model.config.channels, model.config.drawn_channels)
-        body = StreamBody(self._model_id, self._layout, memory, table)
+        body = StreamBody(self._model_id, self._layout, memory, table, queries=last_queries(model.config, config, like))
         waits = config.keeps_frames_back
         wanted = "(height, width): this configuration keeps frames back"
         require(not waits or frame_size is not None, "frame_size", frame_size, wanted)
@@ -342,25 +345,49 @@ class OnlineSegmenter:
         return said, OnlineState(body)
 
     @torch.no_grad()
-    def refresh(self, frame: Tensor, state: OnlineState, pts_ns: int | None = None) -> OnlineResult:
-        """Draws the sounding identities of the last step on a new camera frame, so that masks follow motion.
+    def refresh(
+        self,
+        frame: Tensor,
+        state: OnlineState,
+        pts_ns: int | None = None,
+        audio: Tensor | None = None,
+        previous: Tensor | None = None,
+    ) -> OnlineResult:
+        """Draws the sounding identities on a new camera frame before the next step, so that masks follow motion.
 
-        Backbone and pixel decoder only: ids, classes, scores and who sounds are those of the last step, and no event
-        can happen. The state is read, not consumed.
+        Backbone and pixel decoder only: ids, classes and scores are those of the last step, and no event can happen.
+        Who sounds is asked anew if there is sound, where frame queries are the objects and a sounding head tells of
+        them (`online/between.py`); else it is who sounded in the last step. The state is read, not consumed.
 
         Args:
             frame: uint8 [3, H, W].
             state: After at least one step.
             pts_ns: Time of the frame; None: that of the last step.
+            audio: float32 [16000] in [-1, 1], the second that ends with the frame; None: who sounds stays.
+            previous: uint8 [3, H, W], the picture about 100 ms before, for models with a motion cue.
         Raises:
-            ShapeError: The frame differs, or what the model makes of it is not finite.
+            ShapeError: An argument differs, or what the model makes of it is not finite.
+            ClockError: There is sound, and it is older than the last step.
         """
         check_shape(frame, "frame", "3 H W", dtype=torch.uint8, hint="RGB, channels first")
         (body,) = self._bodies([state])
         sizes = self._eye.sizes((int(frame.shape[1]), int(frame.shape[2])))
-        features = self._eye.features_of(frame, sizes)
         time = (body.last_pts_ns or 0) if pts_ns is None else pts_ns
-        return self._presenter.now(body.table, features, sizes, time, body.steps - 1, ())
+        if audio is None or body.queries is None or body.last_pts_ns is None:
+            features, sounding = self._eye.features_of(frame, sizes), None
+        else:
+            seconds = checked_again(body, frame, audio, previous, time)
+            features, chance = self._eye.look_again(frame, sizes, seconds, body.queries, previous)
+            odds = odds_between(body.table, chance, self._stay, body.last_pts_ns, time)
+            gates = self._presenter.gates(self._eye.is_silent(seconds))
+            sounding = sounding_between(body.table, odds, gates, self.config.show_score)
+        return self._presenter.now(body.table, features, sizes, time, body.steps - 1, (), sounding)
+
+    def refresh_pair(self, pair: AVPair, state: OnlineState) -> OnlineResult:
+        """`refresh` on what a source hands out."""
+        frame = pair.frame
+        result = self.refresh(frame.image, state, frame.pts_ns, pair.audio, frame.previous)
+        return replace(result, frame_id=frame.frame_id)
 
     @torch.no_grad()
     def finish(self, state: OnlineState, audio: Tensor | None = None) -> list[OnlineResult]:
@@ -435,6 +462,8 @@ class OnlineSegmenter:
         events = []
         for n, (body, own, what, plan) in enumerate(zip(bodies, inputs, seen, plans, strict=True)):
             said = self._answer_of(n, answer, body.memory, plan, what.answer)
+            if body.queries is not None:
+                keep(body.queries, what)
             events.append((*self._told(body, own), *self._identify(body, own, what, said)))
         return events
 

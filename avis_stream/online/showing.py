@@ -48,10 +48,14 @@ class Presenter:
         pts_ns: int,
         frame_id: int,
         events: tuple[Event, ...],
+        sounding: Tensor | None = None,
     ) -> OnlineResult:
-        """Every live identity, those that sound drawn on mask features [Cm, h, w]."""
+        """Every live identity, those that sound drawn on mask features [Cm, h, w].
+
+        `sounding`, bool [N] by row of the table, says who does; None: who did in the last step.
+        """
         rows = table.live
-        shown = table.status[rows] == SOUNDING
+        shown = (table.status == SOUNDING if sounding is None else sounding)[rows]
         embed = table.mask_embed[rows]
         return self._result(table, rows, shown, embed, features, sizes, pts_ns, frame_id, events)
 

@@ -70,6 +70,18 @@ class DelayLine:
 
 
 @dataclass(slots=True)
+class LastQueries:
+    """The frame queries of the last step, whom the sounding head can ask again before the next one."""
+
+    queries: Tensor
+    """[N, C]."""
+    logits: Tensor
+    """[N, K + 1]."""
+    mask_embed: Tensor
+    """[N, Cm]."""
+
+
+@dataclass(slots=True)
 class StreamBody:
     """Everything about one stream."""
 
@@ -88,9 +100,11 @@ class StreamBody:
     """Identities forgotten since the last step, whose end is still to be told."""
     held: HeldFrame | None = None
     delay: DelayLine | None = None
+    queries: LastQueries | None = None
+    """Of models that tell between two steps who sounds."""
 
 
-_PARTS = {part.__name__: part for part in (StreamBody, TrackerMemory, IdentityTable, HeldFrame, DelayLine)}
+_PARTS = {part.__name__: part for part in (StreamBody, TrackerMemory, IdentityTable, HeldFrame, DelayLine, LastQueries)}
 _LATE = ("silent", "pts_ns", "frame_id", "segment", "seen_as", "seen_query", "odds", "heard")
 _ON_CPU = ("IdentityTable", *(f"DelayLine.{name}" for name in _LATE))
 """What never leaves the CPU: the parts and fields that decide, and draw nothing."""

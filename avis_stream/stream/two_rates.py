@@ -2,7 +2,7 @@
 
 camera     | | | | | | | | | | | | | | | | | | | | | | | | |
 step       S                         S                         ids, classes, scores, who sounds
-refresh      R R R R R R R R R R R R   R R R R R R R R R R     the same, where they are now
+refresh      R R R R R R R R R R R R   R R R R R R R R R R     the same, where they are now, and who sounds by now
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Protocol
-
-from torch import Tensor
 
 from avis_stream.checks import require
 from avis_stream.online import OnlineConfig, OnlineState
@@ -32,7 +30,7 @@ class Segmenter(Protocol):
 
     def step_pair(self, pair: AVPair, state: OnlineState) -> tuple[OnlineResult, OnlineState]: ...
 
-    def refresh(self, frame: Tensor, state: OnlineState, pts_ns: int | None = None) -> OnlineResult: ...
+    def refresh_pair(self, pair: AVPair, state: OnlineState) -> OnlineResult: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,8 +92,7 @@ class TwoRates:
             self._last_ns = frame.pts_ns
             if not self._config.refresh:
                 return None
-            result = self._segmenter.refresh(frame.image, self._state, frame.pts_ns)
-            return replace(result, frame_id=frame.frame_id), True
+            return self._segmenter.refresh_pair(pair, self._state), True
         if frame.segment != self._segment:
             self._interrupted(frame)
         told = replace(pair, frame=replace(frame, segment=self._told_segment))

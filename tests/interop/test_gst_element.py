@@ -51,13 +51,13 @@ def test_with_sync_every_frame_has_its_own_result(gst: Any, stub: StubSegmenter)
 @pytest.mark.parametrize("begin", ["true", "false"])
 def test_who_runs_the_model_is_settled_for_a_whole_run(gst: Any, stub: StubSegmenter, begin: str) -> None:
     threads = set()
-    refresh = stub.refresh
+    refresh = stub.refresh_pair
 
     def noted(*given: Any) -> Any:
         threads.add(threading.current_thread().name == "avis element")
         return refresh(*given)
 
-    stub.refresh = noted  # type: ignore[method-assign]
+    stub.refresh_pair = noted  # type: ignore[method-assign]
     with Run(gst, f"{video(30, live=True)} ! avisseg name=m sync={begin} {OUT}") as run:
         wait_for(lambda: bool(threads), 20, "a refresh")
         run.element.set_property("sync", begin == "false")

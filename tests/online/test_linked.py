@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
-from small_model import open_config, play, scene, small_model
+from small_model import open_config, play, scene, small_model, with_postprocess
 
-from avis_stream.config import AVISMConfig
 from avis_stream.models.avism import AVISM
 from avis_stream.models.linking import mask_iou
 from avis_stream.models.postprocess import MaskSizes
 from avis_stream.models.preprocess import network_size, normalise_and_pad, resize_images
 from avis_stream.online import OnlineSegmenter
-
-
-def with_postprocess(model: AVISM, **settings: object) -> AVISM:
-    config: AVISMConfig = model.config
-    model.config = replace(config, postprocess=replace(config.postprocess, **settings))  # type: ignore[arg-type]
-    return model
 
 
 def linked_model(**settings: object) -> AVISM:

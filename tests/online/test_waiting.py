@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
-from small_model import open_config, play, scene, small_model
+from small_model import open_config, play, scene, small_model, with_postprocess
 
 from avis_stream.models.sounding_chain import MOST, carried, smoothed
 from avis_stream.online import OnlineConfig, OnlineSegmenter
@@ -88,8 +86,7 @@ def test_the_state_has_room_for_every_identity() -> None:
 def test_a_stream_that_waits_shows_what_a_clip_that_ends_later_shows() -> None:
     """Frame queries as objects, through the segmenter: who sounds is smoothed over the seconds that were waited for."""
     film, delay = scene(14), 2
-    model = small_model(objects="frame")
-    model.config = replace(model.config, postprocess=replace(model.config.postprocess, sounding_stay=STAY))
+    model = with_postprocess(small_model(objects="frame"), sounding_stay=STAY)
     settings = {"presence_threshold": 0.5, "show_score": 0.0}
     at_once = OnlineSegmenter(model, open_config(**settings))
     late = OnlineSegmenter(model, open_config(refine_delay=delay, **settings))
