@@ -16,7 +16,7 @@ from torch import Tensor
 from avis_stream.config import AVISMConfig
 from avis_stream.models.sounding_chain import MOST, carried, log_odds
 from avis_stream.online.config import OnlineConfig
-from avis_stream.online.identities import IdentityTable
+from avis_stream.online.identity_table import IdentityTable
 from avis_stream.online.looking import Seen
 from avis_stream.online.seeing import Gates
 from avis_stream.online.state import LastQueries

@@ -15,7 +15,7 @@ from avis_stream.models.sounding_chain import log_odds
 from avis_stream.models.tracker import ClipPrediction, likeliest, presence_of, same_object
 from avis_stream.online.colours import COLOURS, colours_of
 from avis_stream.online.config import OnlineConfig
-from avis_stream.online.identities import Observation
+from avis_stream.online.identity_table import Observation
 from avis_stream.online.looking import FrameAnswer
 
 

@@ -29,7 +29,8 @@ from avis_stream.online.door import (
     fingerprint,
     layout_of,
 )
-from avis_stream.online.identities import IdentityKeeper, IdentityTable
+from avis_stream.online.identities import IdentityKeeper
+from avis_stream.online.identity_table import IdentityTable
 from avis_stream.online.looking import Eye, FrameAnswer, Seen
 from avis_stream.online.memory import TrackerMemory
 from avis_stream.online.schedule import PushPlan, windows_of

@@ -10,7 +10,7 @@ from avis_stream.models.postprocess import MaskSizes
 from avis_stream.models.tracker import likeliest, presence_of, same_object
 from avis_stream.online.config import OnlineConfig
 from avis_stream.online.door import FrameInput
-from avis_stream.online.identities import DORMANT, SOUNDING, IdentityTable
+from avis_stream.online.identity_table import DORMANT, SOUNDING, IdentityTable
 from avis_stream.online.schedule import Geometry
 from avis_stream.online.seeing import Gates, draw
 from avis_stream.online.state import DelayLine, StreamBody

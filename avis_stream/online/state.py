@@ -18,7 +18,7 @@ from torch import Tensor
 from avis_stream.checks import require
 from avis_stream.errors import CheckpointError, StateConsumedError
 from avis_stream.files import atomic_path
-from avis_stream.online.identities import IdentityTable
+from avis_stream.online.identity_table import IdentityTable
 from avis_stream.online.memory import TrackerMemory
 
 _METADATA_KEY = "avis_stream_state"

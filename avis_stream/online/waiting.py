@@ -7,7 +7,7 @@ from torch import Tensor
 
 from avis_stream.models.sounding_chain import carried
 from avis_stream.online.door import FrameInput, checked_sound
-from avis_stream.online.identities import IdentityTable
+from avis_stream.online.identity_table import IdentityTable
 from avis_stream.online.looking import Seen
 from avis_stream.online.state import DelayLine, HeldFrame
 from avis_stream.types import NANOSECONDS

@@ -14,7 +14,7 @@ from avis_stream.models.avism import AVISM
 from avis_stream.models.sounding_chain import carried
 from avis_stream.online import OnlineConfig, OnlineSegmenter, OnlineState
 from avis_stream.online.between import odds_between, sounding_between
-from avis_stream.online.identities import IdentityTable
+from avis_stream.online.identity_table import IdentityTable
 from avis_stream.online.seeing import Gates
 from avis_stream.types import NANOSECONDS, AVPair, VideoFrame
 

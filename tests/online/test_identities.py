@@ -12,7 +12,8 @@ from torch import Tensor
 from avis_stream.models.linking import MASK_GRID, mask_iou
 from avis_stream.online.colours import COLOURS
 from avis_stream.online.config import OnlineConfig
-from avis_stream.online.identities import DORMANT, IdentityKeeper, IdentityTable, Observation
+from avis_stream.online.identities import IdentityKeeper
+from avis_stream.online.identity_table import DORMANT, IdentityTable, Observation
 from avis_stream.types import NANOSECONDS, Event
 
 CLASSES, CHANNELS, RING = 4, 8, 36

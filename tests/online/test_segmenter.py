@@ -13,7 +13,7 @@ from torch import Tensor
 from avis_stream.errors import ConfigError, StateConsumedError
 from avis_stream.models.preprocess import network_size, normalise_and_pad, resize_images
 from avis_stream.online import OnlineConfig, OnlineSegmenter, OnlineState
-from avis_stream.online.identities import TENTATIVE
+from avis_stream.online.identity_table import TENTATIVE
 from avis_stream.online.looking import Eye
 from avis_stream.online.seeing import draw
 from avis_stream.types import NANOSECONDS, AVPair, OnlineResult, VideoFrame

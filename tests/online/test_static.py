@@ -13,7 +13,7 @@ from avis_stream.config import AVISMConfig
 from avis_stream.models.tracker import Tracker
 from avis_stream.online import OnlineState
 from avis_stream.online.config import OnlineConfig
-from avis_stream.online.identities import IdentityTable
+from avis_stream.online.identity_table import IdentityTable
 from avis_stream.online.memory import TrackerMemory
 from avis_stream.online.state import StreamBody
 from avis_stream.online.tracking import Arrival, StreamTracker, geometry_of
