@@ -74,6 +74,10 @@ def main() -> None:
     def refresh(n: int) -> None:
         online.refresh(pictures[n % _DIFFERENT], states[0])
 
+    def refresh_hearing(n: int) -> None:
+        k = n % _DIFFERENT
+        online.refresh(pictures[k], states[0], states[0].pts_ns, sounds[k], pictures[k - 1])
+
     def hear(n: int) -> None:
         model.hear(sounds[n % _DIFFERENT][None])
 
@@ -85,6 +89,7 @@ def main() -> None:
         "hears": hears,
         "step": timed(step, options.steps, warm),
         "mask refresh": timed(refresh, options.steps, 8),
+        "mask refresh, who sounds asked again": timed(refresh_hearing, options.steps, 8),
         "sound": timed(hear, min(60, options.steps), 8),
         "streams": {},
     }

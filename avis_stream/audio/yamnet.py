@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from avis_stream.audio.logmel import LogMel
+from avis_stream.nn.packed import Packable, Packed
 
 _LOG_OFFSET = 0.001
 _LAYERS = (  # (output channels, stride) of the depthwise-separable layers
@@ -27,16 +28,16 @@ class _SameConv(nn.Conv2d):
     """3x3 convolution and ReLU with TensorFlow's padding: an even map halves with the odd pixel at the far side."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, groups: int = 1) -> None:
-        super().__init__(in_channels, out_channels, 3, stride, groups=groups)
+        super().__init__(in_channels, out_channels, 3, stride, padding=0 if stride == 2 else 1, groups=groups)
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, in, H, W] to [T, out, H / stride, W / stride]."""
-        near = 0 if self.stride[0] == 2 else 1
-        return F.relu(super().forward(F.pad(x, (near, 1, near, 1))), inplace=True)
+        padded = F.pad(x, (0, 1, 0, 1)) if self.stride[0] == 2 else x
+        return F.relu(super().forward(padded), inplace=True)
 
 
-class _Adapted(nn.Conv2d):
-    """A 1x1 convolution and a change of low rank beside it, which begins as none."""
+class _Adapted(Packable, nn.Conv2d):
+    """A 1x1 convolution and a change of low rank beside it, which begins as none; one convolution in inference."""
 
     def __init__(self, in_channels: int, out_channels: int, rank: int) -> None:
         super().__init__(in_channels, out_channels, 1)
@@ -46,9 +47,20 @@ class _Adapted(nn.Conv2d):
         nn.init.zeros_(self.up.weight)
         assert self.up.bias is not None
         nn.init.zeros_(self.up.bias)
+        self._packed = Packed()
+
+    def pack(self) -> None:
+        """Adds the change to the weight, for inference alone."""
+        change = self.up.weight.detach().flatten(1) @ self.down.weight.detach().flatten(1)
+        self._packed = Packed(self.weight.detach() + change[..., None, None])
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, in, H, W] to [T, out, H, W]."""
+        if self._packed.serves(x, self.training):
+            assert self._packed.weight is not None
+            assert self.bias is not None
+            assert self.up.bias is not None
+            return F.conv2d(x, self._packed.weight, self.bias + self.up.bias)
         changed: Tensor = super().forward(x) + self.up(self.down(x))
         return changed
 

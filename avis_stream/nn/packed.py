@@ -39,17 +39,17 @@ def activate(x: Tensor, activation: Activation) -> Tensor:
     return F.relu(x, inplace=True) if activation == "relu" else F.relu6(x, inplace=True)
 
 
-class _Packed:
+class Packed:
     """A weight as inference wants it. Copies of a layer begin without: oneDNN's layouts cannot be copied or saved."""
 
     def __init__(self, weight: Tensor | None = None) -> None:
         self.weight = weight
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Packed:
-        return _Packed()
+    def __deepcopy__(self, memo: dict[int, Any]) -> Packed:
+        return Packed()
 
-    def __reduce__(self) -> tuple[type[_Packed], tuple[()]]:
-        return (_Packed, ())
+    def __reduce__(self) -> tuple[type[Packed], tuple[()]]:
+        return (Packed, ())
 
     def serves(self, x: Tensor, training: bool) -> bool:
         """Whether the packed form may be used for an input."""
@@ -75,22 +75,26 @@ def can_pack(weight: Tensor) -> bool:
     )
 
 
-class _Packable(nn.Module):
+class Packable(nn.Module):
     """A layer whose packed weight goes as soon as its own may change: a stale one would answer in silence."""
 
-    _packed: _Packed
+    _packed: Packed
+
+    def pack(self) -> None:
+        """Prepares for inference, until `train()` or `load_state_dict`; weights must not be changed in other ways."""
+        raise NotImplementedError
 
     def train(self, mode: bool = True) -> Self:
         if mode:
-            self._packed = _Packed()
+            self._packed = Packed()
         return super().train(mode)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._packed = _Packed()
+        self._packed = Packed()
         super()._load_from_state_dict(*args, **kwargs)
 
 
-class Conv2d(_Packable, nn.Conv2d):
+class Conv2d(Packable, nn.Conv2d):
     """Convolution, then an addition, then an activation, where wanted; odd kernels, padded to keep the size."""
 
     def __init__(
@@ -106,7 +110,7 @@ class Conv2d(_Packable, nn.Conv2d):
     ) -> None:
         super().__init__(in_channels, out_channels, kernel, stride, padding=kernel // 2, groups=groups, bias=bias)
         self.activation: Activation = activation
-        self._packed = _Packed()
+        self._packed = Packed()
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """Convolves.
@@ -134,7 +138,7 @@ class Conv2d(_Packable, nn.Conv2d):
             weight = torch.ops.mkldnn._reorder_linear_weight(self.weight.flatten(1), None)
         else:
             weight = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *self._geometry(), None)
-        self._packed = _Packed(weight)
+        self._packed = Packed(weight)
 
     @property
     def _combines(self) -> bool:
@@ -177,13 +181,13 @@ class Conv2d(_Packable, nn.Conv2d):
         return y
 
 
-class Linear(_Packable, nn.Linear):
+class Linear(Packable, nn.Linear):
     """Linear layer with its activation."""
 
     def __init__(self, in_features: int, out_features: int, *, activation: Activation = "none") -> None:
         super().__init__(in_features, out_features)
         self.activation: Activation = activation
-        self._packed = _Packed()
+        self._packed = Packed()
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] to [..., out]."""
@@ -194,11 +198,11 @@ class Linear(_Packable, nn.Linear):
     def pack(self) -> None:
         """Prepares for inference, until `train()` or `load_state_dict`; weights must not be changed in other ways."""
         if can_pack(self.weight):
-            self._packed = _Packed(torch.ops.mkldnn._reorder_linear_weight(self.weight, None))
+            self._packed = Packed(torch.ops.mkldnn._reorder_linear_weight(self.weight, None))
 
 
 def _linear(
-    x: Tensor, packed: _Packed, bias: Tensor | None, activation: Activation, residual: Tensor | None = None
+    x: Tensor, packed: Packed, bias: Tensor | None, activation: Activation, residual: Tensor | None = None
 ) -> Tensor:
     y: Tensor
     if residual is not None:
@@ -218,5 +222,5 @@ def lower_weights(module: nn.Module, precision: torch.dtype) -> None:
 def pack_layers(module: nn.Module) -> None:
     """Packs every layer inside `module` that can be."""
     for part in module.modules():
-        if isinstance(part, (Conv2d, Linear)):
+        if isinstance(part, Packable):
             part.pack()

@@ -55,7 +55,7 @@ class ResultQueue:
         Args:
             result: What the model found.
             pair: What it was given.
-            refreshed: Whether masks alone are new.
+            refreshed: Whether it is between two steps: masks, and who sounds, are new; identities are not.
             latency_ms: Since the frame's stamp; None where that means nothing.
             dropped: Frames lost since the session began, by cause.
             ready_ns: When it was finished; handed back by `take`.

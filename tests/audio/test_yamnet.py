@@ -14,6 +14,7 @@ from avis_stream.audio.logmel import LogMel
 from avis_stream.audio.yamnet import YAMNet, is_published
 from avis_stream.config import AudioConfig
 from avis_stream.errors import ConfigError
+from avis_stream.nn.packed import pack_layers
 from avis_stream.presets import preset
 from avis_stream.weights.bundled import bundled_yamnet, stored_state
 from avis_stream.weights.files import save_weights
@@ -87,6 +88,24 @@ def test_adapters_begin_as_the_published_network_and_are_stored_beside_it() -> N
     assert len(names - set(public)) == 3 * 7
     adapted.layers[-2].up.bias += 1
     assert (adapted.embed(patches) > load().embed(patches)).any()
+
+
+@torch.no_grad()
+def test_in_inference_a_change_is_part_of_the_weight() -> None:
+    torch.manual_seed(0)
+    patches, adapted = torch.randn(3, 96, 64), YAMNet(adapter_rank=4).eval()
+    adapted.load_state_dict(bundled_yamnet(), strict=False)
+    for name, values in adapted.named_parameters():
+        if ".up." in name:
+            values.copy_(0.05 * torch.randn_like(values))
+    beside = adapted.embed(patches)
+    pack_layers(adapted)
+    merged = adapted.embed(patches)
+    torch.testing.assert_close(merged, beside, rtol=1e-4, atol=1e-4)
+    assert not torch.equal(merged, beside), "it went the ordinary way"
+    adapted.train()
+    adapted.layers[-2].up.bias += 1
+    assert (adapted.eval().embed(patches) > beside).any(), "what was packed went with the change"
 
 
 def test_adapters_travel_with_the_weights_of_their_model(tmp_path: Path) -> None:
