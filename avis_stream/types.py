@@ -153,7 +153,7 @@ class LiveResult(OnlineResult):
     latency_ms: float | None
     """Age of the frame when its result was there; None for recordings read on demand."""
     refreshed: bool
-    """True: the identities of the last step, drawn anew on this frame, those of them that sound by now. False: a step."""
+    """True: the identities of the last step, drawn anew on this frame, those that sound by now. False: a step."""
     dropped_since_last: Mapping[str, int] = field(default_factory=dict)
     """Frames without a result since the last result, by cause."""
 
