@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from gst_runs import in_place_of_a_model
 from live_tools import StubSegmenter, need_gstreamer
 
 
@@ -23,10 +24,7 @@ def gst() -> Any:
 
 @pytest.fixture
 def stub(monkeypatch: pytest.MonkeyPatch) -> StubSegmenter:
-    segmenter = StubSegmenter()
-    loaded = (segmenter, ("dog",), False)
-    monkeypatch.setattr("avis_stream.interop.follower.model_segmenter", lambda *_: loaded)
-    return segmenter
+    return in_place_of_a_model(monkeypatch, StubSegmenter())
 
 
 @pytest.fixture(autouse=True)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import pytest
+from live_tools import StubSegmenter
+
+Stub = TypeVar("Stub", bound=StubSegmenter)
 
 VIDEO = "videotestsrc num-buffers={n} {live} ! video/x-raw,format=RGB,width={w},height={h},framerate=30/1 ! queue"
 SOUND = (
@@ -19,6 +23,13 @@ def video(n: int = 30, *, live: bool = False, width: int = 64, height: int = 48)
 
 def sound(n: int = 20, *, live: bool = False) -> str:
     return SOUND.format(n=n, live="is-live=true" if live else "")
+
+
+def in_place_of_a_model(monkeypatch: pytest.MonkeyPatch, segmenter: Stub) -> Stub:
+    """Lets elements have this segmenter, whatever weights they are to load."""
+    loaded = (segmenter, ("dog",), False)
+    monkeypatch.setattr("avis_stream.interop.follower.model_segmenter", lambda *_: loaded)
+    return segmenter
 
 
 class Run:
