@@ -37,7 +37,7 @@ class _SameConv(nn.Conv2d):
 
 
 class _Adapted(Packable, nn.Conv2d):
-    """A 1x1 convolution and a change of low rank beside it, which begins as none; one convolution in inference."""
+    """A 1x1 convolution and a change of low rank beside it, which begins as none; packed, one convolution."""
 
     def __init__(self, in_channels: int, out_channels: int, rank: int) -> None:
         super().__init__(in_channels, out_channels, 1)
@@ -51,6 +51,8 @@ class _Adapted(Packable, nn.Conv2d):
 
     def pack(self) -> None:
         """Adds the change to the weight, for inference alone."""
+        if self.weight.device.type != "cpu" or self.weight.dtype != torch.float32:
+            return
         change = self.up.weight.detach().flatten(1) @ self.down.weight.detach().flatten(1)
         self._packed = Packed(self.weight.detach() + change[..., None, None])
 

@@ -194,15 +194,17 @@ class AVISM(nn.Module):
 
     def drawing_features(self, images: Tensor) -> Tensor:
         """Mask features [T, Cm, h, w] of pictures alone, float32 [T, 3, Hp, Wp]: what masks are drawn on."""
-        features = self._features(images)
+        return self._drawn(self._features(images))
+
+    def _drawn(self, features: PixelFeatures) -> Tensor:
         own = self.config.tracker.masks == "frame"
         drawn: Tensor = features.mask_features if own else self.clip_mask_features(features.stride4)
         return drawn
 
-    def look_again(
+    def asked_again(
         self, images: Tensor, audio_features: Tensor, found: FramePrediction, previous: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """What earlier frame queries are like on newer pictures and sound, for models with a sounding head.
+        """Whether earlier frame queries sound, by newer pictures and sound, in models with a sounding head.
 
         Args:
             images: float32 [T, 3, Hp, Wp], normalised and padded.
@@ -212,9 +214,10 @@ class AVISM(nn.Module):
         Returns:
             Mask features [T, Cm, h, w], as `drawing_features`, and the chance [T, N] of each query to sound.
         """
-        features = self.drawing_features(images)
+        features = self._features(images)
         motion = motion_between(images, previous) if self.wants_previous and previous is not None else None
-        return features, self.localizer.sounds(found, audio_features, features, motion).sigmoid()
+        asked = self.localizer.sounds(found, audio_features, features.mask_features, motion)
+        return self._drawn(features), asked.sigmoid()
 
     def _features(self, images: Tensor) -> PixelFeatures:
         lower = self.precision != torch.float32

@@ -190,7 +190,7 @@ class Localizer(nn.Module):
         Args:
             found: Of T frames; its `sounding` is not looked at.
             audio: float [T, feature_dim], what is heard now.
-            mask_features: [T, Cm, h, w] of what is seen now, of the frame decoder.
+            mask_features: [T, Cm, h, w], the frame decoder's, of what is seen now.
             motion: float [T, 1, h, w] at stride 8, what moved just now; None: no cue.
         """
         assert self.sounding is not None

@@ -78,9 +78,7 @@ def checked_frame(
         ShapeError: A tensor differs, or the frame's size changed where buffers depend on it.
         ClockError: The frame is not later than the last one.
     """
-    check_shape(image, "frame", "3 H W", dtype=torch.uint8, hint="RGB, channels first")
-    if previous is not None:
-        check_shape(previous, "previous", "3 H W", dtype=torch.uint8, H=image.shape[1], W=image.shape[2])
+    check_pictures(image, previous)
     seconds, valid = checked_sound(audio)
     pts = checked_time(body, config, pts_ns)
     size = (int(image.shape[1]), int(image.shape[2]))
@@ -93,21 +91,11 @@ def checked_frame(
     return FrameInput(image, seconds, valid, previous, pts, body.steps if frame_id is None else frame_id, segment)
 
 
-def checked_again(body: StreamBody, image: Tensor, audio: Tensor, previous: Tensor | None, pts_ns: int) -> Tensor:
-    """The second of sound, float32 [SAMPLE_RATE], of a frame between two steps.
-
-    Raises:
-        ShapeError: A tensor differs.
-        ClockError: The frame is older than the last step.
-    """
+def check_pictures(image: Tensor, previous: Tensor | None) -> None:
+    """Raises ShapeError unless a frame, and the picture before it if there is one, are as a step wants them."""
+    check_shape(image, "frame", "3 H W", dtype=torch.uint8, hint="RGB, channels first")
     if previous is not None:
         check_shape(previous, "previous", "3 H W", dtype=torch.uint8, H=image.shape[1], W=image.shape[2])
-    if body.last_pts_ns is not None and pts_ns < body.last_pts_ns:
-        raise ClockError(
-            f"pts_ns must not be earlier than that of the last step, {body.last_pts_ns}, got {pts_ns}; give no audio "
-            "to draw masks on older frames"
-        )
-    return checked_sound(audio)[0]
 
 
 def checked_time(body: StreamBody, config: OnlineConfig, pts_ns: int | None) -> int:

@@ -82,32 +82,39 @@ class Eye:
         return features
 
     def look_again(
-        self, frame: Tensor, sizes: MaskSizes, seconds: Tensor, last: LastQueries, previous: Tensor | None
+        self,
+        frame: Tensor,
+        sizes: MaskSizes,
+        last: LastQueries,
+        seconds: Tensor,
+        valid_samples: int,
+        previous: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """Mask features [Cm, h, w] of a picture, and the chance [N] of earlier frame queries to sound at its time.
 
         Args:
             frame: uint8 [3, H, W].
             sizes: Of it.
-            seconds: float32 [SAMPLE_RATE], the second that ends with it.
             last: Whom to ask.
-            previous: uint8 [3, H, W], the picture 100 ms before; None: nothing moved.
+            seconds: float32 [SAMPLE_RATE], the second that ends with it.
+            valid_samples: How many of them were there.
+            previous: uint8 [3, H, W], the picture 100 ms before; None: no motion cue, as in a step.
 
         Raises:
             ShapeError: They are not finite.
         """
-        sound = self.model.hear(seconds[None])
+        sound = self.model.hear(seconds[None], torch.tensor([valid_samples]))
         before = None
-        if self.model.wants_previous:
-            before = self._prepared([frame if previous is None else previous], sizes)
+        if self.model.wants_previous and previous is not None:
+            before = self._prepared([previous], sizes)
         found = FramePrediction(last.queries[None], last.logits[None], last.mask_embed[None])
-        features, chance = self.model.look_again(self._prepared([frame], sizes), sound, found, before)
+        features, chance = self.model.asked_again(self._prepared([frame], sizes), sound, found, before)
         _check_answer("clip mask features", features)
         _check_answer("sounding", chance)
         return features[0], chance[0]
 
     def look_at(self, given: Sequence[FrameInput]) -> list[Seen]:
-        """Hears and localizes frames; those of one size go together.
+        """Hears and localizes frames; those of one size go together, with or without a picture before.
 
         Raises:
             ShapeError: What came out of it is not finite.
@@ -118,11 +125,11 @@ class Eye:
             return []
         sound = model.hear(torch.stack([own.seconds for own in given]), valid)
         _check_answer("sound features", sound)
-        by_size: dict[tuple[int, int], list[int]] = defaultdict(list)
+        alike: dict[tuple[tuple[int, int], bool], list[int]] = defaultdict(list)
         for n, own in enumerate(given):
-            by_size[own.size].append(n)
+            alike[own.size, model.wants_previous and own.previous is not None].append(n)
         found: dict[int, Seen] = {}
-        for size, members in by_size.items():
+        for (size, _), members in alike.items():
             sizes = self.sizes(size)
             for first in range(0, len(members), model.frames_at_once):
                 some = members[first : first + model.frames_at_once]
@@ -132,10 +139,9 @@ class Eye:
         return [found[n] for n in range(len(given))]
 
     def _localize(self, given: Sequence[FrameInput], sound: Tensor, sizes: MaskSizes) -> FrameTokens:
-        before = None
-        if self.model.wants_previous and any(own.previous is not None for own in given):
-            # A frame without one is its own: nothing moved.
-            before = self._prepared([own.image if own.previous is None else own.previous for own in given], sizes)
+        """Frames that all have a picture before, or of which none is to be compared with one."""
+        earlier = [own.previous for own in given if own.previous is not None]
+        before = self._prepared(earlier, sizes) if self.model.wants_previous and earlier else None
         tokens = self.model.localize(self._prepared([own.image for own in given], sizes), sound, before)
         for name in ("frame_queries", "logits", "mask_embed", "sounding", "clip_mask_features"):
             if (values := getattr(tokens, name)) is not None:

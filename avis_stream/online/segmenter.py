@@ -16,13 +16,14 @@ from torch import Tensor
 from avis_stream.checks import check_finite, check_shape, require
 from avis_stream.errors import ShapeError, StateConsumedError
 from avis_stream.models.avism import AVISM
+from avis_stream.models.postprocess import MaskSizes
 from avis_stream.models.tracker import ClipPrediction
-from avis_stream.online.between import keep, last_queries, odds_between, sounding_between
+from avis_stream.online.between import keep_queries, last_queries, odds_between
 from avis_stream.online.config import OnlineConfig
 from avis_stream.online.door import (
     FrameInput,
     check_owner,
-    checked_again,
+    check_pictures,
     checked_frame,
     checked_sound,
     checked_time,
@@ -90,7 +91,8 @@ class OnlineSegmenter:
         like = model.tracker.query_feat.weight
         memory = TrackerMemory.empty(model.config, geometry, config.kv_cache and not self._linked, like)
         table = IdentityTable.empty(config, len(model.classes), model.config.channels, model.config.drawn_channels)
-        body = StreamBody(self._model_id, self._layout, memory, table, queries=last_queries(model.config, config, like))
+        body = StreamBody(self._model_id, self._layout, memory, table)
+        body.last_queries = last_queries(model.config, config, like)
         waits = config.keeps_frames_back
         wanted = "(height, width): this configuration keeps frames back"
         require(not waits or frame_size is not None, "frame_size", frame_size, wanted)
@@ -356,32 +358,32 @@ class OnlineSegmenter:
     ) -> OnlineResult:
         """Draws the sounding identities on a new camera frame before the next step, so that masks follow motion.
 
-        Backbone and pixel decoder only: ids, classes and scores are those of the last step, and no event can happen.
-        Who sounds is asked anew if there is sound, where frame queries are the objects and a sounding head tells of
-        them (`online/between.py`); else it is who sounded in the last step. The state is read, not consumed.
+        The tracker is not asked: ids, classes and scores are those of the last step, and no event happens. Who sounds
+        is asked anew if there is sound, where frame queries are the objects and a sounding head tells of them
+        (`online/between.py`); else, and on frames older than the last step, it is who sounded in that. The state is
+        read, not consumed.
 
         Args:
             frame: uint8 [3, H, W].
             state: After at least one step.
             pts_ns: Time of the frame; None: that of the last step.
-            audio: float32 [16000] in [-1, 1], the second that ends with the frame; None: who sounds stays.
+            audio: float32 [16000] in [-1, 1], the second that ends with the frame. A shorter one is a second whose end
+                is missing; None: who sounds stays.
             previous: uint8 [3, H, W], the picture about 100 ms before, for models with a motion cue.
         Raises:
             ShapeError: An argument differs, or what the model makes of it is not finite.
-            ClockError: There is sound, and it is older than the last step.
         """
-        check_shape(frame, "frame", "3 H W", dtype=torch.uint8, hint="RGB, channels first")
+        check_pictures(frame, previous)
+        sound = None if audio is None else checked_sound(audio)
         (body,) = self._bodies([state])
         sizes = self._eye.sizes((int(frame.shape[1]), int(frame.shape[2])))
         time = (body.last_pts_ns or 0) if pts_ns is None else pts_ns
-        if audio is None or body.queries is None or body.last_pts_ns is None:
+        if sound is None or not _can_be_asked(body, time):
             features, sounding = self._eye.features_of(frame, sizes), None
+        elif self._eye.is_silent(sound[0]):
+            features, sounding = self._eye.features_of(frame, sizes), torch.zeros_like(body.table.status).bool()
         else:
-            seconds = checked_again(body, frame, audio, previous, time)
-            features, chance = self._eye.look_again(frame, sizes, seconds, body.queries, previous)
-            odds = odds_between(body.table, chance, self._stay, body.last_pts_ns, time)
-            gates = self._presenter.gates(self._eye.is_silent(seconds))
-            sounding = sounding_between(body.table, odds, gates, self.config.show_score)
+            features, sounding = self._asked_again(body, frame, sizes, sound, previous, time)
         return self._presenter.now(body.table, features, sizes, time, body.steps - 1, (), sounding)
 
     def refresh_pair(self, pair: AVPair, state: OnlineState) -> OnlineResult:
@@ -414,6 +416,24 @@ class OnlineSegmenter:
             late = range(max(0, filled - self.config.refine_delay), filled)
             results += [self._presenter.late(body, frame, sizes, ()) for frame in late]
         return [result for result in results if result.frame_id >= 0]
+
+    def _asked_again(
+        self,
+        body: StreamBody,
+        frame: Tensor,
+        sizes: MaskSizes,
+        sound: tuple[Tensor, int],
+        previous: Tensor | None,
+        pts_ns: int,
+    ) -> tuple[Tensor, Tensor]:
+        """Mask features [Cm, h, w] of a frame between two steps, and who of the table sounds there, bool [N]."""
+        table, last = body.table, body.last_queries
+        assert last is not None
+        assert last.pts_ns is not None
+        features, chance = self._eye.look_again(frame, sizes, last, *sound, previous)
+        odds = odds_between(table, chance, self._stay, self.config.hop_seconds, last.pts_ns, pts_ns)
+        least = self._presenter.gates(silent=False).least_odds
+        return features, (odds > least) & (table.score > self.config.show_score)
 
     # --- inside a step -----------------------------------------------------------------------------------------------
 
@@ -463,8 +483,8 @@ class OnlineSegmenter:
         events = []
         for n, (body, own, what, plan) in enumerate(zip(bodies, inputs, seen, plans, strict=True)):
             said = self._answer_of(n, answer, body.memory, plan, what.answer)
-            if body.queries is not None:
-                keep(body.queries, what)
+            if body.last_queries is not None:
+                keep_queries(body.last_queries, what, own.pts_ns)
             events.append((*self._told(body, own), *self._identify(body, own, what, said)))
         return events
 
@@ -508,6 +528,12 @@ class OnlineSegmenter:
         if answer is None:
             return said_by_frame_queries(seen, tokens, of_frame)
         return said_by_video_queries(answer, n, seen, tokens, of_frame)
+
+
+def _can_be_asked(body: StreamBody, pts_ns: int) -> bool:
+    """Whether there are frame queries of the last step, for a frame that is not older."""
+    last = body.last_queries
+    return last is not None and last.pts_ns is not None and last.pts_ns == body.last_pts_ns and pts_ns >= last.pts_ns
 
 
 def _due(body: StreamBody, given: FrameInput) -> FrameInput | None:

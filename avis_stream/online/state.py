@@ -79,6 +79,8 @@ class LastQueries:
     """[N, K + 1]."""
     mask_embed: Tensor
     """[N, Cm]."""
+    pts_ns: int | None = None
+    """Of that step's frame; None before the first."""
 
 
 @dataclass(slots=True)
@@ -100,7 +102,7 @@ class StreamBody:
     """Identities forgotten since the last step, whose end is still to be told."""
     held: HeldFrame | None = None
     delay: DelayLine | None = None
-    queries: LastQueries | None = None
+    last_queries: LastQueries | None = None
     """Of models that tell between two steps who sounds."""
 
 
@@ -224,7 +226,9 @@ class OnlineState:
                 raise ValueError("its metadata holds no state")
             state = OnlineState(_built(json.loads(text), tensors))
         except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{str(path)!r} is not a state as OnlineState.save writes it: {error}") from error
+            raise CheckpointError(
+                f"{str(path)!r} is not a state as this version's OnlineState.save writes it: {error}"
+            ) from error
         return state if torch.device(device).type == "cpu" else state.to(device)
 
     def pin(self, track_id: int, weight: float | None = None) -> OnlineState:

@@ -21,7 +21,7 @@ _EARLY_NS = 20_000_000
 
 
 class Segmenter(Protocol):
-    """What is needed of `OnlineSegmenter`."""
+    """What is needed of `OnlineSegmenter`: `refresh_pair` must leave the state as it is."""
 
     @property
     def config(self) -> OnlineConfig: ...
@@ -92,7 +92,8 @@ class TwoRates:
             self._last_ns = frame.pts_ns
             if not self._config.refresh:
                 return None
-            return self._segmenter.refresh_pair(pair, self._state), True
+            result = self._segmenter.refresh_pair(pair, self._state)
+            return replace(result, frame_id=frame.frame_id), True
         if frame.segment != self._segment:
             self._interrupted(frame)
         told = replace(pair, frame=replace(frame, segment=self._told_segment))
