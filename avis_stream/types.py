@@ -82,7 +82,10 @@ class AVPair:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """Something that happened to an identity, or to a source, at one instant."""
+    """Something that happened to an identity in a step, or to a source.
+
+    Who sounds is asked between steps too (`LiveResult.refreshed`), where masks come and go without an event.
+    """
 
     kind: str
     """For identities `born`, `sounding`, `silent`, `dormant`, `returned`, `dead`; `full`, with how many in `detail`, at

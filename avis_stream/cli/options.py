@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from avis_stream.models.avism import AVISM
 
 _HOPS = (0.04, 10.0)
-"""Seconds between steps of a live stream: each frame of a camera at 25 a second, to a tenth of the sound heard."""
+"""Seconds between steps of a live stream: each frame of a camera at 25 a second, to so long that people come and go."""
 
 _MODEL = "avism_mini"
 """Of every command: the one that has bundled weights."""
@@ -78,8 +78,8 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--hop", type=hop, default=1.0, metavar="SECONDS",
-        help="time from one step of the tracker, which says who sounds, to the next; in between masks follow every "
-        "frame (default 1, as models were trained)",
+        help="time from one step of the tracker, which says who is there, to the next; in between masks and who sounds "
+        "follow every frame (default 1, as models were trained)",
     )  # fmt: skip
     parser.add_argument("--fps", type=float, help="segment so many frames of each second of a file (default: all)")
     parser.add_argument(
@@ -166,7 +166,7 @@ def hop(text: str) -> float:
     if not least <= seconds <= most:
         raise argparse.ArgumentTypeError(
             f"must be from {least:g} to {most:g} seconds, got {text!r}: in a shorter hop no new frame comes, and "
-            "in a longer one nearly all sound goes unheard, since a step hears one second"
+            "in a longer one people come and go unseen"
         )
     return seconds
 

@@ -40,7 +40,9 @@ def activate(x: Tensor, activation: Activation) -> Tensor:
 
 
 class Packed:
-    """A weight as inference wants it. Copies of a layer begin without: oneDNN's layouts cannot be copied or saved."""
+    """A weight as inference wants it: in oneDNN's layout, or summed up. Copies of a layer begin without, as oneDNN's
+    layouts cannot be copied or saved.
+    """
 
     def __init__(self, weight: Tensor | None = None) -> None:
         self.weight = weight

@@ -13,7 +13,7 @@ from avis_stream.online.colours import COLOURS
 from avis_stream.online.config import OnlineConfig
 
 FREE, TENTATIVE, SOUNDING, SILENT, DORMANT = range(5)
-"""What an identity is at the moment, `IdentityTable.status`."""
+"""What an identity is since the last step, `IdentityTable.status`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ class IdentityTable:
     seen_ns: Tensor
     """int64 [N], when it last had a mask."""
     sounded_ns: Tensor
-    """int64 [N], when it was last shown."""
+    """int64 [N], the last step in which it sounded."""
     hits: Tensor
     """int64 [N], steps in which it was seen."""
     votes: Tensor

@@ -26,7 +26,7 @@ class SessionConfig:
     max_unread: int = 8
     """Results that may wait for the reader; of live sources the oldest go, others wait."""
     refresh: bool = True
-    """Masks on every frame; False: results only once a hop."""
+    """Masks, and who sounds, on every frame; False: results only once a hop."""
     keep_seconds: float = 10.0
     on_gap: Literal["keep", "reset"] = "keep"
     """After an interruption of more than `keep_seconds`: each identity must be recognised, or all begins anew."""

@@ -199,9 +199,9 @@ def test_a_model_that_yields_nan_ends_in_an_error_and_costs_no_stream(what: str)
         refused(ShapeError, rf"the model's {what} must be finite, got .*weights are broken", online, state)
         with pytest.raises(ShapeError, match=what):
             online.catch_up(film.frames[5:7], film.audio[5:7], state)
-        if what == "clip mask features":  # the only one of them that a refresh asks for
+        if what in ("clip mask features", "sounding"):  # those of them that a refresh asks for
             with pytest.raises(ShapeError, match=what):
-                online.refresh(film.frames[5], state)
+                online.refresh(film.frames[5], state, state.pts_ns, film.audio[5], film.previous[5])
     assert_same_result(
         online.step(film.frames[5], film.audio[5], state), online.step(film.frames[5], film.audio[5], twin)
     )
