@@ -38,8 +38,8 @@ class Variant:
     name: str
     settings: tuple[str, ...] = ()
     localizer: bool = False
-    """The localizer changes, so it learns on clips first. Backbone and pixel decoder, half of the time, stay as they are
-    in all rows."""
+    """The localizer changes, so it learns on clips first. Backbone and pixel decoder, half of the time, stay as they
+    are in all rows."""
 
 
 _ASKED = "tracker.objects=video"  # as in the paper; linked frame queries ask nothing of the tracker's decoder
