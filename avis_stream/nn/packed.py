@@ -136,7 +136,7 @@ class Conv2d(Packable, nn.Conv2d):
             return
         if self._combines:
             weight = combined_weight(self.weight.detach())
-        elif self._narrows:
+        elif self._multiplies:
             weight = torch.ops.mkldnn._reorder_linear_weight(self.weight.flatten(1), None)
         else:
             weight = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *self._geometry(), None)
@@ -149,14 +149,14 @@ class Conv2d(Packable, nn.Conv2d):
         return square and min(self.in_channels, self.out_channels) >= _LEAST_COMBINED
 
     @property
-    def _narrows(self) -> bool:
-        """Whether this is a matrix product from more channels to fewer.
+    def _multiplies(self) -> bool:
+        """Whether this is a matrix product of each pixel's channels.
 
-        oneDNN chooses a layout for such convolutions by the size of the picture, and on one thread one that was packed
-        for another size costs more than the product: 960 to 320 channels at 6 x 11 on AVX2, 29 ms instead of 1.4.
-        Layouts of linear layers hold for any number of rows.
+        oneDNN chooses the layout of a convolution's weight by the size of the picture, and at some sizes another one
+        than it was packed in: 512 to 2048 channels at 12 x 20 then take 34 ms instead of 2.2 (AVX-512, two threads), 160
+        to 960 at 6 x 11 on one thread 19 instead of 0.5. Layouts of linear layers hold for any number of rows.
         """
-        return self.kernel_size == self.stride == (1, 1) and self.groups == 1 and self.in_channels > self.out_channels
+        return self.kernel_size == (1, 1) and self.groups == 1
 
     def _geometry(self) -> tuple[list[int], list[int], list[int], int]:
         padding = self.kernel_size[0] // 2
@@ -168,9 +168,10 @@ class Conv2d(Packable, nn.Conv2d):
             assert self._packed.weight is not None
             combined = convolve(x, self._packed.weight, self.bias)
             return activate(combined if residual is None else combined + residual, self.activation)
-        if self._narrows:
+        if self._multiplies:
+            pixels = x[:, :, :: self.stride[0], :: self.stride[1]].permute(0, 2, 3, 1).contiguous()
             rows = None if residual is None else residual.permute(0, 2, 3, 1)
-            return _linear(x.permute(0, 2, 3, 1), self._packed, self.bias, self.activation, rows).permute(0, 3, 1, 2)
+            return _linear(pixels, self._packed, self.bias, self.activation, rows).permute(0, 3, 1, 2)
         arguments = (self._packed.weight, self.bias, *self._geometry())
         y: Tensor
         if residual is None:
