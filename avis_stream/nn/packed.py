@@ -153,8 +153,8 @@ class Conv2d(Packable, nn.Conv2d):
         """Whether this is a matrix product of each pixel's channels.
 
         oneDNN chooses the layout of a convolution's weight by the size of the picture, and at some sizes another one
-        than it was packed in: 512 to 2048 channels at 12 x 20 then take 34 ms instead of 2.2 (AVX-512, two threads), 160
-        to 960 at 6 x 11 on one thread 19 instead of 0.5. Layouts of linear layers hold for any number of rows.
+        than it was packed in: 512 to 2048 channels at 12 x 20 then take 34 ms instead of 2.2 (AVX-512, two threads),
+        160 to 960 at 6 x 11 on one thread 19 instead of 0.5. Layouts of linear layers hold for any number of rows.
         """
         return self.kernel_size == (1, 1) and self.groups == 1
 
