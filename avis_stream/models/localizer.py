@@ -41,7 +41,9 @@ class FrameDecoding:
     """What the localizer makes of T frames."""
 
     heads: list[FramePrediction]
-    """Before the first decoder layer and after each; the last is the answer."""
+    """Before the first decoder layer and after each; the last is the answer, and without gradients alone says who
+    sounds.
+    """
     peaks: Tensor | None = None
     """[T, K, h, w] at stride 8, logits of the map of object centres; None with learned queries."""
     tags: Tensor | None = None
@@ -165,13 +167,15 @@ class Localizer(nn.Module):
             state = state + self.audio_fusion(heard_by_fusion, first.embed, levels)
         heard = None if self.sounding is None else self.sounding.listen(audio)
         seen = None if motion is None else Motion(motion, _resized(features.mask_features.detach(), motion))
-        heads = [self.predict(state, first.begin, heard, seen)]
+        asked = heard if torch.is_grad_enabled() else None  # heads before the last are asked who sounds to learn from
+        heads = [self.predict(state, first.begin, asked, seen)]
         for i, layer in enumerate(self.layers):
             level = i % len(levels)
             size = features.levels[level].shape[-2:]
             visible = self.visible(heads[-1].mask_embed, guides[level], size)
             state = layer(state, first.embed, keys[level], levels[level], visible)
-            heads.append(self.predict(state, first.begin, heard, seen))
+            last = i == len(self.layers) - 1
+            heads.append(self.predict(state, first.begin, heard if last else asked, seen))
         return FrameDecoding(heads, first.centres, None if heard is None else heard.tags)
 
     def predict(self, state: Tensor, begin: Tensor, heard: Heard | None, seen: Motion | None) -> FramePrediction:
