@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 from tqdm import tqdm
 
 from avis_stream.commands.train import run_training
@@ -27,6 +28,9 @@ from avis_stream.metrics import evaluation
 from avis_stream.models.predict import predict_video
 from avis_stream.weights import load
 from avis_stream.weights.bundled import bundled_weights
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
 
 _COLUMNS = ("FA", "FAs", "FAm", "HOTA", "AP_all")
 
@@ -107,6 +111,26 @@ def _slug(variant: Variant) -> str:
     )
 
 
+def draw(report: dict[str, dict[str, Any]], path: Path) -> None:
+    """A panel a table, two bars a row."""
+    figure, panels = plt.subplots(
+        len(report), 1, figsize=(8, 0.55 * sum(len(rows) + 1 for rows in report.values())), squeeze=False,
+        height_ratios=[len(rows) + 0.5 for rows in report.values()], sharex=True, layout="constrained",
+    )  # fmt: skip
+    for panel, (table, rows) in zip(panels[:, 0], report.items(), strict=True):
+        for offset, (key, name, colour) in enumerate((("FA", "FSLA", "tab:blue"), ("HOTA", "HOTA", "tab:orange"))):
+            places = [n + 0.36 * offset for n in range(len(rows))]
+            bars = panel.barh(places, [row[key] for row in rows.values()], 0.34, color=colour, label=name)
+            panel.bar_label(bars, fmt="%.1f", padding=2, fontsize=8)
+        panel.set_yticks([n + 0.18 for n in range(len(rows))], list(rows))
+        panel.invert_yaxis()
+        panel.set_title(table, loc="left", fontsize=10)
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0, 0].legend(loc="lower right", fontsize=8)
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--assets", type=Path, required=True)
@@ -127,6 +151,7 @@ def main() -> None:
             report[table][variant.name] = row = scored(weights, options)
             print(f"  {variant.name}: {', '.join(str(row[key]) for key in _COLUMNS)}")
             (options.out / "ablations.json").write_text(json.dumps(report, indent=1) + "\n")
+    draw(report, options.out / "ablations.png")
 
 
 if __name__ == "__main__":

@@ -69,6 +69,14 @@ def test_a_sound_without_a_mask_in_time_is_missed_and_infinitely_late(monkeypatc
     assert live.onsets([])["onset_to_mask_p95_s"] is None
 
 
+def test_ablations_are_drawn(tmp_path: Path) -> None:
+    ablations = importlib.import_module("mini_ablations")
+    rows = {"with": {"FA": 40.0, "HOTA": 50.0}, "without": {"FA": 20.0, "HOTA": 30.5}}
+    ablations.draw({"fusion": rows, "window": rows | {"third": rows["with"]}}, tmp_path / "ablations.png")
+    with Image.open(tmp_path / "ablations.png") as picture:
+        assert picture.width > picture.height > 200
+
+
 def test_delays_count_what_is_heard_and_what_never_comes() -> None:
     """Three sounds shown at once, one step late and never; a step takes 0.1 or 0.3 s."""
     online = importlib.import_module("online_results")
