@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,8 +66,8 @@ TABLES: dict[str, tuple[Variant, ...]] = {
 }
 
 
-def trained(variant: Variant, options: argparse.Namespace, cache: Path) -> Path:
-    """Weights of a variant; made if they are not there."""
+def trained(variant: Variant, options: argparse.Namespace) -> Path:
+    """Weights of a variant; made if they are not there. What was begun and not finished begins anew."""
     settings = [*variant.settings, "train.milestones=" + str(options.steps * 5 // 6)]
     folder = options.out / _slug(variant)
     done = folder / "streams" / "weights.safetensors"
@@ -78,20 +77,23 @@ def trained(variant: Variant, options: argparse.Namespace, cache: Path) -> Path:
     if variant.localizer:
         clips = ["train.frames=1", "train.clips=16", f"train.steps={options.steps}", "train.learning_rate=2e-4"]
         clips.append("train.frozen=backbone.,pixel_decoder.")
-        init = run_training(data, "avism_mini", folder / "clips", init=init, resume=None, settings=settings + clips)
-    elif cache.exists():  # the same localizer: the same streams
-        (folder / "streams").mkdir(parents=True, exist_ok=True)
-        shutil.copy(cache, folder / "streams" / "streams.pt")
+        init = run_training(
+            data, "avism_mini", folder / "clips", init=init, resume=None, settings=settings + clips, force=True
+        )
     streams = [f"train.streams.count={options.streams}", "train.frames=60", "train.clips=4"]
     streams += [f"train.steps={options.steps}", "train.learning_rate=3e-4"]
-    run_training(data, "avism_mini", folder / "streams", init=init, resume=None, settings=settings + streams)
-    if not variant.localizer and not cache.exists():
-        shutil.copy(folder / "streams" / "streams.pt", cache)
+    run_training(
+        data, "avism_mini", folder / "streams", init=init, resume=None, settings=settings + streams, force=True
+    )
     (folder / "streams" / "streams.pt").unlink()
     return done
 
 
 def scored(weights: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Scores of a variant; kept beside its weights."""
+    kept = weights.parent / "scores.json"
+    if kept.exists():
+        return dict(json.loads(kept.read_text()))
     model = load("avism_mini", weights)
     split = open_split(options.sets / "disjoint", "test", model.classes)
     videos = split.annotations.videos[: options.videos]
@@ -100,7 +102,9 @@ def scored(weights: Path, options: argparse.Namespace) -> dict[str, Any]:
     tracks = {key: value for key, value in split.annotations.tracks.items() if key in wanted}
     truth = type(split.annotations)(split.annotations.path, tuple(videos), split.annotations.categories, tracks)
     summary = evaluation(truth, parse_predictions(weights, found, truth), "fixed").summary()
-    return {key: summary[key] for key in _COLUMNS}
+    row = {key: summary[key] for key in _COLUMNS}
+    kept.write_text(json.dumps(row) + "\n")
+    return row
 
 
 def _slug(variant: Variant) -> str:
@@ -147,7 +151,7 @@ def main() -> None:
         report[table] = {}
         print(f"\n{table}: {', '.join(_COLUMNS)}")
         for variant in variants:
-            weights = trained(variant, options, options.out / "streams.pt")
+            weights = trained(variant, options)
             report[table][variant.name] = row = scored(weights, options)
             print(f"  {variant.name}: {', '.join(str(row[key]) for key in _COLUMNS)}")
             (options.out / "ablations.json").write_text(json.dumps(report, indent=1) + "\n")
