@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from importlib.metadata import requires
 from typing import Literal
 
 from avis_stream.errors import ConfigError
@@ -27,8 +29,10 @@ def required(what: Need) -> bool:
 
 
 def install_extra(extra: str) -> str:
-    """The command that adds an optional part; the package is on no index, so it is for a clone.
+    """The command that adds what an optional part needs.
 
-    Without isolation, so that a build sees the torch that is there instead of fetching another of gigabytes.
+    Its packages alone: `pip install '.[extra]'` would compile the kernels again.
     """
-    return f"pip install --no-build-isolation -e '.[{extra}]' in the clone of avis_stream"
+    named = re.compile(rf"""^(?P<package>[^;]+?)\s*;.*extra\s*==\s*['"]{extra}['"]""")
+    found = [match["package"] for text in requires("avis_stream") or [] if (match := named.match(text))]
+    return "pip install " + " ".join(f"'{package}'" if set(package) & set("<>=!~[ ") else package for package in found)

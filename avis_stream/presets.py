@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 from avis_stream.config import (
     AudioConfig,
@@ -136,5 +137,6 @@ def preset(name: str) -> AVISMConfig:
         ConfigError: No model of that name; the message lists those there are.
     """
     if name not in PRESETS:
-        raise ConfigError(f"no model {name!r}; there are {', '.join(PRESETS)}")
+        hint = f"; a file is given as weights={name!r}" if Path(name).suffix else ""
+        raise ConfigError(f"no model {name!r}; there are {', '.join(PRESETS)}{hint}")
     return PRESETS[name]()

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from avis_stream._version import __version__
 from avis_stream.cli import datasets, machine, recordings, streams, weights
@@ -24,7 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     try:
-        options.command(options)
+        with _ending_by_interrupt():
+            options.command(options)
     except ConfigError as error:
         return _fail(error, options.debug, status=2)
     except (AvisStreamError, OSError) as error:
@@ -36,6 +40,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         what = " ".join(f"unexpected {type(error).__name__}: {error}".split())
         return _fail(error, options.debug, status=1, sentence=f"{what}; --debug shows more")
     return 0
+
+
+@contextmanager
+def _ending_by_interrupt() -> Iterator[None]:
+    """SIGTERM is as Ctrl-C, so that what is half-written goes; commands that go on writing have ways of their own."""
+    if threading.current_thread() is not threading.main_thread():  # signals are not for others to set
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _fail(error: Exception, debug: bool, status: int, sentence: str = "") -> int:

@@ -47,8 +47,8 @@ def add_data_options(parser: argparse.ArgumentParser, *, required: bool) -> None
     parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw them into this file, as a picture")
 
 
-def add_source_options(parser: argparse.ArgumentParser) -> None:
-    """Where pictures and sound come from, and what may be dropped."""
+def add_source_options(parser: argparse.ArgumentParser, *, realtime: bool = False) -> None:
+    """Where pictures and sound come from, and what may be dropped; `realtime`: files are played at their own pace."""
     parser.add_argument(
         "--video", default="0", metavar="SOURCE",
         help="where pictures come from: the number of a camera, a file, rtsp:// or another address, gst:PIPELINE, or "
@@ -82,9 +82,16 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
         "follow every frame (default 1, as models were trained)",
     )  # fmt: skip
     parser.add_argument("--fps", type=float, help="segment so many frames of each second of a file (default: all)")
+    usual = "at its own pace" if realtime else "as fast as can be"
     parser.add_argument(
-        "--realtime", action="store_true", help="play a file at its own pace (default: as fast as can be)"
-    )
+        "--realtime", action=argparse.BooleanOptionalAction, default=realtime,
+        help=f"play a file at its own pace, or as fast as can be (default: {usual})",
+    )  # fmt: skip
+    add_threads_option(parser)
+
+
+def add_threads_option(parser: argparse.ArgumentParser) -> None:
+    """Of the CPU."""
     parser.add_argument(
         "--threads",
         type=count,

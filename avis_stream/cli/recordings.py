@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 
-from avis_stream.cli.options import Commands, add_model_options, load_model, size
+from avis_stream.cli.options import Commands, add_model_options, add_threads_option, load_model, size
 from avis_stream.errors import ConfigError, MediaError
 
 
@@ -16,6 +17,8 @@ def add_commands(commands: Commands) -> None:
     demo.add_argument(
         "--out", type=Path, default=Path("out/demo"), help="output folder, replaced if there (default out/demo)"
     )
+
+    add_threads_option(demo)
 
     run = commands.add("run", _run, "segment a recording")
     run.add_argument(
@@ -50,6 +53,7 @@ def add_commands(commands: Commands) -> None:
     )
     run.add_argument("--out", type=Path, help="output folder (default out/NAME, NAME being the recording's)")
     run.add_argument("--force", action="store_true", help="replace results that are there")
+    add_threads_option(run)
     add_model_options(run)
 
 
@@ -57,7 +61,7 @@ def _demo(options: argparse.Namespace) -> None:
     from avis_stream.commands.demo import run_demo
     from avis_stream.commands.output import output_folder
 
-    with output_folder(options.out, force=True) as folder:
+    with output_folder(options.out, force=True) as folder, _threads(options):
         result = run_demo(folder)
     _report(len(result), result.frames, options.out)
 
@@ -79,7 +83,7 @@ def _run(options: argparse.Namespace) -> None:
         overlay=options.overlay,
         memory_bytes=options.memory_budget,
     )
-    with output_folder(out, force=options.force) as folder:
+    with output_folder(out, force=options.force) as folder, _threads(options):
         if options.mode == "online":
             stream = run_online(model, clip, folder, wanted)
             found, frames = stream.sounding, stream.frames
@@ -89,6 +93,13 @@ def _run(options: argparse.Namespace) -> None:
     if clip.broken is not None:
         raise MediaError(f"{clip.broken}; the results up to there are in {out}")
     _report(found, frames, out)
+
+
+def _threads(options: argparse.Namespace) -> AbstractContextManager[None]:
+    """The model's threads, which leave the cores to decoders and encoders while they wait for each other."""
+    from avis_stream.stream.cores import model_threads, usual_threads
+
+    return model_threads(options.threads or usual_threads())
 
 
 def _report(objects: int, frames: int, out: Path) -> None:

@@ -24,7 +24,7 @@ def add_commands(commands: Commands) -> None:
     add_model_options(live)
 
     serve = commands.add("serve", _serve, "segment it and show it on a page, for people and programs")
-    add_source_options(serve)
+    add_source_options(serve, realtime=True)
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     serve.add_argument("--port", type=count, default=8080, help="port to listen on (default 8080)")
     serve.add_argument(

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from tqdm import tqdm
-
 from avis_stream.checks import require
 from avis_stream.commands.output import aligned
+from avis_stream.commands.progress import progress
 from avis_stream.data.annotations import parse_predictions, read_annotations, read_json
 from avis_stream.data.dataset import annotation_file, open_split
 from avis_stream.files import atomic_path
@@ -135,7 +133,7 @@ def evaluate_model(
     """
     opened = open_split(data, split, model.classes)
     answering = predict(model, opened) if online is None else predict_streams(OnlineSegmenter(model, online), opened)
-    bar = tqdm(answering, total=len(opened), desc=split, unit="video", disable=not sys.stderr.isatty())
+    bar = progress(answering, len(opened), split, "video")
     answers = json.dumps([entry for video in bar for entry in video]) + "\n"
     with TemporaryDirectory() as folder:
         with atomic_path(keep or Path(folder) / f"{model.config.name}.json") as temporary:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from scipy.io import wavfile
-from tqdm import tqdm
 
+from avis_stream.commands.progress import progress
 from avis_stream.config import AVISEG_CLASSES
 from avis_stream.data.annotations import Track, read_predictions
 from avis_stream.data.dataset import open_split
@@ -57,7 +56,7 @@ def import_labels(
     if twice:
         raise DataError(f"{source}: several videos are called {twice[0]!r}; rename all but one")
     silent = 0
-    for video in tqdm(videos, desc=split, unit="video", disable=not sys.stderr.isatty()):
+    for video in progress(videos, len(videos), split, "video"):
         _copy_images(video, root, out / split / "JPEGImages" / video.name)
         silent += not _copy_sound(video.name, audio, out / split / "WAVAudios" / f"{video.name}.wav")
     names = class_names(videos)
@@ -149,7 +148,7 @@ def export_labels(kind: str, data: Path, split: str, out: Path, *, predictions: 
         with atomic_path(out / f"{split}.json") as temporary:
             temporary.write_text(json.dumps(ytvis_document(videos, classes)) + "\n", encoding="utf-8")
         return f"{len(videos)} videos: {out / split}.json"
-    for video in tqdm(videos, desc=split, unit="video", disable=not sys.stderr.isatty()):
+    for video in progress(videos, len(videos), split, "video"):
         folder = out / video.name if kind == "isat" else out / "images" / video.name
         folder.mkdir(parents=True, exist_ok=True)
         for name in video.images:

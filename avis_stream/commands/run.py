@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
-from tqdm import tqdm
 
 from avis_stream.commands.film import drawn_again
+from avis_stream.commands.progress import progress
 from avis_stream.config import MobileNetConfig
 from avis_stream.data.annotations import parse_predictions, read_annotations
 from avis_stream.files import atomic_path
@@ -157,9 +156,3 @@ def result_writers(model: AVISM, clip: Clip, folder: Path, options: RunOptions) 
         yield PngMaskWriter(folder / "masks")
     elif options.save_masks == "rle":
         yield RleMaskWriter(folder / "masks.json", classes)
-
-
-def progress(items: Iterable[T], total: int | None, what: str) -> Iterable[T]:
-    """A bar with frames done, rate and time left; on a terminal only."""
-    bar: Iterable[T] = tqdm(items, total=total, desc=what, unit="frame", disable=not sys.stderr.isatty())
-    return bar

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from avis_stream.commands.run import RunOptions, circumstances, progress, result_writers
+from avis_stream.commands.progress import progress
+from avis_stream.commands.run import RunOptions, circumstances, result_writers
 from avis_stream.errors import MediaError
 from avis_stream.models.avism import AVISM
 from avis_stream.online import OnlineConfig, OnlineSegmenter

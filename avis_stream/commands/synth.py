@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from tqdm import tqdm
-
+from avis_stream.commands.progress import progress
 from avis_stream.errors import AvisStreamError
 from avis_stream.synth.assets import AssetLibrary
 from avis_stream.synth.library import Library
@@ -58,7 +56,7 @@ def make_set(
     library: Library = ProceduralLibrary() if assets is None else AssetLibrary(assets, protocol, split, only=only)
     if photographs and not library.has_photographs:
         raise AvisStreamError("--photographs needs --assets with coco_images or pet_images of this split")
-    bar = tqdm(range(videos), desc=split, unit="video", disable=not sys.stderr.isatty())
+    bar = progress(range(videos), videos, split, "video")
     share = 1.0 if photographs else protocol.photograph_share[split]
 
     def scenes() -> Iterator[Scene]:

@@ -6,16 +6,16 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from tqdm import tqdm
 
 from avis_stream.commands.diary import Diary
+from avis_stream.commands.progress import progress
 from avis_stream.config import AVISMConfig, TrainConfig
 from avis_stream.config_text import with_overrides
 from avis_stream.data.annotations import parse_predictions
@@ -223,7 +223,7 @@ def _streams(model: AVISM, schedule: TrainConfig, data: str, folder: Path) -> Se
     with all_or_none("making streams", model.device):
         if _first() and not kept.exists():
             streams = localized_streams(model, _source(data, model.config, schedule), schedule)
-            save_streams(kept, [s.to(torch.device("cpu")) for s in _shown(streams, count, "stream")], of)
+            save_streams(kept, [s.to(torch.device("cpu")) for s in progress(streams, count, "streams", "stream")], of)
     return load_streams(kept, of)
 
 
@@ -234,14 +234,8 @@ def _sounds(model: AVISM, schedule: TrainConfig, data: str, folder: Path) -> Hea
     with all_or_none("making seconds of sound", model.device):
         if _first() and not kept.exists():
             seconds = heard_seconds(model, _sound_source(data, model.config, schedule), count)
-            save_sounds(kept, list(_shown(seconds, count, "second")), of)
+            save_sounds(kept, list(progress(seconds, count, "seconds", "second")), of)
     return load_sounds(kept, of)
-
-
-def _shown(made: Iterable[Part], count: int, unit: str) -> Iterable[Part]:
-    """The same, with a bar that shows how many of them there are."""
-    shown: Iterable[Part] = tqdm(made, total=count, desc=f"{unit}s", unit=unit, disable=not sys.stderr.isatty())
-    return shown
 
 
 def _validation_split(data: str, validation: Path | None, classes: tuple[str, ...]) -> DataSplit | None:

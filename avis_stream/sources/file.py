@@ -41,7 +41,7 @@ def open_clip(
         MediaError: There is nothing to segment: no such file, no pictures, or not readable.
         ConfigError: `fps` makes no sense.
     """
-    require(0 < fps <= 1000, "fps", fps, "between 0 and 1000 frames a second")
+    require(0 < fps <= 1000, "fps", fps, "more than 0 and at most 1000 frames a second")
     # 29.97 means 30000/1001 to no one but a broadcaster; to us it is 2997/100, the same frame for nine hours.
     rate = Fraction(fps).limit_denominator(1001)
     require(rate > 0, "fps", fps, "at least one frame in 1000 s")

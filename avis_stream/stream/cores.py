@@ -23,7 +23,10 @@ _PLENTY = 4
 
 
 def usual_threads() -> int:
-    """All cores up to four, beyond that half of them."""
+    """As many as `OMP_NUM_THREADS` says; else all cores up to four, beyond that half of them."""
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    if said.isdigit() and int(said):
+        return int(said)
     cores = os.cpu_count() or 1
     return max(min(cores, _PLENTY), cores // 2)
 
@@ -31,7 +34,18 @@ def usual_threads() -> int:
 @contextmanager
 def model_threads(number: int) -> Iterator[None]:
     """Lets torch use so many threads from this one, which sleep when they have nothing to do."""
+    before = torch.get_num_threads()
     torch.set_num_threads(number)
+    try:
+        with _asleep_while_idle(number):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _asleep_while_idle(number: int) -> Iterator[None]:
+    """Keeps a second pool, so that the threads of the first, `number` of them, do not spin."""
     if number == 1:
         yield
         return

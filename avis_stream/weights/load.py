@@ -59,8 +59,8 @@ def load(
         weights = bundled_weights(name)
     if weights is None:
         raise CheckpointError(
-            f"no weights of {name} come with the package: pass weights=PATH (an official .pth or a converted "
-            '.safetensors), or weights="random" for benchmarks'
+            f"no weights of {name} come with the package: give some as weights (--weights FILE on the command line), "
+            'an official .pth or a converted .safetensors, or "random" for a dry run'
         )
     if weights == "random":
         model = unfolded_model(config, None, "", reference=reference)
@@ -87,7 +87,8 @@ def usable_device(wanted: str | torch.device) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch's, by what it lacks for the device
         why = (str(error).splitlines() or [""])[0]
         raise ConfigError(
-            f"device must be one that this torch can use, such as cpu, got {str(wanted)!r} ({why})"
+            f"device must be one that this torch can use, such as cpu, got {str(wanted)!r} ({why}); leave it out to "
+            "compute on the CPU, or install a torch that is built for your GPU"
         ) from error
     return device
 

@@ -123,7 +123,7 @@ class TimelineWriter:
         axes.set(ylim=(max(len(rows), 1) - 0.4, -0.6), xlim=(0, self._end or 1.0))
         hidden = sum(bool(row.sounding) for row in self._rows.values()) - len(rows)
         note = f"     ({hidden} more that sound for less are not shown)" if hidden else ""
-        axes.set_xlabel(f"bar: sounding    thread: known, silent{note}", color=_PALE, fontsize=9.5, loc="left")
+        axes.set_xlabel(f"bar: sounding    thin line: known, silent{note}", color=_PALE, fontsize=9.5, loc="left")
         _time_axis(axes, self._end)
         _bare(axes)
 

@@ -45,7 +45,10 @@ def test_the_sleeper_goes_when_the_model_fails_and_one_thread_needs_none() -> No
 @pytest.mark.parametrize(("cores", "threads"), [(1, 1), (2, 2), (4, 4), (6, 4), (16, 8)])
 def test_usual_threads(monkeypatch: pytest.MonkeyPatch, cores: int, threads: int) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert usual_threads() == threads
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert usual_threads() == 3
 
 
 @pytest.mark.slow
