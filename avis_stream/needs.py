@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from importlib.metadata import requires
+from importlib.metadata import PackageNotFoundError, requires
 from typing import Literal
 
 from avis_stream.errors import ConfigError
@@ -34,5 +34,9 @@ def install_extra(extra: str) -> str:
     Its packages alone: `pip install '.[extra]'` would compile the kernels again.
     """
     named = re.compile(rf"""^(?P<package>[^;]+?)\s*;.*extra\s*==\s*['"]{extra}['"]""")
-    found = [match["package"] for text in requires("avis_stream") or [] if (match := named.match(text))]
+    try:
+        texts = requires("avis_stream") or []
+    except PackageNotFoundError:  # it runs where it lies
+        return f"pip install what pyproject.toml lists as {extra}"
+    found = [match["package"] for text in texts if (match := named.match(text))]
     return "pip install " + " ".join(f"'{package}'" if set(package) & set("<>=!~[ ") else package for package in found)
