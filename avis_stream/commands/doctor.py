@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import os
 import queue
 import shutil
@@ -71,7 +71,7 @@ def examine(out: TextIO, *, skew_of_source: tuple[str, str] | None = None) -> No
     Raises:
         AvisStreamError: Something is missing that everything needs, or that `AVIS_STREAM_REQUIRE` lists.
     """
-    broken = 0
+    broken = missing = 0
     checks: list[Callable[[], Iterator[Finding]]] = [_program, _gstreamer, _element, _cameras, _microphones, _extras]
     checks.append(lambda: _skews(skew_of_source))
     for check in checks:
@@ -82,6 +82,9 @@ def examine(out: TextIO, *, skew_of_source: tuple[str, str] | None = None) -> No
                 out.write(f"      {finding.remedy}\n")
             out.flush()
             broken += finding.needed and not finding.good
+            missing += not finding.needed and not finding.good
+    if missing and not broken:
+        out.write("Nothing is missing that everything needs; what is marked MISS is for what its line says.\n")
     if broken:
         raise AvisStreamError(
             f"{broken} of what everything needs, or AVIS_STREAM_REQUIRE lists, must be there and is not; see the lines "
@@ -196,13 +199,10 @@ def _heard(name: str) -> Finding:
 
 
 def _extras() -> Iterator[Finding]:
-    for module, extra, what in (("starlette", "serve", "avis-stream serve"), ("pyaudio", "mic", "microphones")):
-        try:
-            importlib.import_module(module)
-            there = True
-        except ImportError:
-            there = False
-        yield Finding(there, f"{module}, for {what}", install_extra(extra))
+    """Of microphones `_microphones` says what is missing."""
+    modules = ("starlette", "uvicorn", "websockets")
+    there = all(importlib.util.find_spec(module) is not None for module in modules)
+    yield Finding(there, f"{', '.join(modules)}, for avis-stream serve", install_extra("serve"))
 
 
 # --- sound against pictures -------------------------------------------------------------------------------------------
