@@ -189,7 +189,7 @@ class PostprocessConfig:
     """Of two instances whose masks overlap more than this over the clip, the better stays; None: both, as official."""
     one_piece: bool = False
     """Of a mask in pieces of comparable size the best stays: a query that draws two alike at once draws one of them
-    (ADR 0010). Officially all stay."""
+    (ADR 0010); crumbs go. Officially all stay."""
     one_class: bool = False
     """A query answers with its best class alone, not with every class that passes (quirk Q10)."""
     presence_threshold: float = 0.5

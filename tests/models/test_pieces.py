@@ -23,9 +23,12 @@ def test_of_two_alike_the_surer_one_stays() -> None:
     assert torch.equal(kept[:5], both[:5])
 
 
-def test_crumbs_and_what_is_cut_off_stay() -> None:
+def test_what_is_cut_off_stays_and_crumbs_go() -> None:
     mask = canvas((0, 20, 2.0), (30, 35, 4.0))  # a quarter of the best one's area
     assert torch.equal(best_pieces(mask[None])[0], mask)
+    littered = mask.clone()
+    littered[0:3, 50:53] = 9.0  # 9 pixels of 200
+    assert torch.equal(best_pieces(littered[None])[0] > 0, mask > 0)
 
 
 def test_each_mask_is_judged_by_itself() -> None:
