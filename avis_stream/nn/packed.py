@@ -11,6 +11,7 @@ Winograd's form, which oneDNN has no longer.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, Literal, Self
 
 import torch
@@ -77,14 +78,14 @@ def can_pack(weight: Tensor) -> bool:
     )
 
 
-class Packable(nn.Module):
+class Packable(nn.Module, ABC):
     """A layer whose packed weight goes as soon as its own may change: a stale one would answer in silence."""
 
     _packed: Packed
 
+    @abstractmethod
     def pack(self) -> None:
         """Prepares for inference, until `train()` or `load_state_dict`; weights must not be changed in other ways."""
-        raise NotImplementedError
 
     def train(self, mode: bool = True) -> Self:
         if mode:

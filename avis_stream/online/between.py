@@ -18,7 +18,7 @@ from avis_stream.models.sounding_chain import MOST, carried, log_odds
 from avis_stream.online.config import OnlineConfig
 from avis_stream.online.identity_table import IdentityTable
 from avis_stream.online.looking import Seen
-from avis_stream.online.state import LastQueries
+from avis_stream.online.state import LastQueries, StreamBody
 from avis_stream.types import NANOSECONDS
 
 
@@ -46,6 +46,12 @@ def keep_queries(last: LastQueries, seen: Seen, pts_ns: int) -> None:
     last.logits.copy_(seen.answer.logits)
     last.mask_embed.copy_(seen.answer.mask_embed)
     last.pts_ns = pts_ns
+
+
+def can_be_asked(body: StreamBody, pts_ns: int) -> bool:
+    """Whether there are frame queries of the last step, for a frame that is not older."""
+    last = body.last_queries
+    return last is not None and last.pts_ns is not None and last.pts_ns == body.last_pts_ns and pts_ns >= last.pts_ns
 
 
 def odds_between(table: IdentityTable, chance: Tensor, stay: float, hop: float, last_ns: int, now_ns: int) -> Tensor:

@@ -18,7 +18,7 @@ from avis_stream.errors import ShapeError, StateConsumedError
 from avis_stream.models.avism import AVISM
 from avis_stream.models.postprocess import MaskSizes
 from avis_stream.models.tracker import ClipPrediction
-from avis_stream.online.between import keep_queries, last_queries, odds_between
+from avis_stream.online.between import can_be_asked, keep_queries, last_queries, odds_between
 from avis_stream.online.config import OnlineConfig
 from avis_stream.online.door import (
     FrameInput,
@@ -378,7 +378,7 @@ class OnlineSegmenter:
         (body,) = self._bodies([state])
         sizes = self._eye.sizes((int(frame.shape[1]), int(frame.shape[2])))
         time = (body.last_pts_ns or 0) if pts_ns is None else pts_ns
-        if sound is None or not _can_be_asked(body, time):
+        if sound is None or not can_be_asked(body, time):
             features, sounding = self._eye.features_of(frame, sizes), None
         elif self._eye.is_silent(sound[0]):
             features, sounding = self._eye.features_of(frame, sizes), torch.zeros_like(body.table.status).bool()
@@ -528,12 +528,6 @@ class OnlineSegmenter:
         if answer is None:
             return said_by_frame_queries(seen, tokens, of_frame)
         return said_by_video_queries(answer, n, seen, tokens, of_frame)
-
-
-def _can_be_asked(body: StreamBody, pts_ns: int) -> bool:
-    """Whether there are frame queries of the last step, for a frame that is not older."""
-    last = body.last_queries
-    return last is not None and last.pts_ns is not None and last.pts_ns == body.last_pts_ns and pts_ns >= last.pts_ns
 
 
 def _due(body: StreamBody, given: FrameInput) -> FrameInput | None:
