@@ -7,7 +7,7 @@ frame, however long that takes: figures are in the films' own time, a live run a
 (`benchmarks/live.py`). Sounds of made films begin at whole seconds, so each film is played several times, its first
 step at 0, 0.4 and 0.8 s. What is true of a second is taken to be true of all its frames; a mask is right if it overlaps
 by 0.3 with that of an object that sounds. A sound counts as found if a right mask comes within 3 s, and not later than
-1 s after its end.
+1 s after its end. Who moves is compared with where he is at the second before a frame and the one after it.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from live import DEMO, LONGEST_AFTER, LONGEST_WAIT, late
-from pycocotools import mask as coco
+from live import DEMO, LONGEST_AFTER, LONGEST_WAIT, late, outlines, same
 from tqdm import tqdm
 
 import avis_stream as avs
@@ -32,7 +31,6 @@ from avis_stream.sources.file import open_clip
 from avis_stream.stream.two_rates import TwoRates
 from avis_stream.types import NANOSECONDS, AVPair, OnlineResult
 
-_OVERLAP = 0.3
 PHASES = (0.0, 0.4, 0.8)
 """Seconds of a film at which its first step is taken."""
 
@@ -99,13 +97,14 @@ class Tally:
             own = [rle.encode(mask) for mask in result.mask[result.sounding] if mask.any()]
             taken: set[int] = set()
             for times, track in zip(shown, tracks, strict=True):
-                segmentation = track.segmentations[second]
-                place = None if segmentation is None else _place(own, taken, segmentation, video)
+                sounds = track.segmentations[second] is not None
+                wanted = outlines(video, track, min(at, second + 1), video.length) if sounds else []
+                place = _place(own, taken, wanted)
                 if place is not None:
                     taken.add(place)
                 self.right += place is not None
-                self.lacking += segmentation is not None and place is None
-                times.append((at, place is not None or (segmentation is None and _still(own, track, second, video))))
+                self.lacking += sounds and place is None
+                times.append((at, place is not None or (not sounds and _still(own, track, second, video))))
             self.wrong += len(own) - len(taken)
             now = dict(zip(result.track_id.tolist(), result.sounding.tolist(), strict=True))
             self.changes += sum(before[key] != sounds for key, sounds in now.items() if key in before)
@@ -129,20 +128,16 @@ class Tally:
                     self.ends.append(min(gone, again) - k)
 
 
-def _place(own: Sequence[Any], taken: set[int], segmentation: Any, video: Video) -> int | None:
-    """The first of some masks that nobody has and that is of this object."""
-    wanted = rle.as_rle(segmentation, video.height, video.width)
-    return next((n for n, mask in enumerate(own) if n not in taken and _same(mask, wanted)), None)
+def _place(own: Sequence[Any], taken: set[int], wanted: Sequence[Any]) -> int | None:
+    """The first of some masks that nobody has and that is where one of some outlines is."""
+    free = (n for n, mask in enumerate(own) if n not in taken and any(same(mask, outline) for outline in wanted))
+    return next(free, None)
 
 
 def _still(own: Sequence[Any], track: Track, second: int, video: Video) -> bool:
     """Whether an object is shown where it was when it last sounded."""
     last = next((s for s in reversed(track.segmentations[:second]) if s is not None), None)
-    return last is not None and any(_same(mask, rle.as_rle(last, video.height, video.width)) for mask in own)
-
-
-def _same(a: Any, b: Any) -> bool:
-    return list(a["size"]) == list(b["size"]) and bool(coco.iou([a], [b], [0])[0, 0] >= _OVERLAP)
+    return last is not None and any(same(mask, rle.as_rle(last, video.height, video.width)) for mask in own)
 
 
 def films_of(options: argparse.Namespace) -> Iterator[tuple[Path, Annotations, Video]]:

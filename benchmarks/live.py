@@ -3,8 +3,9 @@
 python benchmarks/live.py [--weights random] [--seconds 60] [--hop 1.0] [--video SOURCE] [--audio SOURCE]
 
 Without --video the bundled demo clip is played at its own pace, again and again, and its truth says when a sound began:
-what is measured then is the time from that instant until a mask with an overlap of 0.3 with the true one was there. A
-sound is missed if that takes more than 3 s, or lasts until more than 1 s after its end: a mask is then of no use, or of
+what is measured then is the time from that instant until a mask with an overlap of 0.3 with the true one was there. The
+truth is known at whole seconds; who moves is compared with where he is at the second before a picture and the one after
+it. A sound is missed if its mask takes more than 3 s, or until more than 1 s after its end: it is then of no use, or of
 the next sound. One percentile counts a miss as infinitely late (`missed` in its place means that it falls on one), as a
 user sees it; others are of the sounds that got a mask, and say what the way from capture to mask takes.
 """
@@ -15,6 +16,7 @@ import argparse
 import json
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +26,15 @@ from pycocotools import mask as coco
 
 import avis_stream as avs
 from avis_stream.data import rle
-from avis_stream.data.annotations import read_annotations
+from avis_stream.data.annotations import Track, Video, read_annotations
 from avis_stream.online import OnlineConfig
 from avis_stream.sources.open import native_rate
 from avis_stream.stream.session import Session, SessionConfig
+from avis_stream.types import LiveResult
 
 LONGEST_WAIT, LONGEST_AFTER = 3.0, 1.0
 """Seconds from a sound's beginning, and from its end, after which a mask of it comes too late."""
+LEAST_OVERLAP = 0.3
 DEMO = Path(avs.__file__).parent / "assets" / "demo"
 
 
@@ -93,7 +97,7 @@ def late(waits: list[float], percent: float = 95) -> float | str | None:
     return value if value is None else "missed" if math.isinf(value) else round(value, 2)
 
 
-def delays(results: list[Any], played: float) -> list[float]:
+def delays(results: Sequence[LiveResult], played: float) -> list[float]:
     """Seconds from the beginning of each sound to the first mask of what makes it; infinite: there was none in time.
 
     Args:
@@ -112,21 +116,35 @@ def delays(results: list[Any], played: float) -> list[float]:
             limit = min(k + LONGEST_WAIT, ends + LONGEST_AFTER)
             if limit > played - begin:
                 continue
-            mask = rle.as_rle(segmentation, truth.videos[0].height, truth.videos[0].width)
-            shown = [(r, r.pts_seconds - begin + (r.latency_ms or 0) / 1e3) for r in results]
-            in_time = (at for r, at in shown if r.pts_seconds - begin >= k and at <= limit and overlaps(r, mask))
+            shown = [(r, r.pts_seconds - begin, r.pts_seconds - begin + (r.latency_ms or 0) / 1e3) for r in results]
+            in_time = (
+                there
+                for r, at, there in shown
+                if at >= k and there <= limit and shows(r, outlines(truth.videos[0], track, max(at, k), ends))
+            )
             found.append(next(in_time, math.inf) - k)
     return found
 
 
-def overlaps(result: Any, mask: Any) -> bool:
-    """Whether a mask of the result overlaps with another by 0.3."""
-    for n in range(len(result)):
-        if bool(result.sounding[n]) and bool(result.mask[n].any()):
-            own = rle.encode(result.mask[n])
-            if list(own["size"]) == list(mask["size"]) and coco.iou([own], [mask], [0])[0, 0] >= 0.3:
-                return True
-    return False
+def outlines(video: Video, track: Track, at: float, ends: int) -> list[Any]:
+    """Where an object is at the second before an instant and the one after it, as far as it sounds then.
+
+    After the end of its sound (`ends`) that is where it was last.
+    """
+    seconds = {min(second, ends - 1) for second in (math.floor(at), math.ceil(at))}
+    known = (track.segmentations[second] for second in sorted(seconds))
+    return [rle.as_rle(segmentation, video.height, video.width) for segmentation in known if segmentation is not None]
+
+
+def shows(result: LiveResult, wanted: Sequence[Any]) -> bool:
+    """Whether something that sounds is shown where one of some outlines is."""
+    own = [rle.encode(mask) for mask in result.mask[result.sounding] if mask.any()]
+    return any(same(mask, outline) for mask in own for outline in wanted)
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two outlines overlap by 0.3."""
+    return list(a["size"]) == list(b["size"]) and bool(coco.iou([a], [b], [0])[0, 0] >= LEAST_OVERLAP)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import wave
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ from media_files import Media, clicks, regular, write_media
 from numpy.typing import NDArray
 
 from avis_stream.needs import Need, required
-from avis_stream.online import OnlineConfig
+from avis_stream.online import OnlineConfig, OnlineSegmenter, OnlineState
 from avis_stream.sources.open import has_gstreamer
 from avis_stream.types import AVPair, Event, OnlineResult
 
@@ -289,3 +290,15 @@ class Crowded(StubSegmenter):
         result, state = super().step_pair(pair, state)
         full = (Event(kind="full", detail="2 without a place"),) if state > 1 else ()
         return replace(result, events=(*result.events, *full)), state
+
+
+class Together(OnlineSegmenter):
+    """Two pictures between steps are only done if they are worked on beside each other."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.both = threading.Barrier(2)
+
+    def refresh_pair(self, pair: AVPair, state: OnlineState) -> OnlineResult:
+        self.both.wait(20)
+        return super().refresh_pair(pair, state)

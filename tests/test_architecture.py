@@ -71,7 +71,7 @@ def test_imports_go_down_only() -> None:
 
 SPAWNS = [
     "commands/", "interop/follower.py", "serve/hub.py", "serve/sources.py", "sources/", "stream/cores.py",
-    "stream/session.py", "train/batches.py",
+    "stream/lanes.py", "stream/session.py", "train/batches.py",
 ]  # fmt: skip
 """What may start threads and processes, as ARCHITECTURE.md has it."""
 

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from avis_stream.stream.cores import model_threads
+from avis_stream.stream.lanes import Lanes, lanes_for
 from avis_stream.stream.ring import SoundRing, sample_of
 from avis_stream.stream.stats import StatsKeeper
 from avis_stream.stream.two_rates import PERIOD_DISTANCES, Segmenter, TwoRates, is_earlier, is_old_enough, period_of
@@ -82,7 +83,7 @@ class Answer:
 
     result: OnlineResult
     number: int
-    """Counts answers from 1."""
+    """Counts answers from 1; 0: it has not been told yet."""
     layer: Layer | None
     """Drawn, if that is wanted and there is anything to see."""
     rows: tuple[Row, ...] = ()
@@ -141,8 +142,8 @@ class Follower:
         self._wake: SimpleQueue[bool] = SimpleQueue()
         """True for each frame that found the slot empty, False to stop."""
         self._newest: _Arrived | None = None
-        self._at_work = False
-        """Whether the model's thread has a frame in hand, until its answer has been told."""
+        self._at_work = 0
+        """Frames that the model has in hand, until their answers have been told."""
         self._flushing = False
         """Nothing is waited for: the stream is about to be forgotten."""
         self._thread: threading.Thread | None = None
@@ -253,7 +254,7 @@ class Follower:
 
         def done() -> bool:
             with self._slot:
-                at_rest = self._newest is None and not self._at_work
+                at_rest = self._newest is None and self._at_work == 0
             return at_rest or self._over or self._flushing or self.failure is not None
 
         with self._change:
@@ -278,30 +279,46 @@ class Follower:
         self._thread = None
 
     def _run(self) -> None:
-        with self._failing(), model_threads(self._num_threads):
+        number, threads = lanes_for(self._segmenter, self._num_threads)
+        with self._failing(), model_threads(self._num_threads), Lanes[Answer](number, threads, self._fail) as lanes:
             while self._wake.get():
+                if self._rates.expects_step():
+                    lanes.drain()
+                lanes.wait()  # before a frame is taken, so that it is the newest
                 arrived = self._take(to_work=True)
                 if arrived is None:
                     continue  # a seek was quicker
-                try:
-                    pair = self._paired(arrived)
-                    if self._over:
-                        return
-                    self._think(pair, arrived.rates)
-                finally:
-                    self._rest()
+                pair = self._paired(arrived)
+                if self._over or self.failure is not None:
+                    return
+                self._follow(pair, arrived.rates, lanes)
 
     def _take(self, *, to_work: bool = False) -> _Arrived | None:
         with self._slot:
             arrived, self._newest = self._newest, None
-            if to_work:
-                self._at_work = arrived is not None
+            if to_work and arrived is not None:
+                self._at_work += 1
         return arrived
 
+    def _follow(self, pair: AVPair, rates: TwoRates, lanes: Lanes[Answer]) -> None:
+        """Steps by themselves, with all threads; pictures between them beside each other."""
+        if rates is self._rates and not rates.is_step(pair) and (refresh := rates.between(pair)) is not None:
+
+            def told(answer: Answer) -> None:
+                self._tell(answer, pair, rates, refreshed=True)
+                self._rest()
+
+            lanes.put(lambda: self._answered(refresh, "refresh"), told)
+            return
+        lanes.drain()
+        self._think(pair, rates)
+        self._rest()
+
     def _rest(self) -> None:
+        """One frame less in hand."""
         with self._change:
             with self._slot:
-                self._at_work = False
+                self._at_work -= 1
             self._change.notify_all()
 
     @contextmanager
@@ -309,10 +326,13 @@ class Follower:
         try:
             yield
         except Exception as error:
-            with self._change:
-                self.failure = error
-                self._change.notify_all()
-            self._failed(error)
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        with self._change:
+            self.failure = error
+            self._change.notify_all()
+        self._failed(error)
 
     def _paired(self, arrived: _Arrived) -> AVPair:
         """With its second of sound, for whose end it waits as long as it may."""
@@ -349,20 +369,30 @@ class Follower:
         """Runs the model on a pair, for the stream that it was taken from: after a seek that one leads nowhere."""
         if rates is not self._rates:
             return
+        refreshed = not rates.is_step(pair)
+
+        def result() -> OnlineResult:
+            done = rates(pair)
+            assert done is not None, "each frame gets a result"
+            return done[0]
+
+        self._tell(self._answered(result, "refresh" if refreshed else "step"), pair, rates, refreshed=refreshed)
+
+    def _answered(self, work: Callable[[], OnlineResult], stage: str) -> Answer:
+        """What the model says, in the forms that frames carry; not numbered yet."""
         begin = time.monotonic_ns()
-        done = rates(pair)
-        if done is None:
-            return
-        result, refreshed = done
-        self.stats.time("refresh" if refreshed else "step", time.monotonic_ns() - begin)
+        result = work()
+        self.stats.time(stage, time.monotonic_ns() - begin)
         layer = layer_of(result, self._classes) if self._draw() else None
-        rows = tuple(Row.all_of(result, self._classes))
+        return Answer(result, 0, layer, tuple(Row.all_of(result, self._classes)))
+
+    def _tell(self, answer: Answer, pair: AVPair, rates: TwoRates, *, refreshed: bool) -> None:
         with self._change:
             if rates is not self._rates:
                 return  # of a stream that has been left meanwhile
             self.counts["answers"] += 1
             self.counts["refreshes" if refreshed else "steps"] += 1
-            self.answer = answer = Answer(result, self.counts["answers"], layer, rows)
+            self.answer = answer = replace(answer, number=self.counts["answers"])
         self._told(pair, answer)
 
 

@@ -15,6 +15,8 @@ _SHARE = 0.05
 """Of the last take in the running mean of arrivals."""
 _OVERLOAD = 1.3
 """Arrivals per take from which on a model does not keep up."""
+_CATCH_UP_NS = 1_000_000_000
+"""Nor does one behind which pairs have been waiting for longer: what a step leaves should be gone by the next."""
 
 
 class PairQueue:
@@ -42,6 +44,8 @@ class PairQueue:
         """Since the last `take`."""
         self._arrivals_per_take = 1.0
         """Running mean; a model that keeps up takes one for each that arrives, even if a step now and then is long."""
+        self._waiting_since_ns: int | None = None
+        """From when on pairs were left behind by each take; None: the last one took the only pair."""
         self.dropped: Counter[str] = Counter()
         """Pairs that were never taken, by cause: `stale`, `queue_full`."""
 
@@ -63,16 +67,27 @@ class PairQueue:
         """The next pair for the model; None: there is none.
 
         A live `auto` queue skips pairs that are too old, but for the newest: late is better than never. With a model
-        that cannot keep up it skips all but the newest: in order they would all be as old as is just allowed.
+        that does not keep up it skips all but the newest: in order they would all be as old as is just allowed.
         """
-        if self._pairs:
-            self._arrivals_per_take += _SHARE * (self._arrived - self._arrivals_per_take)
-            self._arrived = 0
-        behind = self._bound_ns is not None and self._arrivals_per_take > _OVERLOAD
-        while len(self._pairs) > 1 and (behind or self._stale(self._pairs[0], now_ns)):
+        if not self._pairs:
+            return None
+        self._arrivals_per_take += _SHARE * (self._arrived - self._arrivals_per_take)
+        self._arrived = 0
+        while len(self._pairs) > 1 and (self._behind(now_ns) or self._stale(self._pairs[0], now_ns)):
             self._pairs.popleft()
             self.dropped["stale"] += 1
-        return self._pairs.popleft() if self._pairs else None
+        taken = self._pairs.popleft()
+        if not self._pairs:
+            self._waiting_since_ns = None
+        elif self._waiting_since_ns is None:
+            self._waiting_since_ns = now_ns
+        return taken
+
+    def _behind(self, now_ns: int) -> bool:
+        if self._bound_ns is None:
+            return False
+        since = self._waiting_since_ns
+        return self._arrivals_per_take > _OVERLOAD or (since is not None and now_ns - since > _CATCH_UP_NS)
 
     def _stale(self, pair: AVPair, now_ns: int) -> bool:
         return self._bound_ns is not None and now_ns - pair.frame.pts_ns > self._bound_ns

@@ -1,9 +1,10 @@
 """`Session`: sources, alignment, policy and model, each on its thread; results come out in order, in bounded time.
 
 sources' threads --post--> inbox --ingest thread--> PairQueue --model thread--> ResultQueue --> whoever iterates
-(processes)                (bounded)  Ingest                    TwoRates         (bounded)
+(processes)                (bounded)  Ingest                    TwoRates, Lanes  (bounded)
 
-Threads and waits are here; what is computed is in pure parts: `ingest`, `policy`, `two_rates`, `result_queue`.
+Threads and waits are here and in `lanes`; what is computed is in pure parts: `ingest`, `policy`, `two_rates`,
+`result_queue`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -29,6 +31,7 @@ from avis_stream.sources.open import Audio, Backend, Video, open_sources
 from avis_stream.sources.supervisor import SupervisorConfig
 from avis_stream.stream.cores import model_threads
 from avis_stream.stream.ingest import Ingest
+from avis_stream.stream.lanes import Lanes, lanes_for
 from avis_stream.stream.policy import Policy
 from avis_stream.stream.result_queue import ResultQueue
 from avis_stream.stream.session_config import SessionConfig
@@ -328,29 +331,46 @@ class Session:
 
     def _run_model(self) -> None:
         with model_threads(self.config.threads):
-            self._follow()
+            number, threads = lanes_for(self._segmenter, self.config.threads)
+            with Lanes[OnlineResult](number, threads, self._fail) as lanes:
+                self._follow(lanes)
         self._fail(None)
 
-    def _follow(self) -> None:
-        """The pairs that are to be segmented, until there are no more."""
+    def _follow(self, lanes: Lanes[OnlineResult]) -> None:
+        """The pairs that are to be segmented, until there are no more; steps by themselves, with all threads."""
         while True:
+            if self._rates.expects_step():
+                lanes.drain()
+            lanes.wait()  # before a pair is chosen, so that it is the newest
             pair, queued_ns = self._next_pair()
             if pair is None:
                 break
-            begin = self._clock.now()
             if queued_ns is not None:
-                self._stats.time("queue", begin - queued_ns)
-            done = self._rates(pair)
-            now = self._clock.now()
-            if done is None:
+                self._stats.time("queue", self._clock.now() - queued_ns)
+            if self._rates.is_step(pair):
+                lanes.drain()
+                begin = self._clock.now()
+                done = self._rates(pair)
+                assert done is not None
+                self._note("step", begin)
+                self._deliver(done[0], pair, refreshed=False)
+            elif (refresh := self._rates.between(pair)) is not None:
+                lanes.put(partial(self._timed, refresh), partial(self._deliver, pair=pair, refreshed=True))
+            else:
                 with self._change:
                     self._dropped["between_steps"] += 1
-                    self._model_busy = 0
-                continue
-            result, refreshed = done
-            self._stats.time("refresh" if refreshed else "step", now - begin)
-            self._stats.moment("refreshes" if refreshed else "steps", now)
-            self._deliver(result, pair, refreshed, now)
+                    self._model_busy -= 1
+
+    def _timed(self, refresh: Callable[[], OnlineResult]) -> OnlineResult:
+        begin = self._clock.now()
+        result = refresh()
+        self._note("refresh", begin)
+        return result
+
+    def _note(self, what: str, begin: int) -> None:
+        now = self._clock.now()
+        self._stats.time(what, now - begin)
+        self._stats.moment({"step": "steps", "refresh": "refreshes"}[what], now)
 
     def _next_pair(self) -> tuple[AVPair | None, int | None]:
         """With when it was queued, if that is known."""
@@ -358,7 +378,7 @@ class Session:
             while self._state != "over":
                 pair = self._ingest.queue.take(self._clock.now())
                 if pair is not None:
-                    self._model_busy = 1
+                    self._model_busy += 1
                     self._change.notify_all()
                     return pair, self._ingest.queued_ns(pair)
                 if self._state == "draining":
@@ -366,13 +386,13 @@ class Session:
                 self._change.wait(0.5)
         return None, None
 
-    def _deliver(self, result: OnlineResult, pair: AVPair, refreshed: bool, now: int) -> None:
-        latency = None
+    def _deliver(self, result: OnlineResult, pair: AVPair, *, refreshed: bool) -> None:
+        now, latency = self._clock.now(), None
         if self.live:
             latency = (now - pair.frame.pts_ns) / 1e6
             self._stats.time("latency", now - pair.frame.pts_ns)
         with self._change:
-            self._model_busy = 0
+            self._model_busy -= 1
             while not self.live and self._results.is_full:
                 if self._state == "over":
                     return  # rather than take the place of one that waits

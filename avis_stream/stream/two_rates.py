@@ -8,7 +8,7 @@ refresh      R R R R R R R R R R R R   R R R R R R R R R R     the same, where t
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -66,6 +66,8 @@ class TwoRates:
         self._hop_ns = round(segmenter.config.hop_seconds * NANOSECONDS)
         self._last_step_ns: int | None = None
         self._last_ns: int | None = None
+        self._distance_ns = 0
+        """Between the last two frames."""
         self._segment = 0
         """Of the source."""
         self._told_segment = 0
@@ -78,28 +80,47 @@ class TwoRates:
 
     def is_step(self, pair: AVPair) -> bool:
         """Whether this frame is one for the tracker."""
-        if self._last_step_ns is None or pair.frame.segment != self._segment:
-            return True
-        return pair.frame.pts_ns - self._last_step_ns >= self._hop_ns - min(_EARLY_NS, self._hop_ns // 4)
+        return pair.frame.segment != self._segment or self._is_due(pair.frame.pts_ns)
+
+    def expects_step(self) -> bool:
+        """Whether the next frame is one for the tracker, if it comes as long after the last one as that came."""
+        return self._last_ns is None or self._is_due(self._last_ns + self._distance_ns)
 
     def __call__(self, pair: AVPair) -> tuple[OnlineResult, bool] | None:
         """Takes the next frame; returns what is known about it and whether it was only refreshed.
 
         None: between steps, with `refresh=False`. Frames must come in order of time.
         """
-        frame = pair.frame
         if not self.is_step(pair):
-            self._last_ns = frame.pts_ns
-            if not self._config.refresh:
-                return None
-            result = self._segmenter.refresh_pair(pair, self._state)
-            return replace(result, frame_id=frame.frame_id), True
+            refresh = self.between(pair)
+            return None if refresh is None else (refresh(), True)
+        frame = pair.frame
         if frame.segment != self._segment:
             self._interrupted(frame)
         told = replace(pair, frame=replace(frame, segment=self._told_segment))
         result, self._state = self._segmenter.step_pair(told, self._state)
-        self._last_step_ns = self._last_ns = frame.pts_ns
+        self._note(frame.pts_ns)
+        self._last_step_ns = frame.pts_ns
         return result, False
+
+    def between(self, pair: AVPair) -> Callable[[], OnlineResult] | None:
+        """Takes a frame between steps; returns what is left to do for it, or None with `refresh=False`.
+
+        That may be done on any thread and beside others of its kind, before the next step, which consumes the state.
+        """
+        self._note(pair.frame.pts_ns)
+        if not self._config.refresh:
+            return None
+        state = self._state
+        return lambda: replace(self._segmenter.refresh_pair(pair, state), frame_id=pair.frame.frame_id)
+
+    def _is_due(self, pts_ns: int) -> bool:
+        last = self._last_step_ns
+        return last is None or pts_ns - last >= self._hop_ns - min(_EARLY_NS, self._hop_ns // 4)
+
+    def _note(self, pts_ns: int) -> None:
+        self._distance_ns = 0 if self._last_ns is None else pts_ns - self._last_ns
+        self._last_ns = pts_ns
 
     def _interrupted(self, frame: VideoFrame) -> None:
         self._segment = frame.segment

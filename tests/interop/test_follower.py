@@ -8,10 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from live_tools import StubSegmenter, wait_for
+from live_tools import StubSegmenter, Together, wait_for
+from small_model import open_config, small_model
 
+from avis_stream.errors import ShapeError
 from avis_stream.interop.follower import Answer, Follower, Row, layer_of
-from avis_stream.types import OnlineResult
+from avis_stream.online import OnlineState
+from avis_stream.types import AVPair, OnlineResult
 from avis_stream.writers.draw import draw_result
 
 MS = 1_000_000
@@ -244,6 +247,48 @@ def test_a_pair_taken_just_before_a_seek_leaves_the_new_stream_untouched() -> No
     assert one.frame_sync(picture(), 500 * MS) is None
     assert one._rates.state == 0, "as init_state made it"
     assert not segmenter.steps
+
+
+def test_pictures_between_steps_are_worked_on_beside_each_other_and_answered_in_order() -> None:
+    model, answers = small_model(), []
+    one = Follower(
+        Together(model, open_config()), model.classes, num_threads=2, audio_wait_ms=0, draw=lambda: False,
+        wants_previous=False, told=lambda pair, answer: answers.append((pair.frame.frame_id, answer.number)),
+    )  # fmt: skip
+    one.start()
+    try:
+        for n in range(5):
+            one.frame(Plain(np.full((48, 64, 3), 20 * n, np.uint8)), n * 40 * MS)
+            wait_for(lambda: one._newest is None, 20, "a lane")
+        assert one.finish(30)
+    finally:
+        one.stop()
+    assert answers == [(n, n + 1) for n in range(5)]
+    assert (one.counts["steps"], one.counts["refreshes"], one.counts["passed_over"]) == (1, 4, 0)
+
+
+def test_a_picture_that_fails_on_its_lane_ends_the_answers() -> None:
+    class Failing(Together):
+        def refresh_pair(self, pair: AVPair, state: OnlineState) -> OnlineResult:
+            raise ShapeError("no such picture")
+
+    told: list[Exception] = []
+    model = small_model()
+    one = Follower(
+        Failing(model, open_config()), model.classes, num_threads=2, audio_wait_ms=0, draw=lambda: False,
+        wants_previous=False, failed=told.append,
+    )  # fmt: skip
+    one.start()
+    try:
+        for n in range(2):
+            one.frame(Plain(np.zeros((48, 64, 3), np.uint8)), n * 40 * MS)
+            wait_for(lambda: one._newest is None, 20, "a lane")
+        wait_for(lambda: one.failure is not None, 20, "the failure")
+        assert one.finish(5), "nothing more comes"
+    finally:
+        one.stop()
+    assert [str(error) for error in told] == ["no such picture"]
+    assert one.counts["answers"] == 1
 
 
 def test_a_layer_draws_what_the_writer_draws() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from live_tools import StubSegmenter, flash_and_beep, wait_for
+from live_tools import StubSegmenter, Together, flash_and_beep, wait_for
 from PIL import Image
 from small_model import open_config, small_model
 
@@ -158,6 +158,21 @@ def test_two_sessions_share_a_model() -> None:
         pairs = [(one.next(), other.next()) for _ in range(6)]
     assert [a.track_id.tolist() for a, _ in pairs if a is not None] == alone
     assert [b.track_id.tolist() for _, b in pairs if b is not None] == alone
+
+
+def test_pictures_between_steps_are_worked_on_beside_each_other() -> None:
+    model, scene = small_model(), "synthetic://flashbeep?fps=3&seconds=3"
+    config = SessionConfig(num_threads=2)
+    with Session(Together(model, open_config()), scene, realtime=False, config=config) as session:
+        results = list(session)
+    assert [r.frame_id for r in results] == list(range(9))
+    assert [r.refreshed for r in results] == [False, True, True] * 3
+    stats = session.stats()
+    assert (stats.steps, stats.refreshes, stats.dropped_frames, stats.waiting) == (3, 6, 0, 0)
+    alone = live(model, scene, realtime=False, num_threads=1, online=open_config())
+    for one, other in zip(results, alone, strict=True):
+        assert one.track_id.tolist() == other.track_id.tolist()
+        assert (one.mask == other.mask).float().mean() > 0.999, "sums in another order, no more"
 
 
 def test_a_model_that_is_too_slow_loses_frames_and_says_which() -> None:

@@ -350,6 +350,24 @@ def test_a_model_that_cannot_keep_up_gets_the_newest() -> None:
     assert max(ages[40:]) <= 80
 
 
+@pytest.mark.parametrize("step_ms", [41, 42, 44, 48])
+def test_a_model_that_hardly_keeps_up_does_not_let_frames_grow_old(step_ms: int) -> None:
+    """Fewer than 1.3 frames arrive between two takes, so they go in order; only their age says that it is behind."""
+    queue = PairQueue("auto", live=True, max_latency_ms=500)
+    ages, _ = serve(queue, step_ms=step_ms, seconds=60)
+    assert max(ages) < 40 + 1000 * (step_ms - 40) / 40 + step_ms, "as old as what comes within a second is late"
+    assert queue.dropped["stale"] < 60 * (25 - 1000 / step_ms) + 25, "no more are passed over than there is no time for"
+
+
+def test_pairs_that_come_together_after_a_long_time_are_all_taken() -> None:
+    queue = PairQueue("auto", live=True, max_latency_ms=500)
+    for number in range(0, 500, 50):
+        assert queue.offer(pair(number))
+        assert queue.offer(pair(number + 1))
+        taken = [queue.take((number + 2) * PERIOD) for _ in range(3)]
+        assert [None if one is None else one.frame.frame_id for one in taken] == [number, number + 1, None]
+
+
 def test_looking_into_an_empty_queue_counts_nothing() -> None:
     queue, taken = PairQueue("auto", live=True, max_latency_ms=500), 0
     for number in range(400):

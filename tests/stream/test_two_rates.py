@@ -40,6 +40,38 @@ def test_one_step_a_second_and_masks_in_between() -> None:
     assert [p.frame.frame_id for p in segmenter.steps] == steps
 
 
+def test_what_lies_between_steps_can_be_done_later_and_is_of_the_state_it_was_begun_with() -> None:
+    class Telling(StubSegmenter):
+        def refresh_pair(self, pair: AVPair, state: int) -> Any:
+            states.append(state)
+            return super().refresh_pair(pair, state)
+
+    states: list[int] = []
+    rates = TwoRates(Telling())
+    rates(pair(0))
+    jobs = [rates.between(pair(n)) for n in (1, 2)]
+    assert states == []
+    results = [job() for job in reversed(jobs) if job is not None]
+    assert [result.frame_id for result in results] == [2, 1]
+    rates(pair(25))
+    last = rates.between(pair(26))
+    assert last is not None
+    last()
+    assert states == [1, 1, 2]
+    assert TwoRates(StubSegmenter(), RatesConfig(refresh=False)).between(pair(1)) is None
+
+
+def test_a_step_is_expected_by_the_distance_between_frames() -> None:
+    rates = TwoRates(StubSegmenter())
+    assert rates.expects_step()
+    expected = []
+    for n in range(0, 62, 3):
+        is_step = rates.is_step(pair(n))
+        expected.append(rates.expects_step() == is_step)
+        rates(pair(n))
+    assert all(expected[2:]), "once there are two frames"
+
+
 @pytest.mark.parametrize("late", [{"alignment": "official"}, {"refine_delay": 2}], ids=str)
 def test_results_that_come_late_are_refused_in_so_many_words(late: dict[str, Any]) -> None:
     segmenter = StubSegmenter()
