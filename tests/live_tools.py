@@ -302,3 +302,16 @@ class Together(OnlineSegmenter):
     def refresh_pair(self, pair: AVPair, state: OnlineState) -> OnlineResult:
         self.both.wait(20)
         return super().refresh_pair(pair, state)
+
+
+class Held(OnlineSegmenter):
+    """What is begun between steps goes on when it is let."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.begun, self.let = threading.Semaphore(0), threading.Event()
+
+    def refresh_pair(self, pair: AVPair, state: OnlineState) -> OnlineResult:
+        self.begun.release()
+        assert self.let.wait(20), "nobody lets it"
+        return super().refresh_pair(pair, state)

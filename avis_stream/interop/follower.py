@@ -107,8 +107,8 @@ class Answer:
 class Follower:
     """Sound and frames in at any time, the newest answer out; the model has a thread of its own.
 
-    Times are the stream's, in nanoseconds. `start` begins the model's thread; without it, whoever calls `frame_sync`
-    runs the model. What is called back is called from where the model runs, in either case.
+    Times are the stream's, in nanoseconds. `start` begins the model's threads; without it, whoever calls `frame_sync`
+    runs the model. What is called back is called from where the model runs, in either case, one call at a time.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class Follower:
         Args:
             segmenter: An `OnlineSegmenter`.
             classes: Class names by `class_id`.
-            num_threads: Of the model.
+            num_threads: Of the model, which may take several frames between two steps at once (`stream/lanes.py`).
             audio_wait_ms: A frame waits so long for the end of its second of sound.
             draw: Whether an answer is to be drawn, asked with each.
             told: Called with every answer and what it answers.
@@ -147,6 +147,7 @@ class Follower:
         self._flushing = False
         """Nothing is waited for: the stream is about to be forgotten."""
         self._thread: threading.Thread | None = None
+        self._lanes = Lanes[Answer]((num_threads,), self._fail)
         self._over = False
         self.failure: Exception | None = None
         """Why there are no more answers."""
@@ -263,35 +264,54 @@ class Follower:
     # --- what the model does -----------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Starts the model's thread."""
-        self._over, self._wake = False, SimpleQueue()
+        """Starts the model's threads."""
+        self._over, self._wake, self._at_work = False, SimpleQueue(), 0
         self._thread = threading.Thread(target=self._run, name="avis element", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends it after the step at hand."""
+        """Ends them after what is at hand; called from one of them, without waiting for that."""
         with self._change:
             self._over = True
             self._change.notify_all()
         self._wake.put(False)
-        if self._thread is not None and self._thread is not threading.current_thread():
+        own = self._thread is threading.current_thread() or self._lanes.runs_here()
+        if self._thread is not None and not own:
             self._thread.join()
         self._thread = None
 
     def _run(self) -> None:
-        number, threads = lanes_for(self._segmenter, self._num_threads)
-        with self._failing(), model_threads(self._num_threads), Lanes[Answer](number, threads, self._fail) as lanes:
+        threads = lanes_for(self._segmenter, self._num_threads)
+        with self._failing(), model_threads(self._num_threads), Lanes[Answer](threads, self._fail) as self._lanes:
             while self._wake.get():
                 if self._rates.expects_step():
-                    lanes.drain()
-                lanes.wait()  # before a frame is taken, so that it is the newest
+                    self._lanes.drain()
+                self._lanes.wait()  # before a frame is taken, so that it is the newest
                 arrived = self._take(to_work=True)
                 if arrived is None:
                     continue  # a seek was quicker
                 pair = self._paired(arrived)
+                is_step = arrived.rates.is_step(pair)
+                if is_step:
+                    self._lanes.drain()  # it consumes the state that they read
                 if self._over or self.failure is not None:
                     return
-                self._follow(pair, arrived.rates, lanes)
+                if is_step:
+                    self._think(pair, arrived.rates)
+                    self._rest()
+                else:
+                    self._glance(pair, arrived.rates)
+
+    def _glance(self, pair: AVPair, rates: TwoRates) -> None:
+        """Has a lane look at a pair between two steps, for the stream that it was taken from."""
+        refresh = rates.between(pair)
+        assert refresh is not None, "each frame gets a result"
+
+        def hand_on(answer: Answer) -> None:
+            self._tell(answer, pair, rates, refreshed=True)
+            self._rest()
+
+        self._lanes.put(lambda: self._answered(refresh, "refresh"), hand_on)
 
     def _take(self, *, to_work: bool = False) -> _Arrived | None:
         with self._slot:
@@ -299,20 +319,6 @@ class Follower:
             if to_work and arrived is not None:
                 self._at_work += 1
         return arrived
-
-    def _follow(self, pair: AVPair, rates: TwoRates, lanes: Lanes[Answer]) -> None:
-        """Steps by themselves, with all threads; pictures between them beside each other."""
-        if rates is self._rates and not rates.is_step(pair) and (refresh := rates.between(pair)) is not None:
-
-            def told(answer: Answer) -> None:
-                self._tell(answer, pair, rates, refreshed=True)
-                self._rest()
-
-            lanes.put(lambda: self._answered(refresh, "refresh"), told)
-            return
-        lanes.drain()
-        self._think(pair, rates)
-        self._rest()
 
     def _rest(self) -> None:
         """One frame less in hand."""
@@ -330,6 +336,8 @@ class Follower:
 
     def _fail(self, error: Exception) -> None:
         with self._change:
+            if self.failure is not None:
+                return  # a lane was quicker
             self.failure = error
             self._change.notify_all()
         self._failed(error)

@@ -78,6 +78,15 @@ class OnlineSegmenter:
         self._model_id = fingerprint(model)
         self._layout = layout_of(geometry, self.config)
 
+    @property
+    def concurrent_refreshes(self) -> bool:
+        """Whether `refresh` may be called from several threads at once, on one state too.
+
+        Live it is, where that pays. One that remembers something while it refreshes must say False. A GPU is shared by
+        its own means.
+        """
+        return self.model.device.type == "cpu"
+
     # --- states ------------------------------------------------------------------------------------------------------
 
     def init_state(self, frame_size: tuple[int, int] | None = None) -> OnlineState:

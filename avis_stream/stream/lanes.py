@@ -13,33 +13,32 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Generic, TypeVar
 
 import torch
 
-from avis_stream.online import OnlineSegmenter
 from avis_stream.stream.two_rates import Segmenter
 
 Made = TypeVar("Made")
+Job = tuple[int, Callable[[], Made], Callable[[Made], object]]
+"""Its number, what is to be done, and who gets what that makes."""
 _MOST = 4
-"""Lanes that a stream needs at most: beyond, each gets more threads."""
+"""Lanes that a stream needs at most: beyond, they get more threads."""
 _QUICK_NS = 250_000_000
 """A picture that takes longer on a lane is one for a large network, which keeps all threads busy with each."""
+_TRIED = 4
+"""Jobs of each lane until that is decided by the quickest: the first ones make what others find ready."""
 
 
-def lanes_for(segmenter: Segmenter, threads: int) -> tuple[int, int]:
-    """How many lanes, and how many threads each, share a number of threads.
-
-    More than one if pictures are known not to get in each other's way: a segmenter of the caller's may allow one at a
-    time, and a GPU is shared by its own means.
-    """
-    if not isinstance(segmenter, OnlineSegmenter) or segmenter.model.device.type != "cpu":
-        return 1, threads
+def lanes_for(segmenter: Segmenter, threads: int) -> tuple[int, ...]:
+    """How many threads each of a stream's lanes gets; one lane if the segmenter does not say that it allows more."""
+    if not getattr(segmenter, "concurrent_refreshes", False):
+        return (threads,)
     number = min(threads, _MOST)
-    return number, threads // number
+    return tuple(threads // number + (lane < threads % number) for lane in range(number))
 
 
 class Lanes(Generic[Made]):
@@ -50,34 +49,41 @@ class Lanes(Generic[Made]):
     gone.
     """
 
-    def __init__(self, number: int, threads: int, failed: Callable[[Exception], object]) -> None:
+    def __init__(self, threads: Sequence[int], failed: Callable[[Exception], object]) -> None:
         """Begins them.
 
         Args:
-            number: Of lanes.
-            threads: That torch may use in each.
+            threads: That torch may use, in each lane.
             failed: Called once, on a lane, with what a job raised there. Nothing is handed on after that.
         """
-        self._number, self._threads, self._failed = number, threads, failed
-        self._jobs: SimpleQueue[tuple[int, Callable[[], Made], Callable[[Made], object]] | None] = SimpleQueue()
+        self._failed = failed
+        self._jobs: SimpleQueue[Job[Made] | None] = SimpleQueue()
         self._change = threading.Condition()
         """Guards and announces the counters."""
         self._given = self._done = 0
         self._broken = False
-        self._quickest_ns: float = 0.0 if number > 1 else math.inf
-        """What a job took at least; 0: none is done yet."""
+        self._quickest_ns = math.inf
+        """What a job took at least."""
         self._lanes: list[threading.Thread] = []
-        if number > 1:
-            self._begin()
+        if len(threads) > 1:
+            self._begin(threads)
 
     def wait(self) -> None:
         """Returns when a lane is free."""
         with self._change:
-            self._change.wait_for(lambda: self._given - self._done < self._number)
+            self._change.wait_for(lambda: self._given - self._done < max(1, len(self._lanes)))
+
+    def drain(self) -> None:
+        """Returns when all that was given has been handed on, or thrown away after a failure."""
+        with self._change:
+            self._change.wait_for(lambda: self._given == self._done)
 
     def put(self, work: Callable[[], Made], hand_on: Callable[[Made], object]) -> None:
-        """Gives a job to a lane. What it makes is handed on, from there, after that of all jobs before it."""
-        if self._quickest_ns > _QUICK_NS:
+        """Has a job done: what `work` makes is handed on, after that of all jobs before it.
+
+        On a lane, or here and at once if it is better done with all threads; then it may raise.
+        """
+        if not self._pays():
             self.drain()
             if not self._broken:
                 hand_on(work())
@@ -87,10 +93,9 @@ class Lanes(Generic[Made]):
             number = self._given
         self._jobs.put((number, work, hand_on))
 
-    def drain(self) -> None:
-        """Returns when all that was given has been handed on."""
-        with self._change:
-            self._change.wait_for(lambda: self._given == self._done)
+    def runs_here(self) -> bool:
+        """Whether the current thread is one of them, which must not wait for their end."""
+        return threading.current_thread() in self._lanes
 
     def __enter__(self) -> Lanes[Made]:
         return self
@@ -103,38 +108,53 @@ class Lanes(Generic[Made]):
         for lane in self._lanes:
             lane.join()
 
-    def _begin(self) -> None:
+    def _pays(self) -> bool:
+        """Whether jobs are given to lanes: till all have been tried, and then if they are short."""
+        tried = self._done >= _TRIED * len(self._lanes)
+        return bool(self._lanes) and not (tried and self._quickest_ns > _QUICK_NS)
+
+    def _begin(self, threads: Sequence[int]) -> None:
         before = torch.get_num_threads()
-        ready = threading.Barrier(self._number + 1)
-        for n in range(self._number):
-            name = f"avis lane {n + 1}"
-            self._lanes.append(threading.Thread(target=self._run, args=(ready,), name=name, daemon=True))
-            self._lanes[-1].start()
+        ready = threading.Barrier(len(threads) + 1)
+        for n, own in enumerate(threads, 1):
+            lane = threading.Thread(target=self._run, args=(own, ready), name=f"avis lane {n}", daemon=True)
+            self._lanes.append(lane)
+            lane.start()
         ready.wait()
         torch.set_num_threads(before)  # what threads begun later start with
 
-    def _run(self, ready: threading.Barrier) -> None:
+    def _run(self, threads: int, ready: threading.Barrier) -> None:
         torch.get_num_threads()  # a thread's first look takes over what was set last anywhere, later ones do not
-        torch.set_num_threads(self._threads)
+        torch.set_num_threads(threads)
         ready.wait()
-        while (job := self._jobs.get()) is not None:
-            number, work, hand_on = job
+        while self._did_one():
+            pass
+
+    def _did_one(self) -> bool:
+        """Does the next job; False: there are no more. Nothing of it is held while the next one is waited for."""
+        job = self._jobs.get()
+        if job is None:
+            return False
+        number, work, hand_on = job
+        try:
             begin = time.monotonic_ns()
-            try:
-                made = work()
-                took = time.monotonic_ns() - begin
-                self._await_turn(number)
-                self._quickest_ns = min(self._quickest_ns or math.inf, took)
-                if not self._broken:
-                    hand_on(made)
-            except Exception as error:
-                self._await_turn(number)
-                if not self._broken:
-                    self._broken = True
-                    self._failed(error)
+            made = work()
+            took = time.monotonic_ns() - begin
+            self._await_turn(number)
+            self._quickest_ns = min(self._quickest_ns, took)
+            if not self._broken:
+                hand_on(made)
+        except Exception as error:
+            self._await_turn(number)
+            if not self._broken:
+                self._broken = True
+                self._failed(error)
+        finally:  # whatever comes of it: all others wait for this
+            self._await_turn(number)
             with self._change:
                 self._done = number
                 self._change.notify_all()
+        return True
 
     def _await_turn(self, number: int) -> None:
         with self._change:

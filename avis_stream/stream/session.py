@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from avis_stream.errors import AvisStreamError, SourceError
 from avis_stream.models.avism import AVISM
@@ -39,6 +39,7 @@ from avis_stream.stream.stats import SessionStats, StatsKeeper
 from avis_stream.stream.two_rates import RatesConfig, Segmenter, TwoRates
 from avis_stream.types import NANOSECONDS, AVPair, Event, LiveResult, OnlineResult, VideoFrame
 
+Made = TypeVar("Made")
 logger = logging.getLogger(__name__)
 
 _TICK_SECONDS = 0.05
@@ -330,10 +331,9 @@ class Session:
                 self._change.notify_all()
 
     def _run_model(self) -> None:
-        with model_threads(self.config.threads):
-            number, threads = lanes_for(self._segmenter, self.config.threads)
-            with Lanes[OnlineResult](number, threads, self._fail) as lanes:
-                self._follow(lanes)
+        shares = lanes_for(self._segmenter, self.config.threads)
+        with model_threads(self.config.threads), Lanes[OnlineResult](shares, self._fail) as lanes:
+            self._follow(lanes)
         self._fail(None)
 
     def _follow(self, lanes: Lanes[OnlineResult]) -> None:
@@ -345,32 +345,29 @@ class Session:
             pair, queued_ns = self._next_pair()
             if pair is None:
                 break
+            is_step = self._rates.is_step(pair)
+            if is_step:
+                lanes.drain()  # it consumes the state that they read
+            if self._state == "over":
+                break
             if queued_ns is not None:
                 self._stats.time("queue", self._clock.now() - queued_ns)
-            if self._rates.is_step(pair):
-                lanes.drain()
-                begin = self._clock.now()
-                done = self._rates(pair)
-                assert done is not None
-                self._note("step", begin)
+            if is_step:
+                done = self._timed("step", lambda pair=pair: self._rates(pair))  # type: ignore[misc]
+                assert done is not None, "a step has a result"
                 self._deliver(done[0], pair, refreshed=False)
             elif (refresh := self._rates.between(pair)) is not None:
-                lanes.put(partial(self._timed, refresh), partial(self._deliver, pair=pair, refreshed=True))
+                lanes.put(partial(self._timed, "refresh", refresh), partial(self._deliver, pair=pair, refreshed=True))
             else:
                 with self._change:
                     self._dropped["between_steps"] += 1
                     self._model_busy -= 1
 
-    def _timed(self, refresh: Callable[[], OnlineResult]) -> OnlineResult:
+    def _timed(self, stage: str, work: Callable[[], Made]) -> Made:
         begin = self._clock.now()
-        result = refresh()
-        self._note("refresh", begin)
-        return result
-
-    def _note(self, what: str, begin: int) -> None:
-        now = self._clock.now()
-        self._stats.time(what, now - begin)
-        self._stats.moment({"step": "steps", "refresh": "refreshes"}[what], now)
+        made = work()
+        self._stats.time(stage, self._clock.now() - begin)
+        return made
 
     def _next_pair(self) -> tuple[AVPair | None, int | None]:
         """With when it was queued, if that is known."""
@@ -388,6 +385,7 @@ class Session:
 
     def _deliver(self, result: OnlineResult, pair: AVPair, *, refreshed: bool) -> None:
         now, latency = self._clock.now(), None
+        self._stats.moment("refreshes" if refreshed else "steps", now)
         if self.live:
             latency = (now - pair.frame.pts_ns) / 1e6
             self._stats.time("latency", now - pair.frame.pts_ns)

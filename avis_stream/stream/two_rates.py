@@ -21,7 +21,10 @@ _EARLY_NS = 20_000_000
 
 
 class Segmenter(Protocol):
-    """What is needed of `OnlineSegmenter`: `refresh_pair` must leave the state as it is."""
+    """What is needed of `OnlineSegmenter`: `refresh_pair` must leave the state as it is.
+
+    One that has an attribute `concurrent_refreshes`, and it is true, is asked for several refreshes at once.
+    """
 
     @property
     def config(self) -> OnlineConfig: ...

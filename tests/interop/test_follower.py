@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
-from live_tools import StubSegmenter, Together, wait_for
+from live_tools import Held, StubSegmenter, Together, wait_for
 from small_model import open_config, small_model
 
 from avis_stream.errors import ShapeError
 from avis_stream.interop.follower import Answer, Follower, Row, layer_of
-from avis_stream.online import OnlineState
+from avis_stream.online import OnlineSegmenter, OnlineState
 from avis_stream.types import AVPair, OnlineResult
 from avis_stream.writers.draw import draw_result
 
@@ -249,17 +250,31 @@ def test_a_pair_taken_just_before_a_seek_leaves_the_new_stream_untouched() -> No
     assert not segmenter.steps
 
 
+def large(number: int) -> Plain:
+    return Plain(np.full((48, 64, 3), 20 * number % 256, np.uint8))
+
+
+def two_lanes(segmenter: OnlineSegmenter, **options: object) -> Follower:
+    defaults = {"num_threads": 2, "audio_wait_ms": 0, "draw": lambda: False, "wants_previous": False}
+    return Follower(segmenter, segmenter.model.classes, **(defaults | options))  # type: ignore[arg-type]
+
+
+def give(one: Follower, numbers: Iterable[int]) -> None:
+    """So many frames, each when the one before it is in hand."""
+    for n in numbers:
+        one.frame(large(n), n * 40 * MS)
+        wait_for(lambda: one._newest is None, 20, "a lane")
+
+
 def test_pictures_between_steps_are_worked_on_beside_each_other_and_answered_in_order() -> None:
-    model, answers = small_model(), []
-    one = Follower(
-        Together(model, open_config()), model.classes, num_threads=2, audio_wait_ms=0, draw=lambda: False,
-        wants_previous=False, told=lambda pair, answer: answers.append((pair.frame.frame_id, answer.number)),
-    )  # fmt: skip
+    answers: list[tuple[int, int]] = []
+    one = two_lanes(
+        Together(small_model(), open_config()),
+        told=lambda pair, answer: answers.append((pair.frame.frame_id, answer.number)),
+    )
     one.start()
     try:
-        for n in range(5):
-            one.frame(Plain(np.full((48, 64, 3), 20 * n, np.uint8)), n * 40 * MS)
-            wait_for(lambda: one._newest is None, 20, "a lane")
+        give(one, range(5))
         assert one.finish(30)
     finally:
         one.stop()
@@ -268,27 +283,56 @@ def test_pictures_between_steps_are_worked_on_beside_each_other_and_answered_in_
 
 
 def test_a_picture_that_fails_on_its_lane_ends_the_answers() -> None:
-    class Failing(Together):
+    class Failing(OnlineSegmenter):
         def refresh_pair(self, pair: AVPair, state: OnlineState) -> OnlineResult:
             raise ShapeError("no such picture")
 
     told: list[Exception] = []
-    model = small_model()
-    one = Follower(
-        Failing(model, open_config()), model.classes, num_threads=2, audio_wait_ms=0, draw=lambda: False,
-        wants_previous=False, failed=told.append,
-    )  # fmt: skip
+    one = two_lanes(Failing(small_model(), open_config()), failed=told.append)
     one.start()
     try:
-        for n in range(2):
-            one.frame(Plain(np.zeros((48, 64, 3), np.uint8)), n * 40 * MS)
-            wait_for(lambda: one._newest is None, 20, "a lane")
+        give(one, range(2))
         wait_for(lambda: one.failure is not None, 20, "the failure")
         assert one.finish(5), "nothing more comes"
+        one.frame(large(30), 30 * 40 * MS)  # a step, if there were any
     finally:
         one.stop()
     assert [str(error) for error in told] == ["no such picture"]
     assert one.counts["answers"] == 1
+
+
+def test_a_seek_forgets_what_the_lanes_have_in_hand() -> None:
+    segmenter = Held(small_model(), open_config())
+    one = two_lanes(segmenter)
+    one.start()
+    try:
+        give(one, range(3))
+        assert all(segmenter.begun.acquire(timeout=20) for _ in range(2))
+        one.reset()
+        segmenter.let.set()
+        one.frame(large(0), 0)
+        assert one.finish(30)
+    finally:
+        one.stop()
+    assert (one.counts["steps"], one.counts["refreshes"]) == (2, 0), "the step before the seek, and one after it"
+    assert one.answer is not None
+    assert one.answer.result.frame_id == 3
+
+
+def test_who_is_told_may_end_it_from_a_lane() -> None:
+    """As an application does that stops its pipeline in the handler of a message."""
+    one = two_lanes(OnlineSegmenter(small_model(), open_config()), told=lambda pair, answer: stop(answer))
+    ended = threading.Event()
+
+    def stop(answer: Answer) -> None:
+        if answer.number == 2:
+            one.stop()
+            ended.set()
+
+    one.start()
+    give(one, range(2))
+    assert ended.wait(20), "it waits for its own end"
+    wait_for(lambda: not any(t.name.startswith("avis ") for t in threading.enumerate()), 20, "the end of every thread")
 
 
 def test_a_layer_draws_what_the_writer_draws() -> None:

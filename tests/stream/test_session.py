@@ -18,7 +18,8 @@ from PIL import Image
 from small_model import open_config, small_model
 
 import avis_stream as avs
-from avis_stream.errors import AvisStreamError, ConfigError, MediaError, SourceError
+from avis_stream.errors import AvisStreamError, ConfigError, MediaError, ShapeError, SourceError
+from avis_stream.online import OnlineSegmenter, OnlineState
 from avis_stream.sources.child import Message
 from avis_stream.sources.items import ItemSource, Lost
 from avis_stream.sources.live import LiveSource
@@ -26,7 +27,7 @@ from avis_stream.sources.supervisor import SupervisorConfig
 from avis_stream.sources.synthetic import beep_onsets, flash_onsets, skew_of
 from avis_stream.sources.worker import wire
 from avis_stream.stream.session import Session, SessionConfig, live
-from avis_stream.types import SAMPLE_RATE, AudioChunk, LiveResult, VideoFrame
+from avis_stream.types import SAMPLE_RATE, AudioChunk, AVPair, LiveResult, OnlineResult, VideoFrame
 
 MS = 1_000_000
 S = 1_000_000_000
@@ -173,6 +174,28 @@ def test_pictures_between_steps_are_worked_on_beside_each_other() -> None:
     for one, other in zip(results, alone, strict=True):
         assert one.track_id.tolist() == other.track_id.tolist()
         assert (one.mask == other.mask).float().mean() > 0.999, "sums in another order, no more"
+
+
+def test_a_picture_that_fails_on_its_lane_ends_the_session_and_is_raised_once() -> None:
+    class Failing(OnlineSegmenter):
+        def refresh_pair(self, pair: AVPair, state: OnlineState) -> OnlineResult:
+            raise ShapeError("no such picture")
+
+    config, scene = SessionConfig(num_threads=2), "synthetic://flashbeep?fps=3&seconds=3"
+    with Session(Failing(small_model(), open_config()), scene, realtime=False, config=config) as session:
+        first = session.next()
+        assert first is not None
+        assert not first.refreshed
+        with pytest.raises(ShapeError, match="no such picture"):
+            list(session)
+        assert session.next() is None
+    assert session.stats().refreshes == 0
+
+
+def test_a_session_is_stopped_while_lanes_hold_results_that_nobody_takes() -> None:
+    segmenter, config = OnlineSegmenter(small_model(), open_config()), SessionConfig(num_threads=2, max_unread=1)
+    with Session(segmenter, "synthetic://flashbeep?fps=25&seconds=2", realtime=False, config=config) as session:
+        wait_for(lambda: session.stats().waiting > 2, 20, "pictures in hand")
 
 
 def test_a_model_that_is_too_slow_loses_frames_and_says_which() -> None:
