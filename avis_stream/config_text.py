@@ -9,7 +9,7 @@ import dataclasses
 import json
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, TypeVar
 
 from avis_stream.checks import require
@@ -50,6 +50,22 @@ def with_overrides(config: Config, settings: Iterable[str]) -> Config:
         require(bool(sign), "--set", setting, "of the form field.path=value")
         config = _replace_at(config, path.split("."), value, path)
     return config
+
+
+def settings_of(config: Any, before: str = "") -> Iterator[str]:
+    """All settings that `with_overrides` knows, with the values that they have, as it reads them."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from settings_of(value, f"{before}{field.name}.")
+        else:
+            yield f"{before}{field.name}={_written(value)}"
+
+
+def _written(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _plain(value: Any, kinds: Kinds) -> Any:
@@ -109,6 +125,8 @@ def _parse(target: Any, text: str, whole: str) -> Any:
         if origin in (typing.Union, types.UnionType):
             return None if text == "none" else _parse(next(a for a in arguments if a is not type(None)), text, whole)
         if origin is tuple:
+            if not text and arguments[-1] is Ellipsis:
+                return ()
             return tuple(_parse(arguments[0], part, whole) for part in text.split(","))
         if origin is Literal:
             if text not in arguments:

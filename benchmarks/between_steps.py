@@ -107,7 +107,7 @@ class Tally:
                 times.append((at, place is not None or (not sounds and _still(own, track, second, video))))
             self.wrong += len(own) - len(taken)
             now = dict(zip(result.track_id.tolist(), result.sounding.tolist(), strict=True))
-            self.changes += sum(before[key] != sounds for key, sounds in now.items() if key in before)
+            self.changes += sum(before[key] != shown_now for key, shown_now in now.items() if key in before)
             before = now
         self.seconds += results[-1].pts_seconds - results[0].pts_seconds
         for times, track in zip(shown, tracks, strict=True):

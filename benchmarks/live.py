@@ -120,7 +120,7 @@ def delays(results: Sequence[LiveResult], played: float) -> list[float]:
             in_time = (
                 there
                 for r, at, there in shown
-                if at >= k and there <= limit and shows(r, outlines(truth.videos[0], track, max(at, k), ends))
+                if at >= k and there <= limit and shows(r, outlines(truth.videos[0], track, at, ends))
             )
             found.append(next(in_time, math.inf) - k)
     return found

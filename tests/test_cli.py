@@ -288,8 +288,32 @@ def test_convert_writes_weights_that_load(tmp_path: Path, capsys: pytest.Capture
     assert stored["tracker.query_feat.weight"].dtype == torch.float16
 
 
+def test_info_lists_what_can_be_set(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "--settings", "avism_mini"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "postprocess.score_threshold=0.4" in lines, "of the bundled weights"
+    assert "train.losses.no_object_weight=0.4" in lines
+    assert "localizer.queries=24" in lines
+
+
 def test_info_names_kernels_and_models(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info"]) == 0
     printed = capsys.readouterr().out
     assert "ms_deform_attn" in printed
     assert "avism_swinl_coco" in printed
+    reasons = [line for line in printed.splitlines() if line.startswith("reference on")]
+    assert len(reasons) == len(set(reasons)) <= 2, "each said once"
+
+
+def test_wrong_use_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, words in (
+        (["run"], "INPUT"),
+        (["live", "--hop", "99"], "from 0.04 to 10"),
+        (["nothing"], "nothing"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert ended.value.code == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert words in line
+        assert line.endswith("--help explains")

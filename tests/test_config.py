@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from avis_stream.config import AVISMConfig, ResNetConfig
+from avis_stream.config_text import settings_of, with_overrides
 from avis_stream.errors import ConfigError
 from avis_stream.memory import parse_bytes
-from avis_stream.presets import PRESETS, preset
+from avis_stream.presets import PRESETS, preset, training
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -15,6 +16,13 @@ def test_json_round_trip(name: str) -> None:
     config = preset(name)
     assert AVISMConfig.from_json(config.to_json()) == config
     assert type(AVISMConfig.from_json(config.to_json()).backbone) is type(config.backbone)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_setting_is_listed_as_it_is_set(name: str) -> None:
+    config, schedule = preset(name), training(name)
+    assert config.with_overrides([*settings_of(config)]) == config
+    assert with_overrides(schedule, [*settings_of(schedule)]) == schedule
 
 
 def test_overrides() -> None:

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 
 from avis_stream._version import __version__
 from avis_stream.cli import datasets, machine, recordings, streams, weights
-from avis_stream.cli.options import Commands
+from avis_stream.cli.options import Commands, Parser
 from avis_stream.errors import AvisStreamError, ConfigError
 
 
@@ -63,7 +63,7 @@ def _fail(error: Exception, debug: bool, status: int, sentence: str = "") -> int
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="avis-stream", description="Which objects are making sound, where, and who.")
+    parser = Parser(prog="avis-stream", description="Which objects are making sound, where, and who.")
     parser.add_argument("--version", action="version", version=__version__)
     parser.set_defaults(debug=False)
     commands = Commands(parser)

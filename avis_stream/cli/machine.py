@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from avis_stream.cli.options import Commands, add_data_options
+from avis_stream.presets import PRESETS
 
 
 def add_commands(commands: Commands) -> None:
@@ -44,8 +45,12 @@ def add_commands(commands: Commands) -> None:
     gst = commands.add("gst", _gst, "print what GStreamer needs to find the element avisseg")
     gst.add_argument("what", choices=["env"], help='use: eval "$(avis-stream gst env)"')
 
-    info = commands.add("info", _info, "say what is installed, or what is in a data set")
+    info = commands.add("info", _info, "say what is installed, what is in a data set, or what can be set")
     add_data_options(info, required=False)
+    info.add_argument(
+        "--settings", choices=list(PRESETS), metavar="MODEL",
+        help="list everything that --set changes, with the values of this model and of its training",
+    )  # fmt: skip
 
 
 def _bench(options: argparse.Namespace) -> None:
@@ -82,7 +87,11 @@ def _gst(options: argparse.Namespace) -> None:
 
 
 def _info(options: argparse.Namespace) -> None:
-    if options.data is None:
+    if options.settings is not None:
+        from avis_stream.commands.info import print_settings
+
+        print_settings(options.settings, sys.stdout)
+    elif options.data is None:
         from avis_stream.commands.info import print_info
 
         print_info(sys.stdout)

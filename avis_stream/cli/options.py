@@ -6,7 +6,7 @@ import argparse
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from avis_stream.errors import ConfigError
 from avis_stream.memory import parse_bytes
@@ -22,6 +22,13 @@ _MODEL = "avism_mini"
 """Of every command: the one that has bundled weights."""
 
 Run = Callable[[argparse.Namespace], None]
+
+
+class Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong, and where all options are explained."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; {self.prog} --help explains\n")
 
 
 class Commands:

@@ -10,8 +10,11 @@ import torch
 
 from avis_stream import ops
 from avis_stream._version import __version__
+from avis_stream.config_text import settings_of
 from avis_stream.gpu import unusable_reason
-from avis_stream.presets import PRESETS
+from avis_stream.presets import PRESETS, preset, training
+from avis_stream.weights.bundled import bundled_weights
+from avis_stream.weights.files import read_state
 
 
 def print_info(out: TextIO) -> None:
@@ -26,6 +29,17 @@ def print_info(out: TextIO) -> None:
         "models: " + ", ".join(PRESETS),
     ]
     out.write("\n".join(lines) + "\n")
+
+
+def print_settings(name: str, out: TextIO) -> None:
+    """Writes what `--set` changes of a model, a line for each, and under `train.` what it changes of its training.
+
+    Values are those of the weights that come with the package, if there are any.
+    """
+    weights = bundled_weights(name)
+    stored = None if weights is None else read_state(weights)[1]
+    for setting in (*settings_of(stored or preset(name)), *settings_of(training(name), "train.")):
+        out.write(setting + "\n")
 
 
 def _build() -> str:

@@ -166,11 +166,17 @@ class OpsInfo:
 
     def __str__(self) -> str:
         width = max(map(len, self.operators), default=0)
-        rows = [
-            f"{name:<{width}}  {'; '.join(f'{device}: {state}' for device, state in by_device.items())}"
-            for name, by_device in self.operators.items()
-        ]
-        return "\n".join([f"library: {self.library}", f"isa: {self.isa}", f"cuda: {self.cuda}", *rows])
+        why: dict[str, None] = {}
+        """Each reason once, in order."""
+        rows = []
+        for name, by_device in self.operators.items():
+            told = []
+            for device, state in by_device.items():
+                word, _, reason = state.partition(": ")
+                told.append(f"{device}: {word}")
+                why |= {f"reference on {device}: {reason}": None} if reason else {}
+            rows.append(f"{name:<{width}}  {'; '.join(told)}")
+        return "\n".join([f"library: {self.library}", f"isa: {self.isa}", f"cuda: {self.cuda}", *rows, *why])
 
 
 def info() -> OpsInfo:

@@ -182,9 +182,9 @@ def _of_file(
     as_file = isinstance(sound, Address) and sound.kind == "file"
     clip = open_clip(
         path, audio=Path(sound.text) if as_file and isinstance(sound, Address) else None,
-        fps=Fraction(fps).limit_denominator(1001) if fps else native_rate(path), previous=previous,
+        fps=native_rate(path) if fps is None else fps, previous=previous,
     )  # fmt: skip
-    pairs = iter(clip) if fps else clip.every_picture()
+    pairs = clip.every_picture() if fps is None else iter(clip)
     if own or as_file:
         pairs = _silent(pairs) if sound is None else pairs
         items = _to_its_end(clip, pairs)

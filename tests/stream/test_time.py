@@ -352,7 +352,7 @@ def test_a_model_that_cannot_keep_up_gets_the_newest() -> None:
 
 @pytest.mark.parametrize("step_ms", [41, 42, 44, 48])
 def test_a_model_that_hardly_keeps_up_does_not_let_frames_grow_old(step_ms: int) -> None:
-    """Fewer than 1.3 frames arrive between two takes, so they go in order; only their age says that it is behind."""
+    """They go in order, as fewer than 1.3 arrive between two takes; how long some have been waiting says it."""
     queue = PairQueue("auto", live=True, max_latency_ms=500)
     ages, _ = serve(queue, step_ms=step_ms, seconds=60)
     assert max(ages) < 40 + 1000 * (step_ms - 40) / 40 + step_ms, "as old as what comes within a second is late"
