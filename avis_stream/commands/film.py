@@ -11,14 +11,15 @@ from avis_stream.models.clip import ClipResult
 from avis_stream.online.looking import Eye
 from avis_stream.online.seeing import draw
 from avis_stream.sources.clip import Clip
+from avis_stream.stream.lanes import beside, shares_of
 from avis_stream.types import NANOSECONDS, AVPair, OnlineResult
 
 
-@torch.no_grad()
 def drawn_again(model: AVISM, film: Clip, result: ClipResult, fps: float) -> Iterator[tuple[AVPair, OnlineResult]]:
     """Each picture of a film with the masks of the instances that sound at that moment, so that masks follow motion.
 
     A picture costs the backbone and the pixel decoder; a mask is its instance's embedding times the picture's features.
+    Pictures are worked on beside each other (ADR 0304).
 
     Args:
         model: Prepared for inference; the one that made `result`.
@@ -27,29 +28,31 @@ def drawn_again(model: AVISM, film: Clip, result: ClipResult, fps: float) -> Ite
         fps: Rate of the frames that `result` speaks of: what sounds in frame k sounds from k / fps on.
     """
     assert result.mask_embed is not None
+    mask_embed = result.mask_embed
     eye = Eye(model, None)
     sizes = eye.sizes((film.height, film.width))
-    count, sounding, k = len(result), torch.zeros(0), -1
-    for pair in film:
-        now = min(int(pair.frame.pts_ns * fps / NANOSECONDS + 1e-6), result.frames - 1)
-        if now != k:
-            k, sounding = now, result.sounding(now)
+    sounding = [result.sounding(k) for k in range(result.frames)]
+    count, one_piece = len(result), model.config.postprocess.one_piece
+
+    @torch.no_grad()
+    def drawn(pair: AVPair) -> tuple[AVPair, OnlineResult]:
+        k = min(int(pair.frame.pts_ns * fps / NANOSECONDS + 1e-6), result.frames - 1)
+        sounds = sounding[k]
         mask, box = torch.zeros(count, *sizes.output, dtype=torch.bool), torch.zeros(count, 4)
-        if sounding.any():
+        if sounds.any():
             features = eye.features_of(pair.frame.image, sizes)
-            embed = result.mask_embed if result.mask_embed.dim() == 2 else result.mask_embed[:, k]
-            one_piece = model.config.postprocess.one_piece
-            mask[sounding], box[sounding] = draw(embed[sounding], features, sizes, one_piece=one_piece)
-        yield (
-            pair,
-            OnlineResult(
-                pts_ns=pair.frame.pts_ns,
-                frame_id=pair.frame.frame_id,
-                track_id=torch.arange(1, count + 1),
-                class_id=result.class_id,
-                score=result.score,
-                sounding=sounding & mask.flatten(1).any(dim=1),
-                mask=mask,
-                box=box,
-            ),
+            embed = mask_embed if mask_embed.dim() == 2 else mask_embed[:, k]
+            mask[sounds], box[sounds] = draw(embed[sounds], features, sizes, one_piece=one_piece)
+        return pair, OnlineResult(
+            pts_ns=pair.frame.pts_ns,
+            frame_id=pair.frame.frame_id,
+            track_id=torch.arange(1, count + 1),
+            class_id=result.class_id,
+            score=result.score,
+            sounding=sounds & mask.flatten(1).any(dim=1),
+            mask=mask,
+            box=box,
         )
+
+    threads = torch.get_num_threads()
+    yield from beside(drawn, film, shares_of(threads) if model.device.type == "cpu" else (threads,))

@@ -13,7 +13,8 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Generic, TypeVar
@@ -22,6 +23,7 @@ import torch
 
 from avis_stream.stream.two_rates import Segmenter
 
+Item = TypeVar("Item")
 Made = TypeVar("Made")
 Job = tuple[int, Callable[[], Made], Callable[[Made], object]]
 """Its number, what is to be done, and who gets what that makes."""
@@ -35,8 +37,11 @@ _TRIED = 4
 
 def lanes_for(segmenter: Segmenter, threads: int) -> tuple[int, ...]:
     """How many threads each of a stream's lanes gets; one lane if the segmenter does not say that it allows more."""
-    if not getattr(segmenter, "concurrent_refreshes", False):
-        return (threads,)
+    return shares_of(threads) if getattr(segmenter, "concurrent_refreshes", False) else (threads,)
+
+
+def shares_of(threads: int) -> tuple[int, ...]:
+    """How many threads each lane gets of so many."""
     number = min(threads, _MOST)
     return tuple(threads // number + (lane < threads % number) for lane in range(number))
 
@@ -159,3 +164,29 @@ class Lanes(Generic[Made]):
     def _await_turn(self, number: int) -> None:
         with self._change:
             self._change.wait_for(lambda: self._done == number - 1)
+
+
+def beside(work: Callable[[Item], Made], items: Iterable[Item], shares: Sequence[int]) -> Iterator[Made]:
+    """As `map(work, items)`, with as many at once as there are lanes.
+
+    Args:
+        work: Done on any thread.
+        items: Taken a few ahead of what comes out.
+        shares: Threads of each lane.
+    """
+    made: SimpleQueue[Made] = SimpleQueue()
+    errors: list[Exception] = []
+
+    def ready() -> Iterator[Made]:
+        while not made.empty():
+            yield made.get()
+        if errors:
+            raise errors[0]
+
+    with Lanes[Made](shares, errors.append) as lanes:
+        for item in items:
+            lanes.wait()
+            lanes.put(partial(work, item), made.put)
+            yield from ready()
+        lanes.drain()
+        yield from ready()

@@ -59,7 +59,10 @@ class SessionStats:
     waiting: int
     """Frames that have neither been dropped nor got a result yet."""
     stages: Mapping[str, Spread] = field(default_factory=dict)
-    """`align` (frame waits for its sound), `queue` (for the model), `step`, `refresh`, `deliver` (for the reader)."""
+    """`align` (frame waits for its sound), `queue` (for the model), `step`, `refresh`, `deliver` (for the reader).
+
+    Refreshes overlap, and one that waits for those before it is in none of these for so long.
+    """
     latency: Spread
     """Capture to result."""
     skew_ms: float

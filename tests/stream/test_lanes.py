@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 
@@ -11,7 +12,7 @@ from live_tools import StubSegmenter, wait_for
 from small_model import open_config, small_model
 
 from avis_stream.online import OnlineSegmenter
-from avis_stream.stream.lanes import Lanes, lanes_for
+from avis_stream.stream.lanes import Lanes, beside, lanes_for
 
 
 @pytest.fixture(autouse=True)
@@ -156,3 +157,22 @@ def test_torch_gets_the_threads_of_a_lane_there_and_only_there() -> None:
         later.start()
         later.join()
     assert found == [before + 2, before]
+
+
+@pytest.mark.parametrize("shares", [(1,), (1, 1), (1, 1, 1)], ids=str)
+def test_beside_is_map(shares: tuple[int, ...]) -> None:
+    assert list(beside(lambda n: n * n, range(20), shares)) == [n * n for n in range(20)]
+    assert list(beside(lambda n: n * n, [], shares)) == []
+
+
+def test_beside_raises_what_its_work_raises_after_what_came_before() -> None:
+    came: list[int] = []
+    with pytest.raises(ZeroDivisionError):
+        came.extend(beside(lambda n: 12 // (3 - n), range(9), (1, 1)))
+    assert came == [4, 6, 12]
+
+
+def test_beside_can_be_left() -> None:
+    for made in beside(lambda n: n, itertools.count(), (1, 1)):
+        if made == 5:
+            break
