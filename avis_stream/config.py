@@ -8,7 +8,7 @@ differs.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from avis_stream import config_text
@@ -105,6 +105,12 @@ class InputConfig:
     """Normalised pictures are zero-padded at the right and bottom to a multiple of this."""
     pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    clip_short_side_px: int | None = None
+    """`short_side_px` of recordings segmented as a whole, for which nobody waits; None: the same (ADR 0014)."""
+
+    def for_clips(self) -> InputConfig:
+        """How the pictures of recordings segmented as a whole are brought to the network's size."""
+        return replace(self, short_side_px=self.clip_short_side_px or self.short_side_px)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

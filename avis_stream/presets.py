@@ -67,7 +67,7 @@ def avism_mini() -> AVISMConfig:
         mask_channels=64,
         backbone=MobileNetConfig(),
         audio=AudioConfig(encoder="yamnet", feature_dim=1024, adapter_rank=48),
-        input=InputConfig(short_side_px=192, long_side_px=512),
+        input=InputConfig(short_side_px=192, long_side_px=512, clip_short_side_px=256),
         pixel_decoder=PixelDecoderConfig(layers=2, ffn_channels=256),
         localizer=LocalizerConfig(
             queries=24,

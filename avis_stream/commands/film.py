@@ -29,7 +29,7 @@ def drawn_again(model: AVISM, film: Clip, result: ClipResult, fps: float) -> Ite
     """
     assert result.mask_embed is not None
     mask_embed = result.mask_embed
-    eye = Eye(model, None)
+    eye = Eye(model, None, model.config.input.for_clips())
     sizes = eye.sizes((film.height, film.width))
     sounding = [result.sounding(k) for k in range(result.frames)]
     count, one_piece = len(result), model.config.postprocess.one_piece

@@ -13,7 +13,7 @@ from avis_stream._version import __version__
 from avis_stream.config_text import settings_of
 from avis_stream.gpu import unusable_reason
 from avis_stream.presets import PRESETS, preset, training
-from avis_stream.weights.bundled import bundled_weights
+from avis_stream.weights.bundled import bundled_weights, since_written
 from avis_stream.weights.files import read_state
 
 
@@ -38,7 +38,8 @@ def print_settings(name: str, out: TextIO) -> None:
     """
     weights = bundled_weights(name)
     stored = None if weights is None else read_state(weights)[1]
-    for setting in (*settings_of(stored or preset(name)), *settings_of(training(name), "train.")):
+    config = preset(name) if weights is None or stored is None else stored.with_overrides(since_written(weights))
+    for setting in (*settings_of(config), *settings_of(training(name), "train.")):
         out.write(setting + "\n")
 
 

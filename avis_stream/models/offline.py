@@ -101,6 +101,7 @@ class _Localized:
     def __init__(self, model: AVISM, timer: StageTimer) -> None:
         self.model = model
         self.timer = timer
+        self.input = model.config.input.for_clips()
         self.input_size: tuple[int, int] | None = None
         self.padded_size = (0, 0)
         self.frame_queries: list[Tensor] = []
@@ -130,7 +131,7 @@ class _Localized:
     def sizes(self, output: tuple[int, int] = (0, 0)) -> MaskSizes:
         """Through which masks go on their way to `output`, (height, width)."""
         assert self.input_size is not None
-        return MaskSizes(self.padded_size, network_size(*self.input_size, self.model.config.input), output)
+        return MaskSizes(self.padded_size, network_size(*self.input_size, self.input), output)
 
     def take_queries(self) -> Tensor:
         """Frame queries [T, N, C] of all frames, once: they are not kept."""
@@ -163,9 +164,9 @@ class _Localized:
                     "cut the clip where the size changes"
                 )
         assert self.input_size is not None
-        size = network_size(*self.input_size, self.model.config.input)
+        size = network_size(*self.input_size, self.input)
         pictures = resize_images(torch.stack(batch), size)
-        images = normalise_and_pad(pictures.to(self.model.device), self.model.config.input)
+        images = normalise_and_pad(pictures.to(self.model.device), self.input)
         self.padded_size = (images.shape[-2], images.shape[-1])
         return images
 

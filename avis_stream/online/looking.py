@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from avis_stream.checks import check_finite
+from avis_stream.config import InputConfig
 from avis_stream.models.avism import AVISM, FrameTokens
 from avis_stream.models.localizer import FramePrediction
 from avis_stream.models.postprocess import MaskSizes
@@ -53,17 +54,18 @@ class Eye:
     Args:
         model: Prepared for inference.
         silence_dbfs: A second with less power is silent; None: none is.
+        input_config: How pictures are brought to the network's size; None: as the model's streams are.
     """
 
-    def __init__(self, model: AVISM, silence_dbfs: float | None) -> None:
+    def __init__(self, model: AVISM, silence_dbfs: float | None, input_config: InputConfig | None = None) -> None:
         self.model = model
+        self._input = input_config or model.config.input
         self._least_power = None if silence_dbfs is None else 10 ** (silence_dbfs / 10)
 
     def sizes(self, frame_size: tuple[int, int]) -> MaskSizes:
         """The sizes that a mask on a picture of (height, width) goes through."""
-        config = self.model.config.input
-        network = network_size(*frame_size, config)
-        height, width = (side + -side % config.size_divisor for side in network)
+        network = network_size(*frame_size, self._input)
+        height, width = (side + -side % self._input.size_divisor for side in network)
         return MaskSizes((height, width), network, frame_size)
 
     def feature_size(self, frame_size: tuple[int, int]) -> tuple[int, int]:
@@ -150,7 +152,7 @@ class Eye:
 
     def _prepared(self, pictures: Sequence[Tensor], sizes: MaskSizes) -> Tensor:
         resized = resize_images(torch.stack([picture.cpu() for picture in pictures]), sizes.network)
-        return normalise_and_pad(resized.to(self.model.device), self.model.config.input)
+        return normalise_and_pad(resized.to(self.model.device), self._input)
 
     def _seen(self, given: FrameInput, tokens: FrameTokens, place: int, sound: Tensor, sizes: MaskSizes) -> Seen:
         thing = 1 - tokens.logits[place].softmax(-1)[:, -1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from torch import Tensor
@@ -11,12 +12,19 @@ from avis_stream.models.avism import AVISM
 from avis_stream.weights.files import read_state
 
 _FOLDER = Path(__file__).parents[1] / "assets" / "weights"
+_SINCE = {"avism_mini": ("input.clip_short_side_px=256",)}  # ADR 0014
 
 
 def bundled_weights(name: str) -> Path | None:
     """Path of the weights of a model that ships with the package; None if it does not."""
     path = _FOLDER / f"{name}.safetensors"
     return path if path.is_file() else None
+
+
+def since_written(weights: str | os.PathLike[str]) -> tuple[str, ...]:
+    """Settings of a weight file that were chosen after it was written; of bundled ones, which are replaced rarely."""
+    path = Path(weights)
+    return _SINCE.get(path.stem, ()) if path == bundled_weights(path.stem) else ()
 
 
 def stored_state(model: AVISM) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from avis_stream.errors import CheckpointError, ConfigError
 from avis_stream.models.avism import AVISM
 from avis_stream.models.literal import LiteralAVISM
 from avis_stream.presets import preset
-from avis_stream.weights.bundled import bundled_weights, bundled_yamnet
+from avis_stream.weights.bundled import bundled_weights, bundled_yamnet, since_written
 from avis_stream.weights.files import fill, read_state
 from avis_stream.weights.official import config_of, is_official, rename_state
 from avis_stream.weights.vggish import vggish_state
@@ -69,7 +69,7 @@ def load(
     if is_official(state):
         state = rename_state(state)
     if stored is not None:
-        config = stored.with_overrides(settings)
+        config = stored.with_overrides((*since_written(weights), *settings))
     state = _with_sound(state, audio_weights)
     model = unfolded_model(config, state, str(weights), reference=reference)
     return model.prepare_for_inference(PRECISIONS[precision]).to(device)
