@@ -257,6 +257,7 @@ class StubSegmenter:
         self.steps: list[AVPair] = []
         self.keep = keep
         self.fail_after: int | None = None
+        self.sounding = True
 
     def init_state(self) -> Any:
         return 0
@@ -278,7 +279,8 @@ class StubSegmenter:
         height, width = image.shape[1:]
         return OnlineResult(
             pts_ns=pts_ns, frame_id=frame_id, track_id=torch.tensor([1]), class_id=torch.tensor([0]),
-            score=torch.tensor([0.9]), sounding=torch.tensor([True]), mask=torch.ones(1, height, width).bool(),
+            score=torch.tensor([0.9]), sounding=torch.tensor([self.sounding]),
+            mask=torch.ones(1, height, width).bool(),
             box=torch.tensor([[0.0, 0.0, width, height]]), events=events,
         )  # fmt: skip
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Makes the README's picture from what `make demo` left: three moments of the overlay above the timeline.
 
-python tools/readme_picture.py out/demo docs/demo.jpg --at 1 7 16
+python tools/readme_picture.py out/demo docs/demo.jpg --at 2.5 7 18.6
 """
 
 from __future__ import annotations
