@@ -28,7 +28,8 @@ SOUND = ["audio.encoder=none"]
 
 
 def model_of(name: str, reference: bool = False) -> avs.AVISM:
-    settings = [f"input.short_side_px={MODELS[name][0]}", *([] if name == "avism_mini" else SOUND)]
+    size = [f"input.short_side_px={MODELS[name][0]}", "input.clip_short_side_px=none"]
+    settings = [*size, *([] if name == "avism_mini" else SOUND)]
     return avs.load(name, "random", settings=settings, reference=reference)
 
 

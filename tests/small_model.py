@@ -18,6 +18,7 @@ from avis_stream.types import OnlineResult
 
 SMALL = [
     "input.short_side_px=64",
+    "input.clip_short_side_px=none",
     "channels=32",
     "mask_channels=16",
     "pixel_decoder.layers=1",

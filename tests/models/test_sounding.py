@@ -24,7 +24,8 @@ from avis_stream.types import AVPair, VideoFrame
 from avis_stream.weights.load import unfolded_model
 
 SMALL = [
-    "channels=32", "mask_channels=16", "input.short_side_px=64", "pixel_decoder.layers=1", "pixel_decoder.heads=4",
+    "channels=32", "mask_channels=16", "input.short_side_px=64", "input.clip_short_side_px=none",
+    "pixel_decoder.layers=1", "pixel_decoder.heads=4",
     "localizer.queries=6", "localizer.layers=2", "localizer.heads=4", "localizer.ffn_channels=32",
     "tracker.queries=5", "tracker.heads=4", "tracker.ffn_channels=32", "tracker.encoder_layers=2",
     "tracker.decoder_layers=2", "tracker.token_window=2",
