@@ -41,7 +41,7 @@ def test_a_script_finds_what_it_names(name: str) -> None:
 def test_a_sound_without_a_mask_in_time_is_missed_and_infinitely_late(monkeypatch: pytest.MonkeyPatch) -> None:
     """In the demo something begins to sound at 3, 5, 10, 12, 15 (until 16), 16, 18 and 19 s."""
     live = importlib.import_module("live")
-    monkeypatch.setattr(live, "overlaps", lambda result, mask: result.pts_seconds > 0)
+    monkeypatch.setattr(live, "shows", lambda result, wanted: result.pts_seconds > 0 and len(wanted) > 0)
 
     def waits(*stamps: float, latency_ms: float = 500, played: float = math.inf) -> list[float]:
         results = [
@@ -67,6 +67,23 @@ def test_a_sound_without_a_mask_in_time_is_missed_and_infinitely_late(monkeypatc
     assert in_time["onsets_missed"] == 0
     assert (in_time["onset_to_mask_p95_s"], *(in_time[name] for name in of_found)) == (1.5, 1.0, 1.5)
     assert live.onsets([])["onset_to_mask_p95_s"] is None
+
+
+def test_who_moves_is_compared_with_where_he_is_before_and_after() -> None:
+    """In the demo the cat comes in from 16 s on while it meows, until 18 s: where it begins it is for an instant."""
+    live = importlib.import_module("live")
+    truth = live.read_annotations(live.DEMO / "truth.json")
+    video, (cat,) = truth.videos[0], [t for t in truth.tracks[truth.videos[0].id] if t.segmentations[17] is not None]
+    whole = [live.rle.as_rle(cat.segmentations[second], video.height, video.width) for second in (16, 17)]
+    assert not live.same(*whole)
+    assert live.outlines(video, cat, 16.0, 18) == whole[:1]
+    assert live.outlines(video, cat, 16.4, 18) == whole
+    assert live.outlines(video, cat, 17.4, 18) == whole[1:]
+    assert live.outlines(video, cat, 18.6, 18) == whole[1:], "late, but where it was last"
+    masks = torch.stack([live.rle.decode(outline).bool() for outline in whole])
+    result = SimpleNamespace(mask=masks, sounding=torch.tensor([False, True]))
+    assert not live.shows(result, whole[:1]), "who does not sound is not shown"
+    assert live.shows(result, whole)
 
 
 def test_ablations_are_drawn(tmp_path: Path) -> None:
