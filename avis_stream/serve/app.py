@@ -262,7 +262,7 @@ class _Views:
             pass
         finally:
             hub.leave(slot)
-            with contextlib.suppress(RuntimeError):
+            with contextlib.suppress(RuntimeError, WebSocketDisconnect):  # it may be gone
                 await socket.close()
 
     async def _send(self, socket: WebSocket, message: bytes) -> None:
