@@ -9,8 +9,8 @@
 // order of additions, down to the last bit, is that of the queries for any number of threads. It adds into a slab
 // [S, D] of its own: the rows of one head lie M * D floats apart in the gradient, which would leave most cache sets
 // idle. Sorting the points by the four pixels that they lie between, to keep these sums in registers, was tried and is
-// 1.3 to 1.4 times slower (AVX2, Zen): neighbouring queries read neighbouring places, so the slab's rows are in the
-// nearest cache anyway, and the sort is not free.
+// 1.3 to 1.4 times slower (AVX2, Zen) and no faster with AVX-512 (ADR 0104): neighbouring queries read neighbouring
+// places, so the slab's rows are near anyway, and the sort is not free.
 #pragma once
 
 #include "msda_points.h"
@@ -36,11 +36,13 @@ void msda_backward_points_fast(const MsdaArgs& args, std::int64_t first, std::in
   const auto* loc = static_cast<const float*>(args.source.loc);
   const auto* weight = static_cast<const float*>(args.source.weight);
   const auto* grad_out = static_cast<const float*>(args.grad_out);
+  const std::int64_t all_rows = args.images * args.queries;
   auto* grad_loc = static_cast<float*>(args.grad_loc);
   auto* grad_weight = static_cast<float*>(args.grad_weight);
   for (std::int64_t row = first; row < last; ++row) {
     const T* image = static_cast<const T*>(args.value) + row / args.queries * args.image_stride;
-    locate<true>(args.row_points, loc + 2 * row * count, weight + row * count, &points, &slopes);
+    locate<true>(args.row_points, loc + 2 * row * count, weight + row * count, (all_rows - row) * count, &points,
+                 &slopes);
     for (int head = 0; head < args.heads; ++head) {
       const auto grad = Row<T, D>::in_order(grad_out + (row * args.heads + head) * D);
       for (int i = head * per_head; i < (head + 1) * per_head; ++i) {
@@ -93,6 +95,7 @@ void msda_backward_value_fast(const MsdaArgs& args, std::int64_t image, std::int
   const auto* loc = static_cast<const float*>(args.source.loc);
   const auto* weight = static_cast<const float*>(args.source.weight);
   const auto* grad_out = static_cast<const float*>(args.grad_out);
+  const std::int64_t all_heads = args.images * args.queries * args.heads;
   std::int64_t first_token = 0, last_token = 0;
   for (std::int64_t level = 0; level < last_level; ++level) {
     if (level == first_level) first_token = last_token;
@@ -102,7 +105,8 @@ void msda_backward_value_fast(const MsdaArgs& args, std::int64_t image, std::int
 
   for (std::int64_t row = image * args.queries; row < (image + 1) * args.queries; ++row) {
     const std::int64_t at = row * args.heads + head;
-    locate<false>(table, loc + 2 * at * table.count, weight + at * table.count, &points, nullptr);
+    locate<false>(table, loc + 2 * at * table.count, weight + at * table.count, (all_heads - at) * table.count, &points,
+                  nullptr);
     const auto grad = Row<float, D>::at(grad_out + at * D);
     for (int i = first_point; i < last_point; ++i) {
       if (points.inside[i] == 0) continue;

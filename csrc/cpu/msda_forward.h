@@ -42,16 +42,18 @@ void msda_forward_fast(const MsdaArgs& args, std::int64_t first, std::int64_t la
   RowPoints points;
   FusedRow fused;
   const std::int64_t per_row = args.row_points.count, per_head = args.levels * args.points;
+  const std::int64_t all_rows = args.images * args.queries;
   const auto* loc = static_cast<const float*>(args.source.loc);
   const auto* weight = static_cast<const float*>(args.source.weight);
   for (std::int64_t row = first; row < last; ++row) {
     const T* image = static_cast<const T*>(args.value) + row / args.queries * args.image_stride;
     T* out = static_cast<T*>(args.out) + row * args.heads * D;
     if (args.source.ref == nullptr) {
-      locate<false>(args.row_points, loc + 2 * row * per_row, weight + row * per_row, &points, nullptr);
+      locate<false>(args.row_points, loc + 2 * row * per_row, weight + row * per_row, (all_rows - row) * per_row,
+                    &points, nullptr);
     } else {
       fused.fill(args, row);
-      locate<false>(args.row_points, fused.loc, fused.weight, &points, nullptr);
+      locate<false>(args.row_points, fused.loc, fused.weight, kColumn, &points, nullptr);
     }
     for (std::int64_t head = 0; head < args.heads; ++head)
       gather<T, D>(image, points, head * per_head, (head + 1) * per_head, out + head * D);

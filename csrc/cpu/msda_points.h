@@ -44,18 +44,19 @@ struct PointVector {
   }
 };
 
+// `readable`: how many points lie in memory from the first of these on, the table's and those behind.
 template <bool kSlopes>
-AVIS_INLINE void locate(const PointTable& table, const float* loc, const float* attention, RowPoints* points,
-                        RowSlopes* slopes) {
+AVIS_INLINE void locate(const PointTable& table, const float* loc, const float* attention, std::int64_t readable,
+                        RowPoints* points, RowSlopes* slopes) {
   const Vf one = splat(1.0f), half = splat(0.5f);
   const Vi col_step = splat(table.col_step);
   for (int i = 0; i < table.count; i += kLanes) {
     const Vf width = load(table.width + i), height = load(table.height + i);
     PointVector point;
-    if (const int left = table.count - i; left >= kLanes)
+    if (readable - i >= kLanes)  // the last lanes may be another row's points: the table says where it ends
       point = PointVector::read(loc + 2 * i, attention + i);
     else
-      PointVector::read_some(loc + 2 * i, attention + i, left, &point);
+      PointVector::read_some(loc + 2 * i, attention + i, static_cast<int>(readable - i), &point);
     Vf x = point.x * width - half, y = point.y * height - half;
     // All comparisons are false for NaN, and nothing lies between -1 and the size -1 of a padding entry.
     const Vi inside = (x > -one) & (y > -one) & (x < width) & (y < height);
