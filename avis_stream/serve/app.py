@@ -233,6 +233,8 @@ class _Views:
                 while True:
                     over = hub.over  # then all that there will be is in the slot, or comes before `take` gives up
                     message = await slot.take(0.5)
+                    if self.sources.ending:
+                        return
                     if message is not None:
                         yield head + message + tail
                     elif over:
@@ -250,17 +252,20 @@ class _Views:
         await socket.accept()
         hub = one.hub
         slot = hub.join(Slot("ws"))
+        heard = asyncio.ensure_future(socket.receive_text())  # a receipt, or that the viewer has gone
         try:
             message: bytes | None = json.dumps(hub.hello()).encode()
             while one.hub is hub and self.sources.find(one.id) is one:  # else: begun anew, or removed
                 if message is not None:
                     await self._send(socket, message)
                     # One on its way at a time: whoever is slow skips what is old by then, and delays nobody.
-                    await asyncio.wait_for(socket.receive_text(), _ACK_SECONDS)
-                message = await slot.take(1.0)
+                    await asyncio.wait_for(heard, _ACK_SECONDS)
+                    heard = asyncio.ensure_future(socket.receive_text())
+                message = await _unless_gone(slot, heard)
         except (TimeoutError, WebSocketDisconnect, RuntimeError):
             pass
         finally:
+            heard.cancel()
             hub.leave(slot)
             with contextlib.suppress(RuntimeError, WebSocketDisconnect):  # it may be gone
                 await socket.close()
@@ -270,6 +275,20 @@ class _Views:
             await socket.send_text(message.decode())
         else:
             await socket.send_bytes(message)
+
+
+async def _unless_gone(slot: Slot, heard: asyncio.Future[str]) -> bytes | None:
+    """The next message for a viewer within a second; raises what `heard` does if the viewer goes before it comes."""
+    taken = asyncio.ensure_future(slot.take(1.0))
+    either: set[asyncio.Future[Any]] = {taken, heard}
+    await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+    if heard.done() and not taken.done():
+        try:
+            heard.result()
+        except BaseException:
+            taken.cancel()
+            raise
+    return await taken
 
 
 class _SourcesApi:
@@ -326,7 +345,12 @@ def run_server(sources: Sources, config: ServeConfig) -> Any:
     """A uvicorn server, ready for `run()`; it ends on Ctrl-C, or when `should_exit` is set."""
     import uvicorn
 
-    return uvicorn.Server(
+    class Server(uvicorn.Server):
+        async def shutdown(self, sockets: Any = None) -> None:
+            # Left to itself it waits for viewers first, cancels those that stay and reports that as an error.
+            await asyncio.gather(sources.stop(), super().shutdown(sockets))
+
+    return Server(
         uvicorn.Config(
             make_app(sources, config), host=config.host, port=config.port, log_level="warning", access_log=False,
             ws_max_size=1024, timeout_graceful_shutdown=1, limit_concurrency=4 * config.max_viewers,

@@ -58,8 +58,8 @@ class Sources:
         self._watched: dict[str, Watched] = {}
         self._lock = asyncio.Lock()
         """One change at a time."""
-        self._ending = False
-        """Nothing begins any more: nobody would ever end it."""
+        self.ending = False
+        """Nothing begins any more, as nobody would ever end it; viewers are sent away."""
         self._opening: asyncio.Future[Session] | None = None
         """The one at hand, or the last that was."""
 
@@ -106,7 +106,7 @@ class Sources:
 
     async def stop(self) -> None:
         """Ends all of them, and for good; returns when they are gone. What is being opened is given up at once."""
-        self._ending = True
+        self.ending = True
         if self._opening is not None and not self._opening.done():
             self._opening.set_exception(_about_to_end())
         async with self._lock:  # another change at hand is made first; none of them takes longer than a session's end
@@ -172,7 +172,7 @@ class Sources:
         return session
 
     def _require_going_on(self) -> None:
-        if self._ending:
+        if self.ending:
             raise _about_to_end()
 
     async def remove(self, one: Watched) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import json
 import os
@@ -74,6 +75,32 @@ def test_a_slow_viewer_slows_nobody() -> None:
         record, _, _ = next_picture(slow)
         assert record["frame_id"] >= numbers[-1] - 2, "what was old is skipped"
         assert running.hub.session.stats().unread == 0
+
+
+def test_a_viewer_of_what_has_ended_may_go() -> None:
+    with Running(SCENE + "&seconds=1") as running:
+        with running.socket() as socket:
+            while not (isinstance(message := socket.recv(30), str) and json.loads(message).get("over")):
+                socket.send("ok")
+            socket.send("ok")
+            assert running.sources.viewers == 1
+        wait_for(lambda: running.sources.viewers == 0, 30, "the viewer to be missed")
+
+
+def test_viewers_do_not_hold_up_the_end(capfd: pytest.CaptureFixture[str]) -> None:
+    with contextlib.ExitStack() as viewers:
+        with Running(SCENE + "&seconds=1") as ended, Running() as live:
+            wait_for(lambda: ended.hub.over, 30, "the end of a source")
+            for running in (ended, live):
+                viewers.enter_context(running.socket())
+            for path in ("/results", "/mjpeg"):
+                connection = viewers.enter_context(
+                    contextlib.closing(http.client.HTTPConnection("127.0.0.1", live.config.port, timeout=20))
+                )
+                connection.request("GET", path)
+                assert connection.getresponse().read(1)
+            wait_for(lambda: (ended.sources.viewers, live.sources.viewers) == (1, 3), 30, "all viewers")
+        assert "ERROR" not in capfd.readouterr().err
 
 
 def test_results_for_programs() -> None:
