@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from avis_stream.checks import check_finite
-from avis_stream.config import InputConfig
+from avis_stream.checks import check_finite, check_shape, require
+from avis_stream.config import AVISMConfig, InputConfig
 from avis_stream.models.avism import AVISM, FrameTokens
 from avis_stream.models.localizer import FramePrediction
 from avis_stream.models.postprocess import MaskSizes
@@ -166,6 +166,39 @@ class Eye:
         """Whether a second of sound, float32 [SAMPLE_RATE], holds next to nothing."""
         power = seconds.double().square().mean()
         return self._least_power is not None and bool(power < self._least_power)
+
+
+def check_features(
+    config: AVISMConfig, slots: int, frame_queries: Tensor, audio_features: Tensor, last: FrameAnswer
+) -> None:
+    """Raises ShapeError unless what a localizer made of n >= 1 frames is as the tracker wants it, and finite.
+
+    One NaN would stay in the memory for as long as the stream lasts.
+
+    Args:
+        config: Of the model.
+        slots: Frame queries a frame, N.
+        frame_queries: [n, N, C].
+        audio_features: [n, A].
+        last: Of the last frame.
+    """
+    check_shape(frame_queries, "frame_queries", "n N C", N=slots, C=config.channels)
+    require(len(frame_queries) >= 1, "frame_queries", len(frame_queries), "at least one frame")
+    check_shape(audio_features, "audio_features", "n A", n=len(frame_queries), A=config.audio.feature_dim)
+    check_shape(last.features, "clip_mask_features", "Cm h w", Cm=config.drawn_channels)
+    if last.chance is not None:
+        check_shape(last.chance, "sounding", "N", N=slots)
+    if last.mask_embed is not None:
+        check_shape(last.mask_embed, "mask_embed", "N Cm", N=slots, Cm=config.drawn_channels)
+    if last.logits is not None:
+        check_shape(last.logits, "logits", "N K", N=slots, K=len(config.classes) + 1)
+    given = {
+        "frame_queries": frame_queries, "clip_mask_features": last.features, "audio_features": audio_features,
+        "sounding": last.chance, "mask_embed": last.mask_embed, "logits": last.logits,
+    }  # fmt: skip
+    for name, values in given.items():
+        if values is not None:
+            check_finite(values, name, "leave the frame out, or look for what broke the localizer")
 
 
 def _check_answer(name: str, values: Tensor) -> None:

@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from avis_stream.checks import check_finite, check_shape, require
+from avis_stream.checks import check_shape, require
 from avis_stream.errors import ShapeError, StateConsumedError
 from avis_stream.models.avism import AVISM
 from avis_stream.models.postprocess import MaskSizes
@@ -32,7 +32,7 @@ from avis_stream.online.door import (
 )
 from avis_stream.online.identities import IdentityKeeper
 from avis_stream.online.identity_table import IdentityTable
-from avis_stream.online.looking import Eye, FrameAnswer, Seen
+from avis_stream.online.looking import Eye, FrameAnswer, Seen, check_features
 from avis_stream.online.memory import TrackerMemory
 from avis_stream.online.schedule import PushPlan, windows_of
 from avis_stream.online.seeing import TrackerAnswer, observe, said_by_frame_queries, said_by_video_queries
@@ -327,32 +327,15 @@ class OnlineSegmenter:
             mask_embed: [N, Cm] of the last frame.
             logits: [N, K + 1] of the last frame.
         """
-        config, slots = self.model.config, self.tracking.geometry.slots
-        check_shape(frame_queries, "frame_queries", "n N C", N=slots, C=config.channels)
-        check_shape(audio_features, "audio_features", "n A", n=len(frame_queries), A=config.audio.feature_dim)
-        check_shape(clip_mask_features, "clip_mask_features", "Cm h w", Cm=config.drawn_channels)
-        if sounding is not None:
-            check_shape(sounding, "sounding", "N", N=slots)
-        if mask_embed is not None:
-            check_shape(mask_embed, "mask_embed", "N Cm", N=slots, Cm=config.drawn_channels)
-        if logits is not None:
-            check_shape(logits, "logits", "N K", N=slots, K=len(config.classes) + 1)
-        given = {
-            "frame_queries": frame_queries, "clip_mask_features": clip_mask_features, "audio_features": audio_features,
-            "sounding": sounding, "mask_embed": mask_embed, "logits": logits,
-        }  # fmt: skip
-        for name, values in given.items():
-            if values is not None:  # one NaN would stay in the memory for as long as the stream lasts
-                check_finite(values, name, "leave the frame out, or look for what broke the localizer")
-        (body,) = self._bodies([state])
-        require(len(frame_queries) >= 1, "frame_queries", len(frame_queries), "at least one frame")
+        seen = FrameAnswer(clip_mask_features, sounding, mask_embed, logits)
+        check_features(self.model.config, self.tracking.geometry.slots, frame_queries, audio_features, seen)
+        self._bodies([state])
         body = state.take()
         ask = not self._linked or mask_embed is None or logits is None
         plan, answer = self._drive(body, Arrival(frame_queries, audio_features), ask)
         for _ in range(len(frame_queries)):
             body.last_pts_ns = checked_time(body, self.config, None)
         body.steps += len(frame_queries)
-        seen = FrameAnswer(clip_mask_features, sounding, mask_embed, logits)
         said = self._answer_of(0, answer, body.memory, plan, seen)
         return said, OnlineState(body)
 
