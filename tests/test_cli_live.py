@@ -108,12 +108,88 @@ def test_lines_are_in_place_at_once_and_added_to(tmp_path: Path) -> None:
 
 
 def test_results_that_wait_when_the_time_is_over_are_written(tmp_path: Path) -> None:
-    session = Session(StubSegmenter(), "synthetic://flashbeep?fps=10&seconds=6&size=64x48", realtime=False)
+    session = Session(StubSegmenter(), "synthetic://flashbeep?fps=10&seconds=6&size=64x48", realtime=True)
     session.start()
     wait_for(lambda: session.stats().steps + session.stats().refreshes >= 8, 20, "as many results as may wait")
     run_live(session, CLASSES, LiveOptions(json=str(tmp_path / "lines.jsonl"), duration_seconds=0), io.StringIO())
     lines = lines_of((tmp_path / "lines.jsonl").read_text())
     assert [line["frame_id"] for line in lines[:8]] == list(range(8))
+
+
+def test_a_part_of_a_recording_is_as_long_as_asked(tmp_path: Path) -> None:
+    session = Session(StubSegmenter(), "synthetic://flashbeep?fps=10&seconds=6&size=64x48", realtime=False)
+    options = LiveOptions(json=str(tmp_path / "lines.jsonl"), duration_seconds=1.5)
+    stats = run_live(session, CLASSES, options, io.StringIO())
+    lines = lines_of((tmp_path / "lines.jsonl").read_text())
+    assert [line["frame_id"] for line in lines] == list(range(15))
+    assert stats.frames_in == stats.steps + stats.refreshes + stats.dropped_frames + stats.waiting
+
+
+def test_no_picture_at_all_is_a_failure(caplog: pytest.LogCaptureFixture) -> None:
+    session, screen = Session(StubSegmenter(), "/dev/video97", None), io.StringIO()
+    with pytest.raises(SourceError, match="no picture came from camera:/dev/video97"):
+        run_live(session, CLASSES, LiveOptions(duration_seconds=3), screen)
+    assert "unreachable" in screen.getvalue()
+    assert "it is tried again, avis-stream devices lists what there is" in screen.getvalue()
+    assert not caplog.records, "what the screen tells is not told again"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--video", "a.mp4", "--save", "a.mp4"], "--save must be another file than what is read"),
+        (["--video", "a.mp4", "--json", "./a.mp4"], "--json must be another file"),
+        (["--video", "a.mp4", "--audio", "b.wav", "--summary", "b.wav"], "--summary must be another file"),
+        (["--video", "a.mp4", "--save", "x.mp4", "--summary", "x.mp4"], "--summary must be a file of its own"),
+        (["--video", "a.mp4", "--save", "."], "--save must be a file, got the folder"),
+    ],
+)
+def test_nothing_is_written_over_what_is_read(
+    arguments: list[str],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.mp4", "b.wav"):
+        (tmp_path / name).write_bytes(b"precious")
+    assert main(["live", *arguments, *MODEL]) == 2
+    assert words in capsys.readouterr().err
+    assert all((tmp_path / name).read_bytes() == b"precious" for name in ("a.mp4", "b.wav"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["live", "--video", "a", "--video", "b"], "argument --video: must be given once"),
+        (["live", "--duration", "-1"], "must be more than 0 seconds, got '-1'"),
+        (["live", "--duration", "soon"], "must be more than 0 seconds, got 'soon'"),
+    ],
+)
+def test_what_would_be_forgotten_or_makes_no_sense(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([*arguments, *MODEL])
+    assert words in capsys.readouterr().err
+
+
+def test_whoever_reads_may_go(tmp_path: Path) -> None:
+    """As `| head -n 1` does."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "avis_stream", "live", "--video", "synthetic://flashbeep?size=64x48", "--json", "-",
+         *MODEL],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    said = process.stderr.read()
+    assert process.wait(60) == 141
+    assert "rror" not in said
+    assert "roken pipe" not in said
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

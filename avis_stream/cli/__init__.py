@@ -1,6 +1,7 @@
 """`avis-stream`, the command: reads arguments, calls `commands/`, turns errors into one sentence and an exit status.
 
-Exit status: 0 done, 2 wrong use, 1 any other error. Results go to files or stdout, everything else to stderr.
+Exit status: 0 done, 2 wrong use, 141 nobody reads stdout any more, 1 any other error. Results go to files or stdout,
+everything else to stderr.
 Each file here has some commands: their arguments, and below what they call. That is imported when it is called, so that
 `--help` and wrong use answer at once.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import signal
 import sys
 import threading
@@ -31,6 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.command(options)
     except ConfigError as error:
         return _fail(error, options.debug, status=2)
+    except BrokenPipeError:  # whoever read our output has gone, as `| head` does: end as other programs do then
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except (AvisStreamError, OSError) as error:
         return _fail(error, options.debug, status=1)
     except KeyboardInterrupt:

@@ -6,7 +6,7 @@ import argparse
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from avis_stream.errors import ConfigError
 from avis_stream.memory import parse_bytes
@@ -29,6 +29,19 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}; {self.prog} --help explains\n")
+
+
+class _Once(argparse.Action):
+    """An option that would silently forget what it was told first."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        told = f"{self.dest} was given"
+        if getattr(namespace, told, False):
+            parser.error(f"argument {option}: must be given once, a command reads one source")
+        setattr(namespace, told, True)
+        setattr(namespace, self.dest, values)
 
 
 class Commands:
@@ -57,12 +70,12 @@ def add_data_options(parser: argparse.ArgumentParser, *, required: bool) -> None
 def add_source_options(parser: argparse.ArgumentParser, *, realtime: bool = False) -> None:
     """Where pictures and sound come from, and what may be dropped; `realtime`: files are played at their own pace."""
     parser.add_argument(
-        "--video", default="0", metavar="SOURCE",
+        "--video", default="0", metavar="SOURCE", action=_Once,
         help="where pictures come from: the number of a camera, a file, rtsp:// or another address, gst:PIPELINE, or "
         "synthetic://flashbeep (default 0, the first camera)",
     )  # fmt: skip
     parser.add_argument(
-        "--audio", metavar="SOURCE",
+        "--audio", metavar="SOURCE", action=_Once,
         help="where sound comes from: source (the same as the pictures), mic, mic:NAME, a file, or none (default: mic "
         "with a camera, else source)",
     )  # fmt: skip
@@ -168,6 +181,17 @@ def count(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a number of at least 1, got {text!r}")
     return int(text)
+
+
+def seconds(text: str) -> float:
+    """A time that passes."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be more than 0 seconds, got {text!r}")
+    return value
 
 
 def hop(text: str) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from avis_stream.cli.options import Commands, add_model_options, add_source_options, count, load_model
+from avis_stream.cli.options import Commands, add_model_options, add_source_options, count, load_model, seconds
 
 if TYPE_CHECKING:
     from avis_stream.stream.session import Session
@@ -20,7 +20,10 @@ def add_commands(commands: Commands) -> None:
     live.add_argument("--json", metavar="FILE", help='add JSON lines to this file; "-": standard output')
     live.add_argument("--save", type=Path, metavar="FILE", help="a film (MP4) with masks and sound, replaced if there")
     live.add_argument("--summary", type=Path, metavar="FILE", help="write all statistics at the end, as JSON")
-    live.add_argument("--duration", type=float, metavar="S", help="stop after so many seconds (default: never)")
+    live.add_argument(
+        "--duration", type=seconds, metavar="S",
+        help="stop after so many seconds (default: never); of a file that is not played at its own pace: of it",
+    )  # fmt: skip
     add_model_options(live)
 
     serve = commands.add("serve", _serve, "segment it and show it on a page, for people and programs")
@@ -36,11 +39,12 @@ def add_commands(commands: Commands) -> None:
 def _live(options: argparse.Namespace) -> None:
     from avis_stream.commands.live import LiveOptions, run_live
 
-    watch, classes = _watch(options)
-    session = watch(options.video, _audio(options))
     wanted = LiveOptions(
         json=options.json, save=options.save, summary=options.summary, duration_seconds=options.duration
     )
+    wanted.check([options.video, options.audio])
+    watch, classes = _watch(options)
+    session = watch(options.video, _audio(options))
     run_live(session, classes, wanted)
 
 

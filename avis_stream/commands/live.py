@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import math
 import os
 import signal
 import sys
@@ -15,8 +17,9 @@ from pathlib import Path
 from typing import TextIO
 
 from avis_stream.commands.output import aligned
+from avis_stream.errors import ConfigError, SourceError
 from avis_stream.files import atomic_path
-from avis_stream.stream.news import News
+from avis_stream.stream.news import News, sentence
 from avis_stream.stream.session import Session
 from avis_stream.stream.stats import SessionStats
 from avis_stream.types import AVPair, Event, LiveResult, OnlineResult
@@ -39,6 +42,22 @@ class LiveOptions:
     summary: Path | None = None
     """All statistics at the end, as JSON."""
     duration_seconds: float | None = None
+    """Of the recording where it is not played at its own pace, else of the clock."""
+
+    def check(self, inputs: Sequence[str | None]) -> None:
+        """Raises ConfigError if something would be written over one of some inputs, or over another thing written."""
+        named = {"--json": self.json, "--save": self.save, "--summary": self.summary}
+        wanted = {option: Path(target).resolve() for option, target in named.items() if target not in (None, "-")}
+        read = {Path(name).resolve() for name in inputs if name is not None}
+        for n, (option, target) in enumerate(wanted.items()):
+            if target in read:
+                raise ConfigError(f"{option} must be another file than what is read, got {target}; it would be lost")
+            if target in list(wanted.values())[:n]:
+                raise ConfigError(f"{option} must be a file of its own, {target} is written to by another option")
+            if target.is_dir():
+                raise ConfigError(f"{option} must be a file, got the folder {target}; name a file in it")
+        if self.json == "-" and sys.stdout is None:
+            raise ConfigError("--json - must have a standard output, it is closed; give a file")
 
 
 def run_live(
@@ -57,7 +76,10 @@ def run_live(
         SourceError: A source cannot be read, now or ever.
     """
     view = _View(screen, classes)
+    log = logging.getLogger("avis_stream.stream.session")
     with ExitStack() as stack:
+        stack.callback(log.setLevel, log.level)
+        log.setLevel(logging.ERROR)  # the view tells of what happens to sources
         interrupted = stack.enter_context(_gentle_interrupt())
         writers = stack.enter_context(Writers(list(_writers(options, classes)), keep=True))
         stack.enter_context(session)
@@ -71,6 +93,8 @@ def run_live(
             view.end(stats)
             if options.summary is not None:
                 _write_summary(options.summary, session, stats)
+    if stats.frames_in == 0 and not interrupted.is_set():
+        raise SourceError(f"no picture came from {session.source_ids[0]} in {stats.seconds:.0f} s")
     return stats
 
 
@@ -144,16 +168,22 @@ def _gentle_interrupt() -> Iterator[threading.Event]:
 def _results(
     session: Session, seconds: float | None, view: _View, interrupted: threading.Event
 ) -> Iterator[LiveResult]:
-    end = None if seconds is None else time.monotonic() + seconds
-    while not session.over and not interrupted.is_set() and (end is None or time.monotonic() < end):
+    limit = math.inf if seconds is None else seconds
+    end = time.monotonic() + limit if session.live else math.inf
+    first: float | None = None
+    while not session.over and not interrupted.is_set() and time.monotonic() < end:
         result = session.next(_TABLE_SECONDS)
-        if result is not None:
-            yield result
-        else:
+        if result is None:
             view.tell(session.take_events())
-    session.stop()
-    while (last := session.next(0)) is not None:  # some may have waited
-        yield last
+            continue
+        first = result.pts_seconds if first is None else first
+        if not session.live and result.pts_seconds - first >= limit:
+            break
+        yield result
+    else:
+        session.stop()
+        while (last := session.next(0)) is not None:  # some may have waited
+            yield last
 
 
 class _View:
@@ -169,9 +199,7 @@ class _View:
     def tell(self, events: Sequence[Event], *, step: bool = False) -> None:
         """Says what happened to sources; `step` as `News.of` has it."""
         for event in self._news.of(events, step=step):
-            gap = "" if event.gap_seconds is None else f" after {event.gap_seconds:.1f} s"
-            detail = f": {event.detail}" if event.detail else ""
-            self._print(f"{event.source_id}: {event.kind.replace('_', ' ')}{gap}{detail}")
+            self._print(sentence(event))
 
     def show(self, result: LiveResult, session: Session) -> None:
         """Draws the table, if it is time."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 import sys
+from typing import Any
 
 from avis_stream.errors import SourceError
 from avis_stream.serve.app import ServeConfig, run_server
@@ -21,15 +23,28 @@ def serve(sources: Sources, config: ServeConfig) -> None:
     """
     config = config.with_token()
     server = run_server(sources, config)
-    sys.stderr.write(f"watch at {config.url} (Ctrl-C ends it)\n")
+    with _listening(config) as listener:
+        sys.stderr.write(f"watch at {config.url} (Ctrl-C ends it)\n")
+        _run(server, listener, sources)
+
+
+def _listening(config: ServeConfig) -> socket.socket:
+    """A socket where visitors may knock from now on."""
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     try:
-        server.run()
+        return socket.create_server((config.host, config.port), family=family)
+    except OSError as error:
+        raise SourceError(
+            f"port {config.port} of {config.host} must be free, and the host an address of this machine: "
+            f"{error.strerror or error}; give another --port or --host"
+        ) from error
+
+
+def _run(server: Any, listener: socket.socket, sources: Sources) -> None:
+    try:
+        server.run(sockets=[listener])
     except KeyboardInterrupt:  # handed on by uvicorn, after everything has ended
         pass
-    except SystemExit as error:  # uvicorn's way to say that it cannot listen
-        raise SourceError(
-            f"port {config.port} of {config.host} must be free, it is not; give another --port"
-        ) from error
     finally:
         for one in sources:
             one.hub.stop()

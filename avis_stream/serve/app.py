@@ -66,6 +66,7 @@ class ServeConfig:
         require(
             self.requests_per_second >= 1, "requests_per_second", self.requests_per_second, ">= 1, or nobody gets in"
         )
+        require(1 <= self.port <= 65_535, "port", self.port, "1 to 65535")
 
     @property
     def is_local(self) -> bool:
@@ -211,7 +212,7 @@ class _Views:
         if not hubs:
             return JSONResponse({"status": "no sources", "seconds_since_result": None}, 503, _HEADERS)
         hub = next((hub for hub in hubs if hub.state != "ok"), hubs[0])
-        found = {"status": hub.error or hub.state, "seconds_since_result": hub.seconds_since_result}
+        found = {"status": hub.reason or hub.state, "seconds_since_result": hub.seconds_since_result}
         return JSONResponse(found, 200 if hub.state == "ok" else 503, _HEADERS)
 
     @_of_a_source

@@ -7,11 +7,11 @@ import json
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from avis_stream.serve.message import drawn_picture_of, ids_of, packed, picture_of, viewer_record
-from avis_stream.stream.news import News
+from avis_stream.stream.news import TROUBLE, News, sentence
 from avis_stream.stream.session import Session
 from avis_stream.types import Event, LiveResult
 from avis_stream.writers.jsonl import result_record
@@ -69,6 +69,8 @@ class Hub:
         self.session, self.classes = session, tuple(classes)
         self.error: str | None = None
         """Why the session ended, unless it ended well."""
+        self._trouble: str | None = None
+        """What keeps the source away at the moment."""
         self.over = False
         self.last_result_at: float | None = None
         """On the monotonic clock."""
@@ -121,6 +123,11 @@ class Hub:
         age = self.seconds_since_result
         return "over" if self.over else "ok" if age is not None and age < _STALLED_SECONDS else "no results"
 
+    @property
+    def reason(self) -> str | None:
+        """Why no results come, as far as that is known."""
+        return self.error or (self._trouble if self.state == "no results" else None)
+
     def hello(self) -> dict[str, Any]:
         """What a viewer needs to know of the time before it came."""
         return {
@@ -169,12 +176,17 @@ class Hub:
         )
         return (json.dumps(record, separators=(",", ":"), allow_nan=False) + "\n").encode()
 
-    def _tell(self, events: Iterable[Event]) -> None:
+    def _tell(self, events: Sequence[Event]) -> None:
         told = [
             {"at": time.time(), "kind": e.kind, "source": e.source_id, "detail": e.detail, "gap": e.gap_seconds}
             for e in events
         ]  # fmt: skip
         self._events.extend(told)
+        for event in events:
+            if event.kind in TROUBLE:
+                self._trouble = sentence(event)
+            elif event.kind in ("connected", "reconnected"):
+                self._trouble = None
         if told:
             self._publish("ws", lambda: json.dumps({"events": told}).encode())
 

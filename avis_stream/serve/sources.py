@@ -44,7 +44,7 @@ class Watched:
         return {
             "id": self.id, "video": video_address(self.video).shown,
             "audio": audio if audio is None or isinstance(audio, str) else audio.shown,
-            "state": self.hub.state, "error": self.hub.error,
+            "state": self.hub.state, "error": self.hub.reason,
         }  # fmt: skip
 
 

@@ -156,6 +156,7 @@ def _need_microphone() -> None:
 
 
 def _of_caller(video: Iterable[VideoFrame | AVPair], audio: Audio, realtime: bool) -> list[Source]:
+    video = _pictures(video)
     if isinstance(audio, (str, Path)) and audio != "source":
         where = audio_address(audio)
         require(realtime, "realtime", realtime, f"True with audio={str(audio)!r}, which happens now")
@@ -171,6 +172,16 @@ def _of_caller(video: Iterable[VideoFrame | AVPair], audio: Audio, realtime: boo
             "video", items, realtime=realtime, gives_pictures=True, gives_sound=chunks is not None, own_clock=realtime
         )
     ]
+
+
+def _pictures(items: Iterable[Any]) -> Iterator[VideoFrame | AVPair]:
+    for n, item in enumerate(items):
+        if not isinstance(item, (VideoFrame, AVPair)):
+            raise ConfigError(
+                f"video must be one source, or give VideoFrame or AVPair, got {item!r:.80} as item {n}; of two sources "
+                "each has a Session of its own, on one model if you like"
+            )
+        yield item
 
 
 def _of_file(

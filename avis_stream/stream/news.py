@@ -6,6 +6,19 @@ from collections.abc import Iterable
 
 from avis_stream.types import Event
 
+TROUBLE = frozenset({"unreachable", "lost"})
+"""Events after which a source gives nothing until it is there again."""
+
+
+def sentence(event: Event) -> str:
+    """An event of a source, for people."""
+    gap = "" if event.gap_seconds is None else f" after {event.gap_seconds:.1f} s"
+    detail = f": {event.detail}" if event.detail else ""
+    hint = "; it is tried again" if event.kind in TROUBLE else ""
+    if event.kind == "unreachable" and event.source_id.startswith("camera:"):
+        hint += ", avis-stream devices lists what there is"
+    return f"{event.source_id}: {event.kind.replace('_', ' ')}{gap}{detail}{hint}"
+
 
 class News:
     """Picks what concerns a source as a whole; what happens to single identities is in the picture."""

@@ -32,6 +32,7 @@ from avis_stream.sources.supervisor import SupervisorConfig
 from avis_stream.stream.cores import model_threads
 from avis_stream.stream.ingest import Ingest
 from avis_stream.stream.lanes import Lanes, lanes_for
+from avis_stream.stream.news import TROUBLE, sentence
 from avis_stream.stream.policy import Policy
 from avis_stream.stream.result_queue import ResultQueue
 from avis_stream.stream.session_config import SessionConfig
@@ -297,8 +298,7 @@ class Session:
 
     def _announce(self, event: Event) -> None:
         event = without_passwords(event)
-        gap = "" if event.gap_seconds is None else f" after {event.gap_seconds:.1f} s"
-        logger.info("%s: %s%s%s", event.source_id, event.kind, gap, f" ({event.detail})" if event.detail else "")
+        logger.log(logging.WARNING if event.kind in TROUBLE else logging.INFO, "%s", sentence(event))
         with self._change:
             self._results.announce(event)
             self._change.notify_all()
@@ -393,7 +393,8 @@ class Session:
             self._model_busy -= 1
             while not self.live and self._results.is_full:
                 if self._state == "over":
-                    return  # rather than take the place of one that waits
+                    self._dropped["stopped"] += 1  # rather than take the place of one that waits
+                    return
                 self._change.wait(0.5)
             self._results.put(
                 result, pair, refreshed=refreshed, latency_ms=latency, dropped=self._all_dropped(), ready_ns=now
@@ -412,6 +413,9 @@ def live(
 ) -> Iterator[LiveResult]:  # fmt: skip
     """Results as they come, from any source, until it ends or the caller leaves the loop.
 
+    A camera or an address that cannot be reached, or is lost, is tried again for ever, and the log is told (a
+    warning); `Session` takes a `SupervisorConfig` that gives up.
+
     Args:
         model: From `avs.load`.
         video: Camera (`0`), file, address (`rtsp://...`), `gst:` pipeline, `synthetic://flashbeep`, own frames.
@@ -425,7 +429,7 @@ def live(
         backend: `auto`, `gstreamer` or `ffmpeg`.
     Raises:
         ConfigError: Settings or addresses that make no sense.
-        SourceError: A source is missing for good.
+        SourceError: A source cannot be read, now or ever.
     Example:
         >>> for result in live(model, video="rtsp://10.0.0.7/cam"):
         ...     print(result.pts_seconds, result.track_id.tolist(), result.latency_ms)

@@ -29,6 +29,7 @@ pytest.importorskip("starlette", reason="starlette is not there (make test insta
 from serving import CLASSES, SCENE, Running, next_picture, read_on
 from websockets.exceptions import ConnectionClosed
 
+from avis_stream.errors import ConfigError
 from avis_stream.serve.allowance import Allowances
 from avis_stream.serve.app import ServeConfig, _Door, _Views
 from avis_stream.serve.hub import Hub, LineSlot
@@ -197,8 +198,11 @@ def test_a_source_that_is_away_is_unhealthy() -> None:
         while "unreachable" not in said:
             said += str(socket.recv(60))
             socket.send("ok")
-        assert running.get("/healthz")[0] == 503
-        assert "s3cr3t" not in said
+        status, _, health = running.get("/healthz")
+        assert (status, "unreachable" in json.loads(health)["status"]) == (503, True)
+        (listed,) = json.loads(running.get("/api/sources")[2])["sources"]
+        assert (listed["state"], "unreachable" in listed["error"]) == ("no results", True)
+        assert "s3cr3t" not in said + str(health) + str(listed)
         assert b"s3cr3t" not in running.get("/metrics")[2]
 
 
@@ -211,6 +215,12 @@ def test_pages_of_others_are_kept_out() -> None:
             pass
         policy = running.get("/")[1]["content-security-policy"]
         assert "default-src 'self'" in policy
+
+
+@pytest.mark.parametrize("port", [0, 65_536])
+def test_ports_that_there_are_not(port: int) -> None:
+    with pytest.raises(ConfigError, match="port must be 1 to 65535"):
+        ServeConfig(port=port)
 
 
 def test_elsewhere_a_token_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -360,6 +370,7 @@ def test_serve_as_a_program(tmp_path: Path) -> None:
         )  # fmt: skip
     assert refused.returncode == 1
     assert "must be free" in refused.stderr
+    assert "watch at" not in refused.stderr
     assert "Traceback" not in refused.stderr
     process = subprocess.Popen([*command, "--port", str(port)], stderr=subprocess.PIPE, text=True, env=environment)
 

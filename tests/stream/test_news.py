@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from avis_stream.stream.news import News
+from avis_stream.stream.news import News, sentence
 from avis_stream.types import Event
 
 
 def full(number: int) -> Event:
     return Event(kind="full", detail=f"{number} without a place", source_id="cam")
+
+
+def test_a_source_that_is_away_is_said_to_be_tried_again() -> None:
+    away = Event(kind="unreachable", source_id="rtsp://h/x", detail="connection refused")
+    assert sentence(away) == "rtsp://h/x: unreachable: connection refused; it is tried again"
+    there = Event(kind="reconnected", source_id="rtsp://h/x", gap_seconds=1.25)
+    assert sentence(there) == "rtsp://h/x: reconnected after 1.2 s"
 
 
 def test_what_happens_to_one_identity_is_no_news() -> None:

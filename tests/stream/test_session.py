@@ -486,3 +486,14 @@ def test_the_models_thread_alone_is_capped() -> None:
         list(session)
     assert seen == [1]
     assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("video", [["rtsp://h/a", "rtsp://h/b"], [1, 2]])
+def test_two_sources_are_two_sessions(video: Any) -> None:
+    with pytest.raises(ConfigError, match="of two sources each has a Session of its own"):
+        list(live(StubSegmenter(), video))
+
+
+def test_the_log_is_told_of_a_camera_that_is_not_there(caplog: pytest.LogCaptureFixture) -> None:
+    with Session(StubSegmenter(), "/dev/video97", None):
+        wait_for(lambda: any("unreachable" in record.message for record in caplog.records), 30, "a warning")
