@@ -392,6 +392,36 @@ def test_doctor_measures_a_source(
     assert "audio_offset_ms=" in said
 
 
+@pytest.mark.parametrize(
+    ("video", "audio", "words"),
+    [
+        ("/dev/video99", "none", r"a picture must come within 0\.1 s, none did.*avis-stream devices"),
+        ("synthetic://flashbeep?seconds=2&realtime=0", "none", "sound must come with the pictures, none did"),
+    ],
+    ids=["no pictures", "no sound"],
+)
+def test_doctor_gives_a_source_up_that_does_not_come(
+    video: str, audio: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "_FIRST_SECONDS", 0.1)
+    with pytest.raises(SourceError, match=words):
+        doctor._measured(video, audio, None)
+
+
+def test_doctor_fails_where_the_source_asked_for_shows_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AVIS_STREAM_REQUIRE", raising=False)
+    for check in ("_gstreamer", "_element", "_cameras", "_microphones", "_extras"):
+        monkeypatch.setattr(doctor, check, lambda: iter(()))
+    monkeypatch.setattr(doctor, "_measured", lambda *_: None)
+    assert main(["doctor", "--av-sync", "rtsp://admin:1234@10.0.0.7/cam"]) == 1
+    said = capsys.readouterr()
+    assert "FAIL  sound against pictures, rtsp://***@10.0.0.7/cam with source: no flash" in said.out
+    assert "Nothing is missing" not in said.out
+    assert "was asked for" in said.err
+
+
 def test_gst_env(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["gst", "env"]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -26,6 +26,7 @@ from avis_stream.commands.devices import camera_remedy, cameras
 from avis_stream.commands.gst import plugin_folder, registry_file
 from avis_stream.errors import AvisStreamError, SourceError
 from avis_stream.needs import install_extra, required
+from avis_stream.sources.address import redacted
 from avis_stream.sources.child import Child, Message, list_microphones
 from avis_stream.sources.open import has_gstreamer
 from avis_stream.sources.synthetic import FlashBeep, beep_onsets, flash_onsets, skew_of
@@ -47,6 +48,9 @@ _ELEMENTS = {
 
 
 _LONGEST_SECONDS = 40.0
+_FIRST_SECONDS = 15.0
+"""How long a source may take to its first picture: two tries to connect; a camera that is not there never ends."""
+_WATCH_SECONDS = 12.0
 _OPEN_SECONDS = 5.0
 _LISTEN_SECONDS = 0.5
 
@@ -59,7 +63,7 @@ class Finding:
     what: str
     remedy: str = ""
     needed: bool = False
-    """Whether nothing works without it, or `AVIS_STREAM_REQUIRE` lists it."""
+    """Whether nothing works without it, it was asked for by name, or `AVIS_STREAM_REQUIRE` lists it."""
 
 
 def examine(out: TextIO, *, skew_of_source: tuple[str, str] | None = None) -> None:
@@ -69,11 +73,17 @@ def examine(out: TextIO, *, skew_of_source: tuple[str, str] | None = None) -> No
         out: For the report.
         skew_of_source: Video and audio source that look at the flash-and-beep clip, whose skew is to be measured.
     Raises:
-        AvisStreamError: Something is missing that everything needs, or that `AVIS_STREAM_REQUIRE` lists.
+        AvisStreamError: Something is missing that everything needs, that was asked for, or that `AVIS_STREAM_REQUIRE`
+            lists.
     """
     broken = missing = 0
     checks: list[Callable[[], Iterator[Finding]]] = [_program, _gstreamer, _element, _cameras, _microphones, _extras]
     checks.append(lambda: _skews(skew_of_source))
+    if skew_of_source is not None:
+        out.write(
+            f"      the source is watched last, for {_WATCH_SECONDS:g} s, once its first picture is there, for which "
+            f"it has {_FIRST_SECONDS:g} s\n"
+        )
     for check in checks:
         for finding in check():
             verdict = "ok  " if finding.good else "FAIL" if finding.needed else "MISS"
@@ -87,8 +97,8 @@ def examine(out: TextIO, *, skew_of_source: tuple[str, str] | None = None) -> No
         out.write("Nothing is missing that everything needs; what is marked MISS is for what its line says.\n")
     if broken:
         raise AvisStreamError(
-            f"{broken} of what everything needs, or AVIS_STREAM_REQUIRE lists, must be there and is not; see the lines "
-            "that begin with FAIL"
+            f"{broken} of what everything needs, was asked for, or AVIS_STREAM_REQUIRE lists, must be there and is "
+            "not; see the lines that begin with FAIL"
         )
 
 
@@ -210,7 +220,8 @@ def _extras() -> Iterator[Finding]:
 
 def _skews(source: tuple[str, str] | None) -> Iterator[Finding]:
     if source is not None:
-        yield _skew_finding(f"{source[0]} with {source[1]}", lambda: _measured(source[0], source[1], 12.0))
+        name = redacted(f"{source[0]} with {source[1]}")
+        yield _skew_finding(name, lambda: _measured(source[0], source[1], _WATCH_SECONDS), needed=True)
         return
     with tempfile.TemporaryDirectory() as folder:
         clip = Path(folder) / "flashbeep.mp4"
@@ -224,15 +235,15 @@ def _skews(source: tuple[str, str] | None) -> Iterator[Finding]:
             yield _skew_finding("GStreamer pipelines", lambda: _measured(text, "source", 10.0))
 
 
-def _skew_finding(name: str, measure: Callable[[], float | None]) -> Finding:
+def _skew_finding(name: str, measure: Callable[[], float | None], *, needed: bool = False) -> Finding:
+    """What was measured; `needed` says whether it must be possible to measure it, whatever comes out."""
     try:
         skew = measure()
     except AvisStreamError as error:
-        return Finding(False, f"sound against pictures, {name}: {error}")
+        return Finding(False, f"sound against pictures, {name}: {error}", needed=needed)
     if skew is None:
-        return Finding(
-            False, f"sound against pictures, {name}: no flash with a tone was seen; show the camera the clip"
-        )
+        what = f"sound against pictures, {name}: no flash with a tone was seen; show the camera the clip"
+        return Finding(False, what, needed=needed)
     text = (
         f"sound against pictures, {name}: tones {1e3 * abs(skew):.1f} ms {'after' if skew >= 0 else 'before'} flashes"
     )
@@ -240,23 +251,41 @@ def _skew_finding(name: str, measure: Callable[[], float | None]) -> Finding:
 
 
 def _measured(video: str, audio: str, seconds: float | None) -> float | None:
-    """Skew of a source that shows the flash-and-beep clip; None if it does not."""
+    """Skew of a source that shows the flash-and-beep clip; None if it does not.
+
+    Raises:
+        SourceError: No picture came, or no sound.
+    """
     config = SessionConfig(policy="every", max_unread=256, max_latency_ms=60_000)
-    times, brightness, beeps, begin = [], [], [], None
+    times, brightness, beeps, begin, trouble = [], [], [], None, ""
     with Session(_Nothing(), video, audio, config=config) as session:
-        limit = time.monotonic() + _LONGEST_SECONDS
-        while not session.over and time.monotonic() < limit:
+        began = time.monotonic()
+        while not session.over and time.monotonic() < began + _LONGEST_SECONDS:
             result = session.next(0.5)
+            events = session.take_events() if result is None else result.events
+            trouble = next((f" ({e.source_id}: {e.detail})" for e in reversed(events) if e.detail), trouble)
             if result is None:
+                if not times and time.monotonic() > began + _FIRST_SECONDS:
+                    break
                 continue
             begin = result.pts_seconds if begin is None else begin
             times.append(result.pts_ns)
             brightness.append(float(result.pair.frame.image.float().mean()))
-            if result.pair.end_ns is not None:
+            if result.pair.end_ns is not None and result.pair.audio_valid > 0:
                 beeps.append(beep_onsets(result.pair.audio.numpy(), result.pair.end_ns - NANOSECONDS))
             if seconds is not None and result.pts_seconds - begin > seconds:
                 break
-    if not times or max(brightness) - min(brightness) < 20:
+    if not times:
+        raise SourceError(
+            f"a picture must come within {_FIRST_SECONDS:g} s, none did{trouble}; see that the source is on, and with "
+            "avis-stream devices which cameras there are"
+        )
+    if not beeps:
+        raise SourceError(
+            f"sound must come with the pictures, none did{trouble}; see with avis-stream devices which microphones "
+            "there are, and name one: --audio mic:NAME"
+        )
+    if max(brightness) - min(brightness) < 20:
         return None
     onsets = np.unique(np.round(np.concatenate(beeps), 3)).astype(np.float64)
     return skew_of(flash_onsets(np.array(times), np.array(brightness)), onsets)
