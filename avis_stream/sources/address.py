@@ -14,6 +14,8 @@ Kind = Literal["camera", "network", "pipeline", "synthetic", "file", "microphone
 
 NETWORK = ("rtsp", "rtsps", "rtspt", "rtmp", "rtmps", "http", "https", "udp", "tcp", "rtp", "srt")
 
+_FEW_SLASHES = re.compile(rf"({'|'.join((*NETWORK, 'synthetic'))}):(/?)([^/].*)")
+"""Also what `Path` makes of an address."""
 _USER = re.compile(r"(\w+://)[^\s'\"]*@")
 _SECRET = re.compile(
     r"((?:pass(?:word|wd)?|pwd|user-pw|user-id|token|secret|api_?key|key|auth|signature|sig)\s*=\s*)"
@@ -68,6 +70,10 @@ def video_address(wanted: str | int | Path) -> Address:
         return Address("pipeline", text.removeprefix("gst:").removeprefix("//").strip())
     scheme, colon, rest = text.partition("://")
     if not colon:
+        if few := _FEW_SLASHES.fullmatch(text):
+            meant = redacted(f"{few[1]}://{few[3]}")
+            got = "one" if few[2] else "none"
+            raise ConfigError(f"an address must have two slashes after {few[1]}:, got {got}; write {meant!r}, as text")
         return Address("file", text)
     if scheme == "synthetic":
         name = rest.partition("?")[0].rstrip("/")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -42,6 +43,23 @@ def test_what_people_write(wanted: str | int, kind: str, text: str) -> None:
 def test_what_nobody_knows_is_refused(wanted: str) -> None:
     with pytest.raises(ConfigError, match="must be"):
         video_address(wanted)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "got", "meant"),
+    [
+        ("rtsp:/127.0.0.1/a", "one", "rtsp://127.0.0.1/a"),
+        ("udp:@:5000", "none", "udp://***@:5000"),
+        ("rtsp:/admin:s3cr3t@10.0.0.7/cam", "one", "rtsp://***@10.0.0.7/cam"),
+        (Path("synthetic://flashbeep"), "one", "synthetic://flashbeep"),
+    ],
+    ids=str,
+)
+def test_an_address_has_two_slashes(wanted: str | Path, got: str, meant: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        video_address(wanted)
+    scheme = meant.partition(":")[0]
+    assert str(caught.value) == f"an address must have two slashes after {scheme}:, got {got}; write {meant!r}, as text"
 
 
 def test_where_sound_comes_from() -> None:
