@@ -6,6 +6,7 @@ A field whose type is a union of dataclasses is kept with a `kind`, the name of 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 import types
 import typing
@@ -18,6 +19,7 @@ from avis_stream.errors import ConfigError
 Config = TypeVar("Config")
 Kinds = Mapping[str, type]
 """Dataclasses by their `kind`."""
+_SUGGESTIONS = 3
 
 
 def to_json(config: Any, kinds: Kinds) -> str:
@@ -39,17 +41,42 @@ def from_json(cls: type[Config], text: str, kinds: Kinds) -> Config:
     return config
 
 
-def with_overrides(config: Config, settings: Iterable[str]) -> Config:
+def with_overrides(config: Config, settings: Iterable[str], *, before: str = "") -> Config:
     """A copy of a configuration with `"field.path=value"` settings applied.
 
+    Args:
+        config: Left as it is.
+        settings: One a field.
+        before: What people write before these names, for errors.
     Raises:
-        ConfigError: A setting is not `field.path=value`, or names no field; the message lists the fields there are.
+        ConfigError: A setting is not `field.path=value`, or names no field; the message lists the fields there are, and
+            says which of all may have been meant.
     """
     for setting in settings:
         path, sign, value = setting.partition("=")
         require(bool(sign), "--set", setting, "of the form field.path=value")
-        config = _replace_at(config, path.split("."), value, path)
+        try:
+            config = _replace_at(config, path.split("."), value, before + path)
+        except _NoFieldError as error:
+            raise ConfigError(f"{error}{_did_you_mean(config, path, before)}") from error
     return config
+
+
+class _NoFieldError(ConfigError):
+    """A setting names a field that is not there."""
+
+
+def _did_you_mean(config: Any, path: str, before: str) -> str:
+    """Settings, wherever they are, whose own name is the one written, begins with it, or is close to it."""
+    known = [setting.partition("=")[0] for setting in settings_of(config)]
+    last = path.rpartition(".")[2]
+    same = [name for name in known if name.rpartition(".")[2] == last]
+    near = [name for name in known if name.rpartition(".")[2].startswith(last)] if last else []
+    ends = {name.rpartition(".")[2] for name in known}
+    close = difflib.get_close_matches(last, sorted(ends), n=_SUGGESTIONS)
+    found = same or [*near, *(name for end in close for name in known if name.rpartition(".")[2] == end)]
+    found = [before + name for name in dict.fromkeys(found)][:_SUGGESTIONS]
+    return f"; did you mean {' or '.join(found)}?" if found else ""
 
 
 def settings_of(config: Any, before: str = "") -> Iterator[str]:
@@ -107,7 +134,7 @@ def _value(target: Any, value: Any) -> Any:
 def _replace_at(config: Any, path: list[str], text: str, whole: str) -> Any:
     fields = {f.name for f in dataclasses.fields(config)}
     if path[0] not in fields:
-        raise ConfigError(f"--set {whole}: no field {path[0]!r} here; there are {sorted(fields)}")
+        raise _NoFieldError(f"--set {whole}: no field {path[0]!r} here; there are {sorted(fields)}")
     current = getattr(config, path[0])
     if len(path) > 1:
         if not dataclasses.is_dataclass(current):

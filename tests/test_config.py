@@ -64,6 +64,35 @@ def test_bad_overrides(setting: str, words: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("setting", "meant"),
+    [
+        ("score=3", "postprocess.score_threshold"),
+        ("score_threshold=3", "postprocess.score_threshold"),
+        ("postprocess.score_treshold=3", "postprocess.score_threshold"),
+        ("postproces.score_threshold=3", "postprocess.score_threshold"),
+        ("token_window=3", "tracker.token_window"),
+        ("tracker.token_windows=3", "tracker.token_window"),
+        ("clases=dog", "classes"),
+    ],
+)
+def test_a_field_that_was_meant_is_named(setting: str, meant: str) -> None:
+    with pytest.raises(ConfigError, match=r"; did you mean .*\?$") as caught:
+        AVISMConfig().with_overrides([setting])
+    assert meant in str(caught.value).partition("did you mean ")[2].removesuffix("?").split(" or ")
+
+
+def test_a_field_of_training_is_named_as_it_is_written() -> None:
+    with pytest.raises(ConfigError, match=r"^--set train\.point:.*; did you mean train\.losses\.points\b"):
+        with_overrides(training("avism_mini"), ["point=3"], before="train.")
+
+
+def test_a_field_that_is_like_none_is_not_guessed() -> None:
+    with pytest.raises(ConfigError) as caught:
+        AVISMConfig().with_overrides(["xyzzy=3"])
+    assert "did you mean" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("text", "words"),
     [
         ("{", "must be JSON"),

@@ -185,7 +185,8 @@ def _configuration(name: str, resume: Path | None, settings: Sequence[str]) -> t
     """The model and the schedule: of a preset, or of the run that goes on; both changed as wished."""
     config, schedule = (preset(name), training(name)) if resume is None else stored_configuration(resume / _CHECKPOINT)
     config = config.with_overrides(s for s in settings if not s.startswith(_TRAIN))
-    return config, with_overrides(schedule, [s.removeprefix(_TRAIN) for s in settings if s.startswith(_TRAIN)])
+    of_training = [s.removeprefix(_TRAIN) for s in settings if s.startswith(_TRAIN)]
+    return config, with_overrides(schedule, of_training, before=_TRAIN)
 
 
 def _begin(folder: Path, *, force: bool) -> None:
