@@ -86,3 +86,8 @@ def __getattr__(name: str) -> Any:
 
     module = importlib.import_module(_LATE[name])
     return module if name == "metrics" else getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    """Also the names in `_LATE`, loaded or not, so that prompts complete them."""
+    return sorted({*globals(), *__all__})

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import avis_stream as avs
 
 
@@ -40,6 +43,12 @@ def test_names() -> None:
         "ops",
     ]
     assert all(hasattr(avs, name) for name in avs.__all__)
+
+
+def test_all_of_them_are_listed_before_they_are_loaded() -> None:
+    code = "import avis_stream as avs, sys; print({*avs.__all__} - {*dir(avs)}, 'av' in sys.modules)"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed == "set() False\n"
 
 
 def test_errors_are_what_python_expects() -> None:
