@@ -23,7 +23,7 @@ from small_model import SMALL
 from avis_stream.cli import main
 from avis_stream.commands import doctor
 from avis_stream.commands.live import LiveOptions, run_live
-from avis_stream.errors import SourceError
+from avis_stream.errors import ConfigError, SourceError
 from avis_stream.sources.child import Message
 from avis_stream.sources.synthetic import beep_onsets
 from avis_stream.sources.worker import wire
@@ -255,6 +255,13 @@ def test_a_film_of_pictures_that_change_their_size_and_pause(tmp_path: Path) -> 
     assert np.abs(sound[: SAMPLE_RATE // 4]).max() > 0.2
     assert np.abs(sound[SAMPLE_RATE : 2 * SAMPLE_RATE]).max() < 0.05
     assert result.frame_id == 0
+
+
+@pytest.mark.parametrize("name", ["film.avi", "film", "film.mp4.mkv"])
+def test_a_film_is_called_mp4(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"the name of a film must be one that ends in \.mp4.*, got '" + name):
+        RecordingWriter(tmp_path / "out" / name, CLASSES)
+    assert not any(tmp_path.iterdir())
 
 
 def pair(pts_ns: int, width: int, height: int) -> AVPair:

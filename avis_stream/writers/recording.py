@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from avis_stream.checks import require
 from avis_stream.types import NANOSECONDS, SAMPLE_RATE, AVPair, OnlineResult
 from avis_stream.writers.overlay import OverlayWriter
 
@@ -77,6 +78,16 @@ class RecordingWriter:
     """Writes the results of a session as an MP4 with sound, beginning with the first of them."""
 
     def __init__(self, path: str | Path, classes: Sequence[str]) -> None:
+        """Begins the file.
+
+        Args:
+            path: Where it will appear; a name that ends in .mp4.
+            classes: Class names by `class_id`.
+        Raises:
+            ConfigError: The name says that it is something else.
+        """
+        suffix = Path(path).suffix
+        require(suffix.lower() == ".mp4", "the name of a film", Path(path).name, "one that ends in .mp4, as MP4 is written")
         self._sound = SoundOfPairs()
         self._overlay = OverlayWriter(path, classes, fps=Fraction(_TICKS), sound=self._sound)
         self._begin_ns: int | None = None
