@@ -257,7 +257,9 @@ def _measured(video: str, audio: str, seconds: float | None) -> float | None:
         SourceError: No picture came, or no sound.
     """
     config = SessionConfig(policy="every", max_unread=256, max_latency_ms=60_000)
-    times, brightness, beeps, begin, trouble = [], [], [], None, ""
+    times: list[int] = []
+    brightness: list[float] = []
+    beeps, begin, trouble = [], None, ""
     with Session(_Nothing(), video, audio, config=config) as session:
         began = time.monotonic()
         while not session.over and time.monotonic() < began + _LONGEST_SECONDS:

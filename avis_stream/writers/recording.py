@@ -87,7 +87,9 @@ class RecordingWriter:
             ConfigError: The name says that it is something else.
         """
         suffix = Path(path).suffix
-        require(suffix.lower() == ".mp4", "the name of a film", Path(path).name, "one that ends in .mp4, as MP4 is written")
+        require(
+            suffix.lower() == ".mp4", "the name of a film", Path(path).name, "one that ends in .mp4, as MP4 is written"
+        )
         self._sound = SoundOfPairs()
         self._overlay = OverlayWriter(path, classes, fps=Fraction(_TICKS), sound=self._sound)
         self._begin_ns: int | None = None
