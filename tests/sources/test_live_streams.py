@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,8 +51,8 @@ def nothing_is_left_behind() -> Iterator[None]:
     assert not threads
 
 
-def worker_processes() -> set[int]:
-    """Of this process."""
+def worker_processes(parent: int | None = None) -> set[int]:
+    """Of this process, or of another."""
     found = set()
     for status in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -59,7 +60,7 @@ def worker_processes() -> set[int]:
             command = status.with_name("cmdline").read_bytes()
         except OSError:
             continue
-        if int(fields[1]) == os.getpid() and b"sources/worker\0" in command:
+        if int(fields[1]) == (parent or os.getpid()) and b"sources/worker\0" in command:
             found.add(int(status.parent.name))
     return found
 
@@ -219,6 +220,40 @@ def test_a_worker_that_dies_is_replaced(backend: str) -> None:
             os.kill(process, signal.SIGSEGV)
         results = results_until(session, lambda r: r.segment == 1)
     assert any(kind == "lost" and "reader process ended" in why for kind, why in events_of(results))
+
+
+def test_ctrl_c_in_a_terminal_is_no_loss(backend: str) -> None:
+    """It goes to every process of the terminal; who asked for the worker ends it."""
+    with RtspServer() as server, open_session(server.url, backend) as session:
+        first = results_until(session, lambda r: True)
+        for process in worker_processes():
+            os.kill(process, signal.SIGINT)
+        results = results_until(session, lambda r: r.pts_ns > first[-1].pts_ns + 2 * S)
+    assert "lost" not in {kind for kind, _ in events_of(results)}
+
+
+_READS_FOR_EVER = """
+import sys
+from avis_stream.stream.session import Session
+from live_tools import StubSegmenter
+for _ in Session(StubSegmenter(), sys.argv[1], backend=sys.argv[2]):
+    print("up", flush=True)
+"""
+
+
+def test_workers_end_with_a_parent_that_is_killed(backend: str) -> None:
+    folder = str(Path(__file__).parents[1])
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([folder, os.environ.get("PYTHONPATH", "")])}
+    with RtspServer() as server, subprocess.Popen(
+        [sys.executable, "-c", _READS_FOR_EVER, server.url, backend], stdout=subprocess.PIPE, text=True, env=environment
+    ) as parent:  # fmt: skip
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == "up\n"
+        workers = worker_processes(parent.pid)
+        parent.kill()
+        parent.wait()
+        assert workers
+        wait_for(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers), 10, "the end of the workers")
 
 
 def test_a_film_over_http_ends(backend: str, tmp_path: Path) -> None:
