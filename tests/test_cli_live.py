@@ -142,6 +142,7 @@ def test_no_picture_at_all_is_a_failure(caplog: pytest.LogCaptureFixture) -> Non
         (["--video", "a.mp4", "--audio", "b.wav", "--summary", "b.wav"], "--summary must be another file"),
         (["--video", "a.mp4", "--save", "x.mp4", "--summary", "x.mp4"], "--summary must be a file of its own"),
         (["--video", "a.mp4", "--save", "."], "--save must be a file, got the folder"),
+        (["--video", "a.mp4", "--save", "x.avi"], "one that ends in .mp4"),
     ],
 )
 def test_nothing_is_written_over_what_is_read(

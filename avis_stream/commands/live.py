@@ -25,7 +25,7 @@ from avis_stream.stream.stats import SessionStats
 from avis_stream.types import AVPair, Event, LiveResult, OnlineResult
 from avis_stream.writers.base import Writer, Writers
 from avis_stream.writers.jsonl import JsonlWriter
-from avis_stream.writers.recording import RecordingWriter
+from avis_stream.writers.recording import RecordingWriter, check_film_name
 
 _TABLE_SECONDS = 0.5
 _LINE_SECONDS = 10.0
@@ -45,7 +45,7 @@ class LiveOptions:
     """Of the recording where it is not played at its own pace, else of the clock."""
 
     def check(self, inputs: Sequence[str | None]) -> None:
-        """Raises ConfigError if something would be written over one of some inputs, or over another thing written."""
+        """Raises ConfigError if a name makes no sense, or something would be written over an input or something else."""
         named = {"--json": self.json, "--save": self.save, "--summary": self.summary}
         wanted = {option: Path(target).resolve() for option, target in named.items() if target not in (None, "-")}
         read = {Path(name).resolve() for name in inputs if name is not None}
@@ -56,6 +56,8 @@ class LiveOptions:
                 raise ConfigError(f"{option} must be a file of its own, {target} is written to by another option")
             if target.is_dir():
                 raise ConfigError(f"{option} must be a file, got the folder {target}; name a file in it")
+        if self.save is not None:
+            check_film_name(self.save)
         if self.json == "-" and sys.stdout is None:
             raise ConfigError("--json - must have a standard output, it is closed; give a file")
 

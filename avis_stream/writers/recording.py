@@ -74,6 +74,12 @@ class _Taking:
         return self._blocks.popleft()
 
 
+def check_film_name(path: str | Path) -> None:
+    """Raises ConfigError unless a film's name says what it will be."""
+    name = Path(path).name
+    require(name.lower().endswith(".mp4"), "the name of a film", name, "one that ends in .mp4, as MP4 is written")
+
+
 class RecordingWriter:
     """Writes the results of a session as an MP4 with sound, beginning with the first of them."""
 
@@ -86,10 +92,7 @@ class RecordingWriter:
         Raises:
             ConfigError: The name says that it is something else.
         """
-        suffix = Path(path).suffix
-        require(
-            suffix.lower() == ".mp4", "the name of a film", Path(path).name, "one that ends in .mp4, as MP4 is written"
-        )
+        check_film_name(path)
         self._sound = SoundOfPairs()
         self._overlay = OverlayWriter(path, classes, fps=Fraction(_TICKS), sound=self._sound)
         self._begin_ns: int | None = None
