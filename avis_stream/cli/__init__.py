@@ -9,6 +9,7 @@ Each file here has some commands: their arguments, and below what they call. Tha
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import signal
@@ -16,6 +17,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from avis_stream._version import __version__
 from avis_stream.cli import datasets, machine, recordings, streams, weights
@@ -31,11 +33,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with _ending_by_interrupt():
             options.command(options)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here, where it may fail
     except ConfigError as error:
         return _fail(error, options.debug, status=2)
     except BrokenPipeError:  # whoever read our output has gone, as `| head` does: end as other programs do then
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
+        if options.debug:
+            raise
+        _let_go_of_stdout()
+        return 141
     except (AvisStreamError, OSError) as error:
         return _fail(error, options.debug, status=1)
     except KeyboardInterrupt:
@@ -58,6 +64,12 @@ def _ending_by_interrupt() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _let_go_of_stdout() -> None:
+    """Or Python would try once more to write what is left, and complain."""
+    with contextlib.suppress(OSError, ValueError, AttributeError), Path(os.devnull).open("w") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def _fail(error: Exception, debug: bool, status: int, sentence: str = "") -> int:

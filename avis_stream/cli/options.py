@@ -37,10 +37,10 @@ class _Once(argparse.Action):
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
     ) -> None:
-        told = f"{self.dest} was given"
-        if getattr(namespace, told, False):
+        told: set[str] = namespace.__dict__.setdefault("_told", set())
+        if self.dest in told:
             parser.error(f"argument {option}: must be given once, a command reads one source")
-        setattr(namespace, told, True)
+        told.add(self.dest)
         setattr(namespace, self.dest, values)
 
 

@@ -284,8 +284,8 @@ def _measured(video: str, audio: str, seconds: float | None) -> float | None:
         )
     if not beeps:
         raise SourceError(
-            f"sound must come with the pictures, none did{trouble}; see with avis-stream devices which microphones "
-            "there are, and name one: --audio mic:NAME"
+            f"sound must come with the pictures, none did{trouble}; see that the source has some, or name a microphone "
+            "that avis-stream devices lists: --audio mic:NAME"
         )
     if max(brightness) - min(brightness) < 20:
         return None

@@ -19,6 +19,7 @@ from typing import TextIO
 from avis_stream.commands.output import aligned
 from avis_stream.errors import ConfigError, SourceError
 from avis_stream.files import atomic_path
+from avis_stream.sources.address import video_address
 from avis_stream.stream.news import News, sentence
 from avis_stream.stream.session import Session
 from avis_stream.stream.stats import SessionStats
@@ -45,14 +46,18 @@ class LiveOptions:
     """Of the recording where it is not played at its own pace, else of the clock."""
 
     def check(self, inputs: Sequence[str | None]) -> None:
-        """Raises ConfigError if a name makes no sense, or something would be written over an input or something else."""
+        """Raises ConfigError if a name makes no sense, or a file would be lost: one that is read, or written as well.
+
+        Args:
+            inputs: Addresses of what is read. What a pipeline reads is not known.
+        """
         named = {"--json": self.json, "--save": self.save, "--summary": self.summary}
         wanted = {option: Path(target).resolve() for option, target in named.items() if target not in (None, "-")}
-        read = {Path(name).resolve() for name in inputs if name is not None}
+        read = [path for path in map(_file_of, inputs) if path is not None]
         for n, (option, target) in enumerate(wanted.items()):
-            if target in read:
+            if any(_same(target, path) or path in target.parents for path in read):
                 raise ConfigError(f"{option} must be another file than what is read, got {target}; it would be lost")
-            if target in list(wanted.values())[:n]:
+            if any(_same(target, other) for other in list(wanted.values())[:n]):
                 raise ConfigError(f"{option} must be a file of its own, {target} is written to by another option")
             if target.is_dir():
                 raise ConfigError(f"{option} must be a file, got the folder {target}; name a file in it")
@@ -60,6 +65,21 @@ class LiveOptions:
             check_film_name(self.save)
         if self.json == "-" and sys.stdout is None:
             raise ConfigError("--json - must have a standard output, it is closed; give a file")
+
+
+def _file_of(address: str | None) -> Path | None:
+    """The file or folder of an address, if it is one."""
+    if address is None or address in ("source", "none", "") or address.startswith("mic"):
+        return None
+    where = video_address(address)
+    return Path(where.text).resolve() if where.kind == "file" else None
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Whether both are one file of which something could be lost."""
+    if one.exists() and other.exists():
+        return one.samefile(other) and not one.is_char_device()
+    return one == other
 
 
 def run_live(
@@ -79,9 +99,14 @@ def run_live(
     """
     view = _View(screen, classes)
     log = logging.getLogger("avis_stream.stream.session")
+    own = tuple(f"{source}: " for source in session.source_ids)
+
+    def told_elsewhere(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith(own)  # the view tells what happens to these
+
     with ExitStack() as stack:
-        stack.callback(log.setLevel, log.level)
-        log.setLevel(logging.ERROR)  # the view tells of what happens to sources
+        log.addFilter(told_elsewhere)
+        stack.callback(log.removeFilter, told_elsewhere)
         interrupted = stack.enter_context(_gentle_interrupt())
         writers = stack.enter_context(Writers(list(_writers(options, classes)), keep=True))
         stack.enter_context(session)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import sys
+from contextlib import ExitStack
 from typing import Any
 
 from avis_stream.errors import SourceError
@@ -23,16 +24,18 @@ def serve(sources: Sources, config: ServeConfig) -> None:
     """
     config = config.with_token()
     server = run_server(sources, config)
-    with _listening(config) as listener:
+    with ExitStack() as open_ones:
+        listeners = [open_ones.enter_context(one) for one in _listening(config)]
         sys.stderr.write(f"watch at {config.url} (Ctrl-C ends it)\n")
-        _run(server, listener, sources)
+        _run(server, listeners, sources)
 
 
-def _listening(config: ServeConfig) -> socket.socket:
-    """A socket where visitors may knock from now on."""
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+def _listening(config: ServeConfig) -> list[socket.socket]:
+    """Sockets where visitors may knock from now on: of each address that the host's name has."""
     try:
-        return socket.create_server((config.host, config.port), family=family)
+        found = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        addresses = dict.fromkeys((family, place[:2]) for family, _, _, _, place in found)
+        return [socket.create_server(place, family=family) for family, place in addresses]
     except OSError as error:
         raise SourceError(
             f"port {config.port} of {config.host} must be free, and the host an address of this machine: "
@@ -40,11 +43,13 @@ def _listening(config: ServeConfig) -> socket.socket:
         ) from error
 
 
-def _run(server: Any, listener: socket.socket, sources: Sources) -> None:
+def _run(server: Any, listeners: list[socket.socket], sources: Sources) -> None:
     try:
-        server.run(sockets=[listener])
+        server.run(sockets=listeners)
     except KeyboardInterrupt:  # handed on by uvicorn, after everything has ended
         pass
+    except SystemExit as error:  # uvicorn's way to say that the sources could not begin; it has said why
+        raise SourceError("the server must be able to begin, it could not; what it said before tells why") from error
     finally:
         for one in sources:
             one.hub.stop()

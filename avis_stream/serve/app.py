@@ -234,6 +234,9 @@ class _Views:
                 while True:
                     over = hub.over  # then all that there will be is in the slot, or comes before `take` gives up
                     message = await slot.take(0.5)
+                    while message is not None and self.sources.ending:
+                        yield head + message + tail
+                        message = await slot.take(0)
                     if self.sources.ending:
                         return
                     if message is not None:
@@ -266,8 +269,9 @@ class _Views:
         except (TimeoutError, WebSocketDisconnect, RuntimeError):
             pass
         finally:
-            heard.cancel()
             hub.leave(slot)
+            heard.cancel()
+            await asyncio.gather(heard, return_exceptions=True)
             with contextlib.suppress(RuntimeError, WebSocketDisconnect):  # it may be gone
                 await socket.close()
 
@@ -279,17 +283,20 @@ class _Views:
 
 
 async def _unless_gone(slot: Slot, heard: asyncio.Future[str]) -> bytes | None:
-    """The next message for a viewer within a second; raises what `heard` does if the viewer goes before it comes."""
+    """The next message for a viewer within a second.
+
+    Raises what `heard` does if the viewer goes before it comes, RuntimeError if he says what he was not asked for.
+    """
     taken = asyncio.ensure_future(slot.take(1.0))
     either: set[asyncio.Future[Any]] = {taken, heard}
-    await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-    if heard.done() and not taken.done():
-        try:
+    try:
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if heard.done():
             heard.result()
-        except BaseException:
-            taken.cancel()
-            raise
-    return await taken
+            raise RuntimeError("a receipt for nothing: it would hide that the viewer goes")
+        return await taken
+    finally:
+        taken.cancel()
 
 
 class _SourcesApi:

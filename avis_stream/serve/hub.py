@@ -69,8 +69,8 @@ class Hub:
         self.session, self.classes = session, tuple(classes)
         self.error: str | None = None
         """Why the session ended, unless it ended well."""
-        self._trouble: str | None = None
-        """What keeps the source away at the moment."""
+        self._trouble: dict[str, str] = {}
+        """What keeps each source away that is at the moment."""
         self.over = False
         self.last_result_at: float | None = None
         """On the monotonic clock."""
@@ -126,7 +126,9 @@ class Hub:
     @property
     def reason(self) -> str | None:
         """Why no results come, as far as that is known."""
-        return self.error or (self._trouble if self.state == "no results" else None)
+        if self.error is not None or self.state != "no results":
+            return self.error
+        return "; ".join(self._trouble.values()) or None
 
     def hello(self) -> dict[str, Any]:
         """What a viewer needs to know of the time before it came."""
@@ -184,9 +186,9 @@ class Hub:
         self._events.extend(told)
         for event in events:
             if event.kind in TROUBLE:
-                self._trouble = sentence(event)
+                self._trouble[event.source_id] = sentence(event)
             elif event.kind in ("connected", "reconnected"):
-                self._trouble = None
+                self._trouble.pop(event.source_id, None)
         if told:
             self._publish("ws", lambda: json.dumps({"events": told}).encode())
 

@@ -70,7 +70,7 @@ def video_address(wanted: str | int | Path) -> Address:
         return Address("pipeline", text.removeprefix("gst:").removeprefix("//").strip())
     scheme, colon, rest = text.partition("://")
     if not colon:
-        if few := _FEW_SLASHES.fullmatch(text):
+        if (few := _FEW_SLASHES.fullmatch(text)) and not Path(text).exists():
             meant = redacted(f"{few[1]}://{few[3]}")
             got = "one" if few[2] else "none"
             raise ConfigError(f"an address must have two slashes after {few[1]}:, got {got}; write {meant!r}, as text")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -175,13 +175,18 @@ def _of_caller(video: Iterable[VideoFrame | AVPair], audio: Audio, realtime: boo
 
 
 def _pictures(items: Iterable[Any]) -> Iterator[VideoFrame | AVPair]:
-    for n, item in enumerate(items):
-        if not isinstance(item, (VideoFrame, AVPair)):
-            raise ConfigError(
-                f"video must be one source, or give VideoFrame or AVPair, got {item!r:.80} as item {n}; of two sources "
-                "each has a Session of its own, on one model if you like"
-            )
-        yield item
+    try:
+        for n, item in enumerate(items):
+            if not isinstance(item, (VideoFrame, AVPair)):
+                got = redacted(repr(item))[:80]
+                raise ConfigError(
+                    f"video must be one source, or give VideoFrame or AVPair, got {got} as item {n}; "
+                    "of two sources each has a Session of its own, on one model if you like"
+                )
+            yield item
+    finally:
+        if isinstance(items, Generator):  # it may hold a camera, and somebody may hold it
+            items.close()
 
 
 def _of_file(

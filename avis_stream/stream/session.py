@@ -314,7 +314,8 @@ class Session:
             self._ingest.take(SoundOver(), self._attentive_now())
 
     def _offer(self, pairs: Iterable[AVPair]) -> None:
-        for pair in pairs:
+        waiting = list(pairs)
+        for n, pair in enumerate(waiting):
             arrived = self._ingest.arrived_ns(pair)
             if arrived is not None:
                 self._stats.time("align", self._attentive_now() - arrived)
@@ -323,6 +324,7 @@ class Session:
                 # Only where nothing may be lost can it be refused; then the source waits too.
                 while not self._ingest.queue.offer(pair):
                     if self._state == "over":
+                        self._dropped["stopped"] += len(waiting) - n
                         return
                     self._change.wait(0.5)
                 queued = self._clock.now()
@@ -385,17 +387,17 @@ class Session:
 
     def _deliver(self, result: OnlineResult, pair: AVPair, *, refreshed: bool) -> None:
         now, latency = self._clock.now(), None
-        self._stats.moment("refreshes" if refreshed else "steps", now)
         if self.live:
             latency = (now - pair.frame.pts_ns) / 1e6
             self._stats.time("latency", now - pair.frame.pts_ns)
         with self._change:
-            self._model_busy -= 1
-            while not self.live and self._results.is_full:
-                if self._state == "over":
-                    self._dropped["stopped"] += 1  # rather than take the place of one that waits
-                    return
+            while not self.live and self._results.is_full and self._state != "over":
                 self._change.wait(0.5)
+            self._model_busy -= 1
+            if not self.live and self._results.is_full:
+                self._dropped["stopped"] += 1  # rather than take the place of one that waits
+                return
+            self._stats.moment("refreshes" if refreshed else "steps", now)
             self._results.put(
                 result, pair, refreshed=refreshed, latency_ms=latency, dropped=self._all_dropped(), ready_ns=now
             )

@@ -40,7 +40,7 @@ AVIS_INLINE void gather(const T* image, const RowPoints& points, int first, int 
 template <class T, int D>
 void msda_forward_fast(const MsdaArgs& args, std::int64_t first, std::int64_t last) {
   RowPoints points;
-  FusedRow fused;
+  FusedRow fused{};  // what lies behind a row's points is read too
   const std::int64_t per_row = args.row_points.count, per_head = args.levels * args.points;
   const std::int64_t all_rows = args.images * args.queries;
   const auto* loc = static_cast<const float*>(args.source.loc);

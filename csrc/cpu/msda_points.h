@@ -44,7 +44,7 @@ struct PointVector {
   }
 };
 
-// `readable`: how many points lie in memory from the first of these on, the table's and those behind.
+// `readable`: how many points lie in memory from the first of these on, the table's and those behind; never fewer.
 template <bool kSlopes>
 AVIS_INLINE void locate(const PointTable& table, const float* loc, const float* attention, std::int64_t readable,
                         RowPoints* points, RowSlopes* slopes) {

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from live_tools import StubSegmenter, Together, flash_and_beep, wait_for
+from live_tools import StubSegmenter, Together, flash_and_beep, free_port, wait_for
 from PIL import Image
 from small_model import open_config, small_model
 
@@ -488,12 +488,29 @@ def test_the_models_thread_alone_is_capped() -> None:
     assert torch.get_num_threads() == before
 
 
-@pytest.mark.parametrize("video", [["rtsp://h/a", "rtsp://h/b"], [1, 2]])
+@pytest.mark.parametrize("video", [["rtsp://u:s3cr3t@h/a", "rtsp://h/b"], [1, 2]])
 def test_two_sources_are_two_sessions(video: Any) -> None:
-    with pytest.raises(ConfigError, match="of two sources each has a Session of its own"):
+    with pytest.raises(ConfigError, match="of two sources each has a Session of its own") as caught:
         list(live(StubSegmenter(), video))
+    assert "s3cr3t" not in str(caught.value)
 
 
-def test_the_log_is_told_of_a_camera_that_is_not_there(caplog: pytest.LogCaptureFixture) -> None:
-    with Session(StubSegmenter(), "/dev/video97", None):
-        wait_for(lambda: any("unreachable" in record.message for record in caplog.records), 30, "a warning")
+def test_frames_of_the_callers_own_are_let_go() -> None:
+    ended = threading.Event()
+
+    def frames() -> Iterator[VideoFrame]:
+        try:
+            for n in itertools.count():
+                yield VideoFrame(image=torch.zeros(3, 4, 4, dtype=torch.uint8), pts_ns=n * 10**8, frame_id=n)
+        finally:
+            ended.set()
+
+    kept = frames()
+    with Session(StubSegmenter(), kept, None) as session:
+        session.next(30)
+    wait_for(ended.is_set, 30, "the end of the generator")
+
+
+def test_the_log_is_told_of_a_source_that_is_not_there(caplog: pytest.LogCaptureFixture) -> None:
+    with Session(StubSegmenter(), f"rtsp://127.0.0.1:{free_port()}/cam", backend="ffmpeg"):
+        wait_for(lambda: any("unreachable" in record.getMessage() for record in caplog.records), 30, "a warning")
