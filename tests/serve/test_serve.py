@@ -88,6 +88,21 @@ def test_a_viewer_of_what_has_ended_may_go() -> None:
         wait_for(lambda: running.sources.viewers == 0, 30, "the viewer to be missed")
 
 
+def test_a_viewer_that_says_too_much_is_sent_away() -> None:
+    """Its next word would hide that it goes."""
+
+    def chatter(socket: Any) -> None:
+        while True:
+            socket.recv(30)
+            socket.send("ok")
+            socket.send("ok")
+
+    with Running(SCENE + "&seconds=1") as running, running.socket() as socket:
+        with pytest.raises(ConnectionClosed):
+            chatter(socket)
+        wait_for(lambda: running.sources.viewers == 0, 30, "the viewer's end")
+
+
 def test_viewers_do_not_hold_up_the_end(capfd: pytest.CaptureFixture[str]) -> None:
     with contextlib.ExitStack() as viewers:
         with Running(SCENE + "&seconds=1") as ended, Running() as live:
