@@ -138,6 +138,7 @@ def test_no_picture_at_all_is_a_failure(caplog: pytest.LogCaptureFixture) -> Non
         (["--video", "a.mp4", "--save", "a.mp4"], "--save must be another file than what is read"),
         (["--video", "a.mp4", "--json", "./a.mp4"], "--json must be another file"),
         (["--video", "file://a.mp4", "--save", "a.mp4"], "--save must be another file"),
+        (["--video", "mic.mp4", "--save", "mic.mp4"], "--save must be another file"),
         (["--video", "pictures", "--save", "pictures/x.mp4"], "--save must be another file"),
         (["--video", "a.mp4", "--audio", "b.wav", "--summary", "b.wav"], "--summary must be another file"),
         (["--video", "a.mp4", "--save", "x.mp4", "--summary", "x.mp4"], "--summary must be a file of its own"),
@@ -198,10 +199,13 @@ def test_whoever_reads_may_go(tmp_path: Path) -> None:
     assert "roken pipe" not in said
 
 
-def test_whoever_would_read_may_never_come() -> None:
+def test_whoever_would_read_may_never_come(tmp_path: Path) -> None:
     """What a short answer is written to fails only at the end, when it leaves the buffer."""
     command = f"{shlex.quote(sys.executable)} -m avis_stream info 2>said | true; echo ${{PIPESTATUS[0]}}; cat said"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, check=False)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.stdout.strip() in ("141", "0"), done.stdout  # 0: it was quicker than the reader's end
 
 

@@ -42,7 +42,7 @@ def _live(options: argparse.Namespace) -> None:
     wanted = LiveOptions(
         json=options.json, save=options.save, summary=options.summary, duration_seconds=options.duration
     )
-    wanted.check([options.video, options.audio])
+    wanted.check(options.video, _audio(options))
     watch, classes = _watch(options)
     session = watch(options.video, _audio(options))
     run_live(session, classes, wanted)

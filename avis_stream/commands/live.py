@@ -19,7 +19,7 @@ from typing import TextIO
 from avis_stream.commands.output import aligned
 from avis_stream.errors import ConfigError, SourceError
 from avis_stream.files import atomic_path
-from avis_stream.sources.address import video_address
+from avis_stream.sources.address import Address, audio_address, video_address
 from avis_stream.stream.news import News, sentence
 from avis_stream.stream.session import Session
 from avis_stream.stream.stats import SessionStats
@@ -45,15 +45,17 @@ class LiveOptions:
     duration_seconds: float | None = None
     """Of the recording where it is not played at its own pace, else of the clock."""
 
-    def check(self, inputs: Sequence[str | None]) -> None:
+    def check(self, video: str, audio: str | None) -> None:
         """Raises ConfigError if a name makes no sense, or a file would be lost: one that is read, or written as well.
 
         Args:
-            inputs: Addresses of what is read. What a pipeline reads is not known.
+            video: Address of the pictures that are read. What a pipeline reads is not known.
+            audio: Of the sound.
         """
         named = {"--json": self.json, "--save": self.save, "--summary": self.summary}
         wanted = {option: Path(target).resolve() for option, target in named.items() if target not in (None, "-")}
-        read = [path for path in map(_file_of, inputs) if path is not None]
+        addresses = (video_address(video), audio_address(audio))
+        read = [Path(one.text).resolve() for one in addresses if isinstance(one, Address) and one.kind == "file"]
         for n, (option, target) in enumerate(wanted.items()):
             if any(_same(target, path) or path in target.parents for path in read):
                 raise ConfigError(f"{option} must be another file than what is read, got {target}; it would be lost")
@@ -65,14 +67,6 @@ class LiveOptions:
             check_film_name(self.save)
         if self.json == "-" and sys.stdout is None:
             raise ConfigError("--json - must have a standard output, it is closed; give a file")
-
-
-def _file_of(address: str | None) -> Path | None:
-    """The file or folder of an address, if it is one."""
-    if address is None or address in ("source", "none", "") or address.startswith("mic"):
-        return None
-    where = video_address(address)
-    return Path(where.text).resolve() if where.kind == "file" else None
 
 
 def _same(one: Path, other: Path) -> bool:
