@@ -192,7 +192,8 @@ class PostprocessConfig:
     score_threshold: float = 0.3
     """An instance stays if class score x mask quality is above this; hard-coded in the official code (quirk Q11)."""
     duplicate_iou: float | None = None
-    """Of two instances whose masks overlap more than this over the clip, the better stays; None: both, as official."""
+    """Of two instances whose masks overlap more than this over the clip, the better stays; None: both, as official.
+    Without `one_class` only two of the same class are doubles: an object may then be given as several classes."""
     one_piece: bool = False
     """Of a mask in pieces of comparable size the best stays: a query that draws two alike at once draws one of them
     (ADR 0010); crumbs go. Officially all stay."""

@@ -9,7 +9,9 @@ Prints a table for each set and writes everything as JSON. Scores are those of `
 are the ones in the weight file, chosen on val by `--sweep`; test is for reporting.
 
 The rows, for each set: nothing; the same network trained without sound (`--deaf`); every visible object, its true mask;
-our masks, shown when the truth sounds; true masks, shown when ours are; ours.
+our masks, shown when the truth sounds; true masks, shown when ours are; ours. `frame AP50` in them is that of what is
+shown. That of all that was found, in any frame and of any class that it may be, ranked by how likely it sounds, stands
+below: thresholds take no part in it, as usual for average precision.
 """
 
 from __future__ import annotations
@@ -43,11 +45,13 @@ from avis_stream.synth.protocol import Protocol
 from avis_stream.synth.soundscape import RATE, fill, gain, room_tone
 from avis_stream.weights import load
 
-COLUMNS = {"FSLA": "FA", "silent": "FAn", "single": "FAs", "multi": "FAm", "HOTA": "HOTA", "frame AP50": "frame_AP50",
-           "mAP": "AP_all", "IDF1": "IDF1", "IDSW": "IDSW"}  # fmt: skip
+COLUMNS = {"FSLA": "FA", "silent": "FAn", "single": "FAs", "multi": "FAm", "HOTA": "HOTA", "pooled": "HOTA_pooled",
+           "frame AP50": "frame_AP50", "mAP": "AP_all", "IDF1": "IDF1", "IDSW": "IDSW"}  # fmt: skip
 SAME_OBJECT = 0.1
 """Overlap at which one of our tracks counts as the object of the truth that it overlaps most."""
 RIGHT_MASK = 0.5
+CANDIDATE_SCORE = 0.02
+"""Least score of a candidate; what is less sure changes no average precision."""
 CHECKED = 20
 """Videos that checks with another sound are run on."""
 
@@ -70,6 +74,8 @@ class Answered(Seen):
     """And what it answers, as it is used."""
 
     ours: Entries
+    candidates: Entries
+    """The same with all gates open, for average precision."""
     deaf: Entries
     """Of the same network trained without sound; empty without one."""
     other: OtherSounds | None
@@ -118,7 +124,12 @@ def main() -> None:
                 answered.append(answer(model, deaf, split, video, ears if n < CHECKED else None))
         rows = table_rows(split, answered, with_deaf=deaf is not None)
         show(f"{name} {options.split}: {len(videos)} videos", rows)
-        checks = listening(split, answered[:CHECKED]) | pairs(model, split, answered)
+        found = score(split, videos, [e for s in answered for e in s.candidates])["frame_AP50"]
+        checks = (
+            {"frame AP50 of all candidates": found}
+            | listening(split, answered[:CHECKED])
+            | pairs(model, split, answered)
+        )
         for key, value in checks.items():
             print(f"  {key}: {value}")
         report[name] = {"videos": len(videos), "rows": rows, "checks": checks}
@@ -132,6 +143,11 @@ def main() -> None:
 def ungated(model: AVISM) -> PostprocessConfig:
     """Everything that is followed is shown in every frame."""
     return replace(model.config.postprocess, presence_threshold=-1.0)
+
+
+def candidates_of(model: AVISM) -> PostprocessConfig:
+    """All that is found, as every class that it may be, in every frame."""
+    return replace(ungated(model), score_threshold=CANDIDATE_SCORE, one_class=False)
 
 
 def with_postprocess(model: AVISM, config: PostprocessConfig, run: Callable[[], ClipResult]) -> ClipResult:
@@ -209,7 +225,8 @@ def true_sounding(seen: Seen) -> Entries:
             best = int(seen.overlap[t, :, i].argmax()) if len(seen.truth) else 0
             if len(seen.truth) and seen.overlap[t, best, i] >= SAME_OBJECT and sounds(seen.truth[best], t):
                 masks[t] = entry["segmentations"][t]
-        entries.append({**entry, "segmentations": masks})
+        shown = {key: value for key, value in entry.items() if key != "frame_scores"}  # who sounds is known here
+        entries.append({**shown, "segmentations": masks})
     return entries
 
 
@@ -296,7 +313,11 @@ def answer(model: AVISM, deaf: AVISM | None, split: DataSplit, video: Video, ear
             earlier={offset: say(earlier(split, video, offset)) for offset in (0.25, 0.5, 1.0)},
         )
     silent = [] if deaf is None else say(of=deaf)
-    return Answered(seen.video, seen.truth, seen.found, seen.overlap, ours=say(), deaf=silent, other=other)
+    candidates = with_postprocess(model, candidates_of(model), lambda: predict_video(model, split, video))
+    return Answered(
+        seen.video, seen.truth, seen.found, seen.overlap,
+        ours=say(), candidates=candidates.to_aviseg(video.id), deaf=silent, other=other,
+    )  # fmt: skip
 
 
 def frames_with_a_mask(result: ClipResult) -> int:
@@ -367,11 +388,15 @@ def second_before(seen: Seen) -> Entries:
 
 
 def pairs(model: AVISM, split: DataSplit, seen: Sequence[Seen]) -> dict[str, Any]:
-    """Of seconds in which one of two objects of one class sounds: is it the one that we believe, and show?"""
+    """Of seconds in which one of two objects of one class sounds: is it the one that we believe, and show?
+
+    Of all such seconds, and of those in which we outline both: the others say what is seen rather than what is heard.
+    """
     kinds = {entry["id"]: entry.get("pair", "") for entry in read_json(split.annotations.path)["videos"]}
     found: dict[str, Any] = {}
     for kind in ("cued", "uncued"):
-        higher, exact, count = 0, 0, 0
+        verdicts: list[tuple[bool, bool, bool]] = []
+        """Of each second: the right one is higher, it alone is shown, both are outlined."""
         for s in (s for s in seen if kinds[s.video.id] == kind):
             by_class: dict[int, list[int]] = {}
             for g, track in enumerate(s.truth):
@@ -384,13 +409,13 @@ def pairs(model: AVISM, split: DataSplit, seen: Sequence[Seen]) -> dict[str, Any
                     right, wrong = heard[0], next(g for g in members if g != heard[0])
                     chances = [chance(s, g, t) for g in (right, wrong)]
                     shown = [c > model.config.postprocess.presence_threshold for c in chances]
-                    higher += chances[0] > chances[1]
-                    exact += shown == [True, False]
-                    count += 1
-        if count:
-            found[f"{kind} pairs, seconds"] = count
-            found[f"{kind} pairs, the right one higher, %"] = round(100 * higher / count, 1)
-            found[f"{kind} pairs, exactly the right one shown, %"] = round(100 * exact / count, 1)
+                    outlined = all((s.overlap[t, g] >= RIGHT_MASK).any() for g in members)
+                    verdicts.append((chances[0] > chances[1], shown == [True, False], outlined))
+        for name, own in ((f"{kind} pairs", verdicts), (f"{kind} pairs, both outlined", [v for v in verdicts if v[2]])):
+            if own:
+                found[f"{name}, seconds"] = len(own)
+                found[f"{name}, the right one higher, %"] = round(100 * sum(v[0] for v in own) / len(own), 1)
+                found[f"{name}, exactly the right one shown, %"] = round(100 * sum(v[1] for v in own) / len(own), 1)
     return found
 
 

@@ -5,8 +5,8 @@
     python benchmarks/online_soak.py --model avism_r50_in --steps 3600 --out ...    an hour at R50 sizes
 
 Everything of a step runs but the localizer, whose place a generator takes: tracker, identity table, gates and masks.
-Weights are random, thresholds are open, so identities come, fall silent, return and die all the time. Written are
-`soak.json` and `soak.png`. Memory is RssAnon. With `--check` the exit status says whether all is flat.
+Weights are random; identities come, fall silent, return and die all the time. Written are `soak.json` and `soak.png`.
+Memory is RssAnon. With `--check` the exit status says whether all is flat.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ import matplotlib.pyplot as plt
 SIZES = {"avism_mini": (64, 96), "avism_r50_in": (360, 640)}
 """Of the pictures; small where a day is to pass, since masks are drawn on them."""
 POOL = 997
-"""Frames that the generator knows; a prime, so that they meet every phase of every window."""
+"""Frames of noise that the generator knows; a prime, so that they meet every phase of every window."""
+TURN_SECONDS = 7
+FORGET_SECONDS = 600.0
 WARM_UP = 0.1
 """Share of the run after which nothing may grow."""
 MOST_GROWTH_BYTES = 4 << 20
@@ -42,35 +44,66 @@ MOST_TIME_GROWTH = 0.1
 """Of the median step time, from the first half after the warm-up to the second."""
 
 
+class Cast:
+    """Who is in the picture when: actors who come and go, each with a period of its own: no two hours are alike.
+
+    An actor is seen for a third of its period and sounds in every other stretch of `TURN_SECONDS` of it. Absences last
+    from two minutes to half an hour, on both sides of `FORGET_SECONDS`: some actors return, others are dead by then.
+    """
+
+    PERIODS = (181, 263, 397, 541, 677, 811, 1103, 1301, 1511, 1801, 2203, 2707)
+    """Steps; primes."""
+    CLASSES = 4
+    """Between them, so that each has look-alikes."""
+
+    def visible(self, actor: int, t: int) -> bool:
+        period = self.PERIODS[actor]
+        return 3 * ((t + period // 2) % period) < period
+
+    def sounds(self, actor: int, t: int) -> bool:
+        return self.visible(actor, t) and (t // TURN_SECONDS + actor) % 2 == 0
+
+    def __len__(self) -> int:
+        return len(self.PERIODS)
+
+
 class Generator:
-    """In the place of the localizer and the audio encoder: objects that come, sound, fall silent and go."""
+    """In the place of the localizer and the audio encoder: what they would make of a cast.
+
+    A frame query that shows nobody says so where frame queries are the objects. Where video queries are, weights are
+    random and so are their classes, whatever frames show: there frame queries are noise around the actors' looks.
+    """
 
     def __init__(self, model: AVISM, height: int, width: int) -> None:
         generator = torch.Generator().manual_seed(0)
         config, slots = model.config, model.config.localizer.queries
-        looks = torch.randn(12, config.channels, generator=generator)
-        noise = torch.randn(POOL, slots, config.channels, generator=generator)
-        who = torch.randint(0, len(looks), (POOL // 20 + 1, slots), generator=generator).repeat_interleave(20, 0)[:POOL]
-        self.frame_queries = 0.8 * looks[who] + 0.6 * noise
-        self.logits = 3 * torch.randn(POOL, slots, len(config.classes) + 1, generator=generator)
-        self.sounding = torch.rand(POOL, slots, generator=generator)
+        self.cast, self.head = Cast(), config.localizer.sounding_head
+        self.looks = torch.randn(len(self.cast), config.channels, generator=generator)
+        self.noise = torch.randn(POOL, slots, config.channels, generator=generator)
         self.sound = torch.randn(POOL, config.audio.feature_dim, generator=generator)
         self.features = torch.randn(16, config.drawn_channels, height // 4, width // 4, generator=generator)
         own = config.tracker.masks == "frame"
-        self.mask_embed = torch.randn(POOL, slots, config.drawn_channels, generator=generator) if own else None
+        self.outlines = torch.randn(slots, config.drawn_channels, generator=generator) if own else None
+        self.nobody = torch.full((slots, len(config.classes) + 1), -4.0)
+        self.nobody[:, -1] = 4.0
         self.step = 0
-        self.head = config.localizer.sounding_head
 
     def hear(self, seconds: Tensor, valid_samples: Tensor | None = None) -> Tensor:
         return self.sound[self.step % POOL][None]
 
     def localize(self, images: Tensor, audio: Tensor, previous: Tensor | None = None) -> FrameTokens:
-        n = self.step % POOL
+        t, n = self.step, self.step % POOL
         self.step += 1
-        sounding = self.sounding[n][None] if self.head else None
-        mask_embed = None if self.mask_embed is None else self.mask_embed[n][None]
+        queries, logits = self.noise[n].clone(), self.nobody.clone()
+        sounding = torch.full((len(queries),), 0.02)
+        for actor in range(len(self.cast)):
+            if self.cast.visible(actor, t):
+                queries[actor] = self.looks[actor] + 0.2 * self.noise[n, actor]
+                logits[actor, -1], logits[actor, actor % self.cast.CLASSES] = -4.0, 4.0
+                sounding[actor] = 0.98 if self.cast.sounds(actor, t) else 0.02
+        outlines = None if self.outlines is None else self.outlines[None]
         features = self.features[n % 16][None]
-        return FrameTokens(self.frame_queries[n][None], self.logits[n][None], features, sounding, mask_embed)
+        return FrameTokens(queries[None], logits[None], features, sounding[None] if self.head else None, outlines)
 
 
 def anonymous_bytes() -> int:
@@ -78,6 +111,15 @@ def anonymous_bytes() -> int:
         if line.startswith("RssAnon"):
             return int(line.split()[1]) * 1024
     raise RuntimeError("no RssAnon in /proc/self/status")
+
+
+def settings_of(model: AVISM) -> OnlineConfig:
+    """The model's own where frame queries are the objects; open ones where video queries with random weights are."""
+    if model.config.tracker.objects == "frame":
+        return OnlineConfig.of(model.config, forget_s=FORGET_SECONDS)
+    opened = {"candidate_score": 0.04, "birth_score": 0.03, "show_score": 0.01, "learn_score": 0.04}
+    opened |= {"match_same": 0.9, "match_same_slot": 0.7, "match_dormant": 0.95}
+    return OnlineConfig(**opened, forget_s=FORGET_SECONDS, presence_threshold=0.3)
 
 
 def soak(name: str, steps: int, every: int) -> dict[str, Any]:
@@ -88,14 +130,12 @@ def soak(name: str, steps: int, every: int) -> dict[str, Any]:
     model = avs.load(name, "random", settings=settings)
     generator = Generator(model, (height + 31) // 32 * 32, (width + 31) // 32 * 32)
     model.hear, model.localize = generator.hear, generator.localize  # type: ignore[method-assign]
-    opened = {"candidate_score": 0.04, "birth_score": 0.03, "show_score": 0.01, "learn_score": 0.04}
-    opened |= {"match_same": 0.9, "match_same_slot": 0.7, "match_dormant": 0.95}
-    online = OnlineSegmenter(model, OnlineConfig(**opened, forget_s=600.0, presence_threshold=0.3))
+    online = OnlineSegmenter(model, settings_of(model))
     state = online.init_state()
     # On one thread the time is the process's own: a wall time would mostly measure the neighbours.
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     frame, audio = torch.full((3, height, width), 100, dtype=torch.uint8), 0.1 * torch.randn(16_000)
-    size, kinds = state.nbytes, dict.fromkeys(("born", "returned", "dead"), 0)
+    size, kinds = state.nbytes, dict.fromkeys(("born", "silent", "dormant", "returned", "dead"), 0)
     seconds, memory, taken = [], [], np.zeros(every)
     for t in range(steps):
         start = clock()

@@ -56,6 +56,8 @@ def test_eval_writes_json_and_picture(here: Path) -> None:
         ({"category_id": 9}, "[0].category_id 9 is no category of this set"),
         ({"score": None}, "[0].score must be a finite number, got nothing"),
         ({"score": float("nan")}, "[0].score must be a finite number, got float 'nan'"),
+        ({"frame_scores": [0.5]}, "[0].frame_scores has 1 entries, its video 4 frames"),
+        ({"frame_scores": [0.5, None, 1, 0]}, "[0].frame_scores[1] must be a finite number, got nothing"),
         ({"segmentations": [None]}, "[0].segmentations has 1 entries, its video 4 frames"),
         ({"segmentations": [{"size": [5, 5], "counts": [25]}] * 4}, "a mask of 5x5 in a video of 32x24"),
         ({"segmentations": [{"size": [24, 32], "counts": [[1], "x"]}] * 4}, "video 'yard', a track of category 14"),

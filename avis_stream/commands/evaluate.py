@@ -39,6 +39,7 @@ COLUMNS = {
     "single": "FAs",
     "multi": "FAm",
     "HOTA": "HOTA",
+    "pooled": "HOTA_pooled",
     "DetA": "DetA",
     "AssA": "AssA",
     "LocA": "LocA",

@@ -42,6 +42,8 @@ class Track:
     segmentations: tuple[Any, ...]
     """[T], a mask in any of COCO's forms, or None: silent, hidden or absent."""
     score: float = 1.0
+    frame_scores: tuple[float, ...] | None = None
+    """[T], of each mask, where a predictions file says more than one score a track; None: `score` holds for all."""
     id: int | None = None
     crowd: bool = False
     areas: tuple[float | None, ...] | None = None
@@ -168,12 +170,13 @@ def _video(entry: Mapping[str, Any]) -> Video:
 
 
 def _track(entry: Mapping[str, Any]) -> Track:
-    areas, visible = entry.get("areas"), entry.get("visible_segmentations")
+    areas, visible, by_frame = entry.get("areas"), entry.get("visible_segmentations"), entry.get("frame_scores")
     return Track(
         video_id=entry["video_id"],
         category_id=entry["category_id"],
         segmentations=tuple(mask or None for mask in entry["segmentations"]),  # [] and {} are nothing, as officially
         score=float(entry.get("score", 1.0)),
+        frame_scores=None if by_frame is None else tuple(float(score) for score in by_frame),
         id=entry.get("id"),
         crowd=bool(entry.get("iscrowd", 0)),
         areas=None if areas is None else tuple(areas),

@@ -93,6 +93,10 @@ def prediction_problems(
         score = entry.get("score") if isinstance(entry, dict) else 0.0
         if not isinstance(score, int | float) or not math.isfinite(score):
             yield Problem(path, f"[{index}].score", f"must be a finite number, got {_kind(score)}")
+        by_frame = entry.get("frame_scores") if isinstance(entry, dict) else None
+        for frame, score in enumerate(by_frame if isinstance(by_frame, list) else ()):
+            if not isinstance(score, int | float) or not math.isfinite(score):
+                yield Problem(path, f"[{index}].frame_scores[{frame}]", f"must be a finite number, got {_kind(score)}")
 
 
 def _track_problems(
@@ -117,7 +121,7 @@ def _track_problems(
             f"{entry['category_id']} is no category of this set, which has {_some(sorted(categories))}",
         )
     wanted = lengths.get(entry["video_id"])
-    for name in ("segmentations", "areas", "bboxes", "visible_segmentations"):
+    for name in ("segmentations", "areas", "bboxes", "visible_segmentations", "frame_scores"):
         values = entry.get(name)
         if values is not None and not isinstance(values, list):
             yield Problem(path, f"{where}.{name}", f"must be a list, got {_kind(values)}")

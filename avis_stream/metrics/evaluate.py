@@ -111,6 +111,8 @@ class Evaluation:
             defined = [value for value in precisions if value is not None]
             scores["IDF1"] = _percent(identity.idf1)
             scores["IDSW"] = identity.switches
+            pooled = sum((part.hota for own in parts for part in own), HotaSums.zero()).scores()["HOTA"]
+            scores["HOTA_pooled"] = _percent(float(np.mean(pooled))) if parts else None
             scores["frame_AP50"] = _percent(float(np.mean(defined)) if defined else None)
         return scores
 
@@ -124,8 +126,8 @@ def evaluate(gt_json: str | Path, predictions_json: str | Path, mode: Mode = "of
         mode: `official`, `fixed` or `paper`; `docs/metrics.md`.
     Returns:
         AP_all AP_s AP_m AP_l AR_all, HOTA DetA DetRe DetPr AssA AssRe AssPr LocA, FA FAn FAs FAm in percent, rounded
-        to two decimals, and the frame counts FAn_count FAn_all FAs_count ... The other modes add IDF1 (detections of
-        all classes pooled), IDSW and frame_AP50. None: there is nothing to measure it on.
+        to two decimals, and the frame counts FAn_count FAn_all FAs_count ... The other modes add IDF1 and HOTA_pooled
+        (detections of all classes counted together), IDSW and frame_AP50. None: there is nothing to measure it on.
     Raises:
         DataError: A file is missing or broken, or the two do not belong together.
         ConfigError: No such mode.

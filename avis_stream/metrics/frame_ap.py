@@ -18,7 +18,7 @@ class MaskMatches:
     """D masks predicted in one video, all of one class."""
 
     score: FloatArray
-    """[D], of the track: a predictions file has no other."""
+    """[D]."""
     right: BoolArray
     """[D]."""
     wanted: int
@@ -27,17 +27,17 @@ class MaskMatches:
 
 def match_masks(pair: VideoPair) -> MaskMatches:
     """Matches masks frame by frame, best score first, each to the free object it overlaps most."""
-    order = np.argsort(-pair.predicted.score, kind="mergesort")
     scores: list[float] = []
     right: list[bool] = []
-    for t, present in enumerate(pair.predicted.present):
+    for t, (present, score) in enumerate(zip(pair.predicted.present, pair.predicted.frame_score, strict=True)):
+        order = np.argsort(-score, kind="mergesort")
         free = pair.truth.present[t].copy()
         for p in order[present[order]]:
             overlap = np.where(free, pair.iou[t, :, p], 0.0)
             found = overlap.size > 0 and overlap.max() >= IOU_THRESHOLD
             if found:
                 free[overlap.argmax()] = False
-            scores.append(pair.predicted.score[p])
+            scores.append(score[p])
             right.append(bool(found))
     return MaskMatches(np.array(scores), np.array(right, bool), int(pair.truth.present.sum()))
 

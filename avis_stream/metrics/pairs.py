@@ -35,6 +35,8 @@ class TrackTable:
     """[N]."""
     score: FloatArray
     """[N]."""
+    frame_score: FloatArray
+    """[T, N], of each mask: the track's own where the file says no more."""
     crowd: BoolArray
     """[N]."""
     present: BoolArray
@@ -55,6 +57,7 @@ class TrackTable:
             id=self.id[which],
             category=self.category[which],
             score=self.score[which],
+            frame_score=self.frame_score[:, which],
             crowd=self.crowd[which],
             present=self.present[:, which],
             area=self.area[:, which],
@@ -144,9 +147,10 @@ def _rles(video: Video, track: Track) -> list[Rle | None]:
 
 def _table(video: Video, tracks: Sequence[Track], masks: Sequence[Sequence[Rle | None]], first_id: int) -> TrackTable:
     shape = (video.length, len(tracks))
-    present, area = np.zeros(shape, bool), np.zeros(shape, np.int64)
+    present, area, frame_score = np.zeros(shape, bool), np.zeros(shape, np.int64), np.zeros(shape)
     looks_empty = np.ones(shape, bool)
-    for n, own in enumerate(masks):
+    for n, (track, own) in enumerate(zip(tracks, masks, strict=True)):
+        frame_score[:, n] = track.score if track.frame_scores is None else track.frame_scores
         where = [t for t, mask in enumerate(own) if mask is not None]
         found: list[Any] = [own[t] for t in where]
         present[where, n] = True
@@ -157,6 +161,7 @@ def _table(video: Video, tracks: Sequence[Track], masks: Sequence[Sequence[Rle |
         id=np.arange(first_id, first_id + len(tracks)),
         category=np.array([track.category_id for track in tracks], np.int64),
         score=np.array([track.score for track in tracks], np.float64),
+        frame_score=frame_score,
         crowd=np.array([track.crowd for track in tracks], bool),
         present=present,
         area=area,

@@ -98,7 +98,7 @@ def as_live(
     for key, tracks in predictions.items():
         frames = lengths[key]
         shown = on_screen(frames, fps, deliveries(frames, fps, latencies), instants)
-        seen[key] = tuple(replace(track, segmentations=_picked(track.segmentations, shown)) for track in tracks)
+        seen[key] = tuple(_on_screen(track, shown) for track in tracks)
     return stretched, seen
 
 
@@ -130,9 +130,15 @@ def _slowed(track: Track, instants: int) -> Track:
     )
 
 
+def _on_screen(track: Track, shown: Sequence[int | None]) -> Track:
+    """A predicted track, at each instant the frame of it that was `shown`."""
+    scores = track.frame_scores
+    return replace(
+        track,
+        segmentations=tuple(None if frame is None else track.segmentations[frame] for frame in shown),
+        frame_scores=None if scores is None else tuple(0.0 if frame is None else scores[frame] for frame in shown),
+    )
+
+
 def _repeated(values: Sequence[T], times: int) -> tuple[T, ...]:
     return tuple(value for value in values for _ in range(times))
-
-
-def _picked(values: Sequence[T | None], frames: Sequence[int | None]) -> tuple[T | None, ...]:
-    return tuple(None if frame is None else values[frame] for frame in frames)

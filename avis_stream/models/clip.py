@@ -57,11 +57,19 @@ class ClipResult:
         return list(self.rles[i])
 
     def to_aviseg(self, video_id: int) -> list[dict[str, Any]]:
-        """The instances as entries of an AVISeg predictions file, as the official code writes them."""
-        return [
+        """The instances as entries of an AVISeg predictions file, as the official code writes them.
+
+        Where it is known how likely each sounds in each frame, `frame_scores` [T] is added, the score times that
+        chance: what the masks of single frames are ranked by (frame AP50). Other evaluators do not look at it.
+        """
+        entries: list[dict[str, Any]] = [
             {"video_id": video_id, "score": score, "category_id": class_id + 1, "segmentations": self.rle(i)}
             for i, (score, class_id) in enumerate(zip(self.score.tolist(), self.class_id.tolist(), strict=True))
         ]
+        if self.presence is not None:
+            for entry, chances in zip(entries, self.presence.tolist(), strict=True):
+                entry["frame_scores"] = [round(entry["score"] * chance, 6) for chance in chances]
+        return entries
 
     def to_binary(self, t: int) -> Tensor:
         """Pixels of frame t that belong to any sounding object, bool [H, W]."""

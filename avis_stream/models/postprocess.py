@@ -121,6 +121,9 @@ def find_instances(
     order = order[score[order] > config.score_threshold]
     if config.duplicate_iou is not None:
         iou = _overlaps([tracks[j] for j in slot[order].tolist()])
+        if not config.one_class:  # an object may be given as several classes, so only one of the same is its double
+            named = candidates.class_id[order].cpu().numpy()
+            iou *= named[:, None] == named[None, :]
         order = order[best_of_their_place(iou, config.duplicate_iou)]
     return Instances(
         score[order],

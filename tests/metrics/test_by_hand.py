@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from math import sqrt
 from pathlib import Path
 
-from tiny import Box, percent, score
+from tiny import Box, percent, score, write
+
+from avis_stream.metrics import evaluate
 
 A: Box = (0, 0, 4, 4)
 B: Box = (5, 5, 4, 4)
@@ -62,9 +65,22 @@ def test_one_of_two_missed(tmp_path: Path) -> None:
     scores = score(tmp_path, "fixed", (2, truth, [("dog", [A, A]), ("cat", [B, None])]))
     assert (scores["FA"], scores["FAm"]) == (50, 50)
     assert scores["HOTA"] == percent((1 + 1 / 2) / 2)
+    assert scores["HOTA_pooled"] == percent(sqrt(3 / 4 * (1 + 1 + 1 / 2) / 3))  # three of four found; see above
     assert scores["IDF1"] == percent(6 / 7)
     assert scores["AP_all"] == percent((1 + 1 / 10) / 2)
     assert scores["frame_AP50"] == percent((1 + 51 / 101) / 2)  # recalls 0, 0.01 ... 0.50 are reached
+
+
+def test_masks_of_a_track_may_have_scores_of_their_own(tmp_path: Path) -> None:
+    """A dog is shown in two seconds and barks in the second one only.
+
+    By one score a track the false alarm comes first: precision 1/2 at all recalls. By a score a mask the hit does: 1.
+    """
+    truth, predicted = write(tmp_path, [(2, [("dog", [None, A])], [("dog", [A, A])])])
+    entries = json.loads(predicted.read_text())
+    assert evaluate(truth, predicted, "fixed")["frame_AP50"] == 50
+    predicted.write_text(json.dumps([{**entries[0], "frame_scores": [0.2, 0.7]}]))
+    assert evaluate(truth, predicted, "fixed")["frame_AP50"] == 100
 
 
 def test_a_false_alarm_in_silence(tmp_path: Path) -> None:

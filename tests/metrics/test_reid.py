@@ -25,6 +25,7 @@ def video(truth: Sequence[str], predicted: Sequence[str]) -> VideoPair:
             id=np.arange(count),
             category=zeros,
             score=np.ones(count),
+            frame_score=np.ones(present.shape),
             crowd=zeros > 0,
             present=present,
             area=9 * present.astype(np.int64),

@@ -46,6 +46,17 @@ def scored(tmp_path: Path, latency: float, tracks: Tracks, answers: Tracks) -> d
     return dict(evaluation(*lived, "fixed").summary())
 
 
+def test_scores_of_frames_go_with_their_masks(tmp_path: Path) -> None:
+    truth_file, found_file = write(tmp_path, [(2, [("dog", [A, A])], [("dog", [A, B])])])
+    entries = json.loads(found_file.read_text())
+    found_file.write_text(json.dumps([{**entries[0], "frame_scores": [0.25, 0.75]}]))
+    truth = read_annotations(truth_file)
+    _, lived = as_live(truth, read_predictions(found_file, truth), 1.0, [0.3])
+    track = lived[1][0]
+    assert [mask is None for mask in track.segmentations] == [True] + [False] * 7
+    assert track.frame_scores == (0.0, 0.25, 0.25, 0.25, 0.25, 0.75, 0.75, 0.75)
+
+
 def test_without_latency_the_scores_are_the_offline_ones(tmp_path: Path) -> None:
     scores = scored(tmp_path, 0.0, [("dog", [A, None, B])], [("dog", [A, None, B])])
     assert scores["FA"] == scores["HOTA"] == 100

@@ -35,6 +35,7 @@ def table(present: np.ndarray[Any, np.dtype[np.bool_]]) -> TrackTable:
         id=np.arange(count),
         category=np.ones(count, np.int64),
         score=nothing,
+        frame_score=np.zeros(present.shape),
         crowd=nothing.astype(bool),
         present=present,
         area=present.astype(np.int64),
@@ -76,6 +77,16 @@ def test_hota_of_each_sequence_and_of_all(sequences: list[VideoPair]) -> None:
     for name, sums in ours.items():
         for key, values in (sums.scores() | {"HOTA_TP": sums.tp, "HOTA_FN": sums.fn, "HOTA_FP": sums.fp}).items():
             np.testing.assert_allclose(values, expected[name][key], rtol=0, atol=1e-12, err_msg=f"{name}: {key}")
+
+
+def test_hota_of_classes_counted_together(sequences: list[VideoPair]) -> None:
+    """What `HOTA_pooled` adds up, sequences taken for classes."""
+    reference = HOTA()
+    expected = reference.combine_classes_det_averaged(
+        {str(n): reference.eval_sequence(for_trackeval(pair)) for n, pair in enumerate(sequences)}
+    )
+    pooled = sum((hota_sums(pair) for pair in sequences), HotaSums.zero()).scores()
+    np.testing.assert_allclose(pooled["HOTA"], expected["HOTA"], rtol=0, atol=1e-12)
 
 
 def test_identity_of_each_sequence_and_of_all(sequences: list[VideoPair]) -> None:

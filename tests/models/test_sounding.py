@@ -266,10 +266,23 @@ def test_of_two_instances_in_one_place_the_better_stays() -> None:
     embed = torch.stack([own[0], own[0] * 1.01, own[1]])
     sizes, config = MaskSizes((24, 40), (22, 40), (33, 60)), PostprocessConfig(score_threshold=0.05)
     both = find_instances(logits, embed, [(0, features)], sizes, config)
-    one = find_instances(logits, embed, [(0, features)], sizes, replace(config, duplicate_iou=0.8))
+    one = find_instances(logits, embed, [(0, features)], sizes, replace(config, duplicate_iou=0.8, one_class=True))
     assert sorted(both.query_id.tolist()) == [0, 1, 2]
     assert sorted(one.query_id.tolist()) == [1, 2]
     assert [both.rles[both.query_id.tolist().index(q)] for q in one.query_id.tolist()] == list(one.rles)
+
+
+def test_an_object_that_may_be_of_two_classes_is_no_double_of_itself() -> None:
+    """One query of two likely classes, and a fainter one that draws the same: each class keeps its best."""
+    torch.manual_seed(0)
+    logits = torch.tensor([[3.0, 2.5, -4.0], [2.0, -4.0, 2.0]])
+    features, own = torch.randn(1, 8, 6, 10), torch.randn(8)
+    sizes = MaskSizes((24, 40), (22, 40), (33, 60))
+    config = PostprocessConfig(score_threshold=0.05, duplicate_iou=0.8)
+    found = find_instances(logits, torch.stack([own, own]), [(0, features)], sizes, config)
+    assert list(zip(found.query_id.tolist(), found.class_id.tolist(), strict=True)) == [(0, 0), (0, 1)]
+    alone = find_instances(logits, torch.stack([own, own]), [(0, features)], sizes, replace(config, one_class=True))
+    assert list(zip(alone.query_id.tolist(), alone.class_id.tolist(), strict=True)) == [(0, 0)]
 
 
 def test_intersections_are_counted_pixel_by_pixel() -> None:
