@@ -141,14 +141,20 @@ class _Door:
             await send({"type": "websocket.close", "code": 4000 + status, "reason": why})
 
     def _refusal(self, connection: HTTPConnection) -> tuple[int, str]:
-        host = urlsplit(f"//{connection.headers.get('host', '')}")
+        named, origin = connection.headers.get("host", ""), connection.headers.get("origin")
+        try:
+            host, wanted_by = urlsplit(f"//{named}"), None if origin is None else urlsplit(origin).netloc
+        except ValueError:  # such as an IPv6 address that is not closed
+            return 400, "Host and Origin must be addresses such as localhost:8080 and http://localhost:8080"
+        if host.netloc != named:  # something behind it would be read as a path
+            return 400, "Host must be a name and perhaps a port, such as localhost:8080"
         # A page of another site could have its name point here (DNS rebinding), or open our websocket.
         if self._config.is_local and (host.hostname or "") not in _LOCAL:
             return 403, "this server answers to localhost only"
-        origin = connection.headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host.netloc:
+        if wanted_by is not None and wanted_by != host.netloc:
             return 403, "not for pages of other sites"
-        if connection.url.path in _OPEN:  # a health check that is told to wait would call a well server ill
+        # The path that is answered; that of `connection.url` is made of the Host too, which is what a visitor says.
+        if connection.scope["path"] in _OPEN:  # a health check that is told to wait would call a well server ill
             return 0, ""
         address, now = connection.client.host if connection.client else "", time.monotonic()
         if not self._knows_token(connection):  # out of a purse of their own: strangers may share an address

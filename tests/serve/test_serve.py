@@ -27,6 +27,7 @@ pytest.importorskip("starlette", reason="starlette is not there (make test insta
 
 
 from serving import CLASSES, SCENE, Running, next_picture, read_on
+from starlette.datastructures import URL
 from websockets.exceptions import ConnectionClosed
 
 from avis_stream.errors import ConfigError
@@ -221,6 +222,41 @@ def test_a_source_that_is_away_is_unhealthy() -> None:
         assert b"s3cr3t" not in running.get("/metrics")[2]
 
 
+def asked(app: Any, path: str, *, client: str = "10.0.0.2", token: str = "", **headers: str) -> int:
+    """The status that an ASGI application answers a request with; 200 if it says nothing."""
+    statuses: list[int] = []
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            statuses.append(message["status"])
+
+    named = {"host": "10.0.0.1:8080"} | {name.replace("_", "-"): value for name, value in headers.items()}
+    scope = {
+        "type": "http", "path": path, "query_string": f"token={token}".encode(), "client": (client, 1),
+        "headers": [(name.encode(), value.encode()) for name, value in named.items()], "method": "GET",
+        "scheme": "http",
+    }  # fmt: skip
+    asyncio.run(app(scope, None, send))
+    return statuses[0] if statuses else 200
+
+
+async def silent(_scope: Any, _receive: Any, _send: Any) -> None: ...
+
+
+def test_the_path_that_is_answered_is_the_one_that_may_be_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Starlette before 1.0.1 makes its URL of any Host, so that this one hides the path."""
+    monkeypatch.setattr("starlette.requests.HTTPConnection.url", URL("http://10.0.0.1/viewer.js?/stats"))
+    door = _Door(silent, ServeConfig(host="0.0.0.0", token="sesame"))
+    assert asked(door, "/stats") == 401
+    assert asked(door, "/viewer.js") == 200
+    assert asked(door, "/stats", host="10.0.0.1/viewer.js?") == 400
+
+
+@pytest.mark.parametrize("wrong", [{"host": "["}, {"origin": "http://["}, {"host": "localhost/viewer.js?"}], ids=str)
+def test_a_host_or_an_origin_that_is_none_is_refused(wrong: dict[str, str]) -> None:
+    assert asked(_Door(silent, ServeConfig()), "/stats", **{"host": "localhost:8080", **wrong}) == 400
+
+
 def test_pages_of_others_are_kept_out() -> None:
     with Running() as running:
         assert running.get("/", Host="evil.example")[0] == 403
@@ -287,18 +323,7 @@ def test_one_client_does_not_spend_what_another_may_ask() -> None:
     door = _Door(inside, ServeConfig(host="0.0.0.0", token="sesame", requests_per_second=3))
 
     def ask(client: str, path: str = "/stats", token: str = "sesame") -> int:
-        statuses: list[int] = []
-
-        async def send(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                statuses.append(message["status"])
-
-        scope = {
-            "type": "http", "path": path, "query_string": f"token={token}".encode(), "client": (client, 1),
-            "headers": [(b"host", b"10.0.0.1:8080")], "method": "GET", "scheme": "http",
-        }  # fmt: skip
-        asyncio.run(door(scope, None, send))  # type: ignore[arg-type]
-        return statuses[0] if statuses else 200
+        return asked(door, path, client=client, token=token)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("avis_stream.serve.app.time.monotonic", lambda: 100.0)
