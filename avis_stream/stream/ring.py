@@ -45,6 +45,7 @@ class SoundRing:
 
         A block that begins up to 20 ms away from where the last one ended follows it without a seam, stretched by up to
         half a per cent towards its own time. A later one leaves a hole; what an earlier one holds twice is left out.
+        One that is further away than the ring is long begins anew: a wrong time must not silence those that follow it.
         A block with NaN or infinity in it counts as filler: no model could listen to it.
 
         Args:
@@ -55,6 +56,8 @@ class SoundRing:
         begin = round(pts_ns * SAMPLE_RATE / NANOSECONDS)
         if not np.isfinite(samples).all():
             samples, heard = np.zeros_like(samples), False
+        if self._end is not None and abs(begin - self._end) > len(self._samples):
+            self.clear()
         if self._end is not None:
             off = begin - self._end
             if abs(off) < _GAP:

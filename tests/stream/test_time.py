@@ -217,6 +217,17 @@ def test_what_is_older_than_the_ring_is_missing() -> None:
     assert ring.window(6 * SAMPLE_RATE)[1] == 0.0
 
 
+@pytest.mark.parametrize("off_ms", [3_600_000, -3_600_000])
+def test_a_wrong_time_silences_nothing_that_follows(off_ms: int) -> None:
+    ring = SoundRing()
+    for begin in range(10_000_000, 10_004_000, 100):
+        wrong = off_ms if begin == 10_002_000 else 0
+        ring.push(np.ones(1600, np.float32), (begin + wrong) * MS)
+    assert ring.end == 10_004 * SAMPLE_RATE
+    assert ring.window(ring.end)[1] == 1.0
+    assert ring.window(ring.end - SAMPLE_RATE)[1] == pytest.approx(0.9, abs=1e-3), "what the wrong one stands for"
+
+
 @pytest.mark.parametrize("broken", [np.nan, np.inf])
 def test_a_block_with_something_that_is_no_number_is_missing(broken: float) -> None:
     ring = SoundRing()
