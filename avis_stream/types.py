@@ -91,7 +91,7 @@ class Event:
     """For identities `born`, `sounding`, `silent`, `dormant`, `returned`, `dead`; `full`, with how many in `detail`, at
     each step in which `OnlineConfig.max_identities` keeps somebody from an identity; for sources `gap`, `resized`,
     `connected`, `lost`, `unreachable`, `reconnected`, `broken`, `audio_missing`, `audio_back`, `audio_lost`,
-    `drift`."""
+    `drift`, `jumped`."""
     track_id: int | None = None
     detail: str = ""
     gap_seconds: float | None = None

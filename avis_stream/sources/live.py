@@ -173,8 +173,11 @@ class LiveSource:
         self._frames += 1
         pts_ns = self._connection.picture_time(message)
         if pts_ns is None:
-            yield Lost(1, "reconnect")
+            yield Lost(1, "wrong_stamp") if self._connection.settled else Lost(1, "reconnect")
             return
+        if (jump := self._connection.take_jump()) is not None:
+            yield self._supervisor.jumped(jump, "pictures")
+            self._connection.fresh = True
         if pts_ns <= self._last_pts_ns:
             yield Lost(1, "out_of_order")
             return
@@ -191,7 +194,10 @@ class LiveSource:
             self._quiet = False
             yield Event(kind="audio_back", source_id=self.source_id)
         self._sound_ns = now_ns
-        for chunk in self._connection.sound(message):
+        chunks = list(self._connection.sound(message))
+        if (jump := self._connection.take_jump()) is not None:
+            yield self._supervisor.jumped(jump, "sound")
+        for chunk in chunks:
             if not chunk.valid:
                 yield Event(
                     kind="audio_lost", detail=f"{len(chunk.samples) / SAMPLE_RATE:.3f} s", source_id=self.source_id
@@ -216,8 +222,17 @@ class Connection:
     def opened(self, about: dict[str, Any]) -> None:
         """Takes what the worker tells about the source."""
         self.about = about
-        if about.get("finite"):  # a film: it is read as fast as it comes, and nothing of it is stale
-            self._clock = StreamClock(known=self._known, settle_ns=0)
+        if about.get("finite"):
+            self._clock = StreamClock(known=self._known, finite=True)
+
+    @property
+    def settled(self) -> bool:
+        """Whether a picture that has no time is wrong, rather than too early."""
+        return self._clock.settled
+
+    def take_jump(self) -> int | None:
+        """By how much the stamp just placed has jumped, told once; None: it goes on from the last one."""
+        return self._clock.take_jump()
 
     def newly_lost(self, message: Message) -> int:
         """Frames that the worker lost since it last spoke."""
@@ -225,7 +240,7 @@ class Connection:
         return new
 
     def picture_time(self, message: Message) -> int | None:
-        """Session time of a picture; None while the connection settles."""
+        """Session time of a picture; None while the connection settles, and of a stamp that is wrong."""
         arrival = message.arrival_ns - self._origin_ns
         if message.stamp_ns is None:  # some cameras give none: when it came is all that is known
             return arrival
@@ -245,7 +260,7 @@ class Connection:
                 yield AudioChunk(samples=torch.zeros(filler), pts_ns=begin, valid=False, discontinuity=True)
             yield AudioChunk(samples=samples, pts_ns=pts_ns)
             return
-        placed = self._clock.place(message.stamp_ns - (self._origin_ns if self._known else 0), arrival)
+        placed = self._clock.place(message.stamp_ns - (self._origin_ns if self._known else 0), arrival, "audio")
         if placed is not None:
             yield AudioChunk(samples=samples, pts_ns=placed)
 

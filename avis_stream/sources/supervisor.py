@@ -39,7 +39,7 @@ class Supervisor:
         self._config = config
         self.state: Literal["new", "opening", "running", "waiting"] = "new"
         self.segment = 0
-        """Goes up with the first media after an interruption."""
+        """Goes up with the first media after an interruption, and where stamps jump."""
         self.reconnects = 0
         self._wait = config.first_wait_seconds
         self._since_ns = 0
@@ -68,6 +68,18 @@ class Supervisor:
         self.reconnects += 1
         gap = None if lost is None else (now_ns - lost) / NANOSECONDS
         return (Event(kind="reconnected", source_id=self.source_id, gap_seconds=gap),)
+
+    def jumped(self, by_ns: int, what: str) -> Event:
+        """Time stamps go on elsewhere, as after an interruption, though the connection holds.
+
+        Args:
+            by_ns: How far away.
+            what: Whose stamps: `pictures` (another segment begins) or `sound`.
+        """
+        self.segment += what == "pictures"
+        return Event(
+            kind="jumped", detail=f"stamps of {what} by {by_ns / NANOSECONDS:+.1f} s", source_id=self.source_id
+        )
 
     def ended(self, cause: str, now_ns: int) -> tuple[Event, ...]:
         """The connection is gone, or there never was one; the same cause is told once."""

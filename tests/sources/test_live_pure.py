@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,16 @@ import pytest
 
 from avis_stream.errors import ConfigError
 from avis_stream.sources.address import audio_address, redacted, video_address
+from avis_stream.sources.child import Message
+from avis_stream.sources.items import Item, Lost, SessionClock
+from avis_stream.sources.live import LiveSource
 from avis_stream.sources.stream_clock import MicrophoneClock, StreamClock
 from avis_stream.sources.supervisor import Supervisor, SupervisorConfig
 from avis_stream.sources.synthetic import beep_onsets, flash_onsets, skew_of
+from avis_stream.sources.worker import wire
 from avis_stream.sources.worker.gstreamer import _hint
 from avis_stream.sources.worker.wire import words_of
-from avis_stream.types import SAMPLE_RATE
+from avis_stream.types import SAMPLE_RATE, Event, VideoFrame
 
 MS = 1_000_000
 S = 1_000_000_000
@@ -188,6 +193,103 @@ def test_a_connection_that_cannot_keep_up_stays_visible() -> None:
         at = clock.place(n * 40 * MS, arrival)
     assert at is not None
     assert arrival - at > 8_000 * MS
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("off", [3600 * S, 6 * S, -3600 * S])
+@pytest.mark.parametrize("wrong", [5, 100])
+def test_one_wrong_stamp_is_left_out_alone(wrong: int, off: int, known: bool) -> None:
+    """One is while the connection settles."""
+    clock = StreamClock(known=known)
+    late = []
+    for n in range(2000):
+        at = clock.place(n * 40 * MS + (off if n == wrong else 0), n * 40 * MS + 20 * MS)
+        if at is None:
+            assert n == wrong or (n * 40 < 520 and not known), n
+        else:
+            late.append(n * 40 * MS + 20 * MS - at)
+    assert max(late) - min(late) <= MS
+    assert clock.take_jump() is None
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("off", [3600 * S, -3600 * S])
+def test_stamps_that_go_on_elsewhere_are_followed(off: int, known: bool) -> None:
+    """Sound notices 20 ms after pictures, late by up to 5 ms; they belong together as before."""
+    clock = StreamClock(known=known)
+    jumps, missing, apart = [], 0, set()
+    for n in range(1000):
+        at = {}
+        for kind, delay in (("video", 0), ("audio", 20)):
+            stamp = n * 40 * MS + delay * MS
+            late = 30 * MS + (n * 7919 + delay) % 6 * MS
+            at[kind] = clock.place(stamp + (off if stamp >= 20 * S else 0), stamp + late, kind)
+            jump = clock.take_jump()
+            jumps += [] if jump is None else [(kind, round(jump / S))]
+        if at["video"] is None or at["audio"] is None:
+            missing += n * 40 > 520
+        else:
+            apart.add(at["audio"] - at["video"])
+            assert abs(stamp + late - 20 * MS - at["video"]) < 60 * MS
+    assert jumps == [("video", off / S), ("audio", off / S)]
+    assert 12 <= missing <= 14, "half a second"
+    assert apart == {20 * MS}
+
+
+def test_a_stall_and_what_waited_behind_it_are_no_jump() -> None:
+    """The sender's buffer was full: after a part of it a picture comes that is 8 s younger."""
+    clock = StreamClock(known=False)
+    for n in [*range(1200), *range(1400, 2000)]:
+        arrival = max(n * 40 * MS, 60 * S if n > 1000 else 0)
+        assert clock.place(n * 40 * MS, arrival) == (None if n < 13 else n * 40 * MS)
+    assert clock.take_jump() is None
+
+
+def test_a_film_may_be_read_at_any_pace_and_have_gaps() -> None:
+    clock = StreamClock(known=False, finite=True)
+    stamps = [n * 40 * MS + (3600 * S if n > 100 else 0) for n in range(200)]
+    assert [clock.place(stamp, 7 * S + n * MS) for n, stamp in enumerate(stamps)] == [7 * S + stamp for stamp in stamps]
+
+
+class Deaf:
+    """In the place of a worker: says nothing by itself."""
+
+    def __init__(self, *_: object, **__: object) -> None: ...
+
+    def kill(self) -> None: ...
+
+    def join(self, timeout: float) -> None: ...
+
+
+def test_a_live_source_outlives_wrong_stamps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A camera at 25 fps: one stamp an hour ahead, then its clock is set back by two, then another connection."""
+    monkeypatch.setattr("avis_stream.sources.live.Child", Deaf)
+    source = LiveSource("cam", {"reader": "ffmpeg"}, gives_pictures=True, gives_sound=False)
+    clock = SessionClock()
+    source.start(clock, lambda what: True)
+    items: list[Item] = []
+
+    def shown(connection: int, begin: int, count: int, off: int) -> None:
+        items.extend(source.tick(begin * 40 * MS))
+        for n in range(begin, begin + count):
+            at = n * 40 * MS
+            message = Message(wire.VIDEO, bytearray(12), at + off, clock.origin_ns + at, (2, 2), 0)
+            items.extend(source.receive((connection, message), at))
+
+    shown(1, 0, 500, 9000 * S)
+    shown(1, 500, 1, 12_600 * S)
+    shown(1, 501, 499, 9000 * S)
+    shown(1, 1000, 500, 1800 * S)
+    shown(1, 1500, 1, 5400 * S)
+    items.extend(source.receive((1, Message(wire.ENDED, bytearray(b"reset"), None, 0, (0, 0), 0)), 1501 * 40 * MS))
+    shown(3, 1520, 500, 77 * S)
+    frames = [item for item in items if isinstance(item, VideoFrame)]
+    assert [item.kind for item in items if isinstance(item, Event)] == ["connected", "jumped", "lost", "reconnected"]
+    assert Counter(item.cause for item in items if isinstance(item, Lost)) == {"reconnect": 26, "wrong_stamp": 15}
+    assert [len(list(group)) for _, group in itertools.groupby(frame.segment for frame in frames)] == [986, 487, 487]
+    assert [frame.segment for frame in frames if frame.discontinuity] == [1, 2]
+    assert all(b.pts_ns > a.pts_ns for a, b in itertools.pairwise(frames))
+    assert all(abs(frame.frame_id * 40 * MS - frame.pts_ns) < 2 * S for frame in frames)
 
 
 def microphone_blocks(seconds: int, ppm: float, seed: int = 0) -> list[tuple[int, int]]:

@@ -121,7 +121,7 @@ class _GStreamerReader:
             if got and not told:
                 told = True
                 about = {"audio": self.pipeline.get_by_name("audio") is not None} if self.settled else {}
-                self.out.send(OPENED, json.dumps(about).encode())
+                self.out.send(OPENED, json.dumps(about | {"finite": self._is_finite()}).encode())
             last = now if got else last
             message = bus.pop_filtered(gst.MessageType.ERROR | gst.MessageType.EOS)
             if message is not None:
@@ -129,15 +129,15 @@ class _GStreamerReader:
                     error, detail = message.parse_error()
                     raise Ended(_gerror(error) + _hint(detail))
                 if not self._drain():
-                    finite = self.pipeline.query_duration(gst.Format.TIME)
-                    raise Ended("finished" if finite[0] and finite[1] > 0 and not self._is_rtsp() else "end of stream")
+                    raise Ended("finished" if self._is_finite() else "end of stream")
             waited = now - last if told else now - begin
             limit = self.wanted["stall_seconds" if told else "open_seconds"]
             if waited > limit:
                 raise Ended(f"nothing came for {limit:g} s")
 
-    def _is_rtsp(self) -> bool:
-        return str(self.wanted.get("url", "")).startswith("rtsp")
+    def _is_finite(self) -> bool:
+        known, duration = self.pipeline.query_duration(self.gst.Format.TIME)
+        return bool(known) and duration > 0 and not str(self.wanted.get("url", "")).startswith("rtsp")
 
     def _drain(self) -> bool:
         """Sends what is there; waits for a picture for a little while."""
