@@ -32,12 +32,13 @@ class DriftWatch:
             arrival_ns: When it arrived.
         """
         self._begin = arrival_ns if self._begin is None else self._begin
+        late = arrival_ns - pts_ns
         if arrival_ns - self._begin >= self._window_ns:
             correction = self._close()
             self._begin = arrival_ns
-            self._least = {kind: arrival_ns - pts_ns}
+            # Sound that closes a window is the first of the next one, and of that which is moved.
+            self._least = {kind: late - correction if kind == "audio" else late}
             return correction
-        late = arrival_ns - pts_ns
         self._least[kind] = min(self._least.get(kind, late), late)
         return 0
 

@@ -306,6 +306,23 @@ def test_drift_beyond_the_limit_is_corrected_once() -> None:
     assert all(80 * MS < change < 130 * MS for _, change in corrections)
 
 
+@pytest.mark.parametrize("step_ms", [-120, 120])
+@pytest.mark.parametrize("late_ms", [190, 210])
+def test_a_step_is_corrected_once_whatever_closes_the_window(late_ms: int, step_ms: int) -> None:
+    """Pictures come 200 ms after they were taken, after 70 s so much earlier or later; sound before or after them."""
+    watch, added, corrections = DriftWatch(), 0, []
+    arrivals = []
+    for taken in range(0, 300 * S, PERIOD):
+        arrivals.append((taken + late_ms * MS, "audio", taken))
+        arrivals.append((taken + (200 - step_ms * (taken > 70 * S)) * MS, "video", taken))
+    for arrival, kind, taken in sorted(arrivals):
+        change = watch.observe(kind, taken + added * (kind == "audio"), arrival)  # type: ignore[arg-type]
+        added += change
+        corrections += [change] if change else []
+    assert corrections == [step_ms * MS]
+    assert watch.drift_ns == 0
+
+
 def test_a_drift_is_told_with_the_name_of_its_source() -> None:
     """Who watches is told of sources alone; an event without one would be taken for an identity's."""
     source = ItemSource("cam", (), realtime=True, gives_pictures=True, gives_sound=True)
