@@ -18,7 +18,7 @@ _FEW_SLASHES = re.compile(rf"({'|'.join((*NETWORK, 'synthetic'))}):(/?)([^/].*)"
 """Also what `Path` makes of an address."""
 _USER = re.compile(r"(\w+://)[^\s'\"]*@")
 _SECRET = re.compile(
-    r"((?:pass(?:word|wd)?|pwd|user-pw|user-id|token|secret|api_?key|key|auth|signature|sig)\s*=\s*)"
+    r"((?:pass(?:word|wd|phrase)?|pwd|(?:user|proxy)-(?:pw|id)|token|secret|api_?key|key|auth|signature|sig)\s*=\s*)"
     r"(\"[^\"]*\"|'[^']*'|[^&\s'\"]+)",
     re.IGNORECASE,
 )

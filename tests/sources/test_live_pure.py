@@ -86,6 +86,10 @@ def test_where_sound_comes_from() -> None:
         'souphttpsrc location="http://u:s3cr3t@h/v" ! appsink',
         "https://h/v.m3u8?token=s3cr3t",
         "could not open rtsp://u:s3cr3t@h/ (401)",
+        "srt://10.0.0.7:9000?passphrase=s3cr3t&mode=caller",
+        "srtsrc uri=srt://10.0.0.7:9000 passphrase=s3cr3t ! decodebin ! appsink name=video",
+        'souphttpsrc location=http://h/v proxy-id=admin proxy-pw="s3cr3t word" ! appsink',
+        "rtspsrc location=rtsp://10.0.0.7/cam proxy-id=s3cr3t ! appsink",
     ],
 )
 def test_no_password_is_shown(text: str) -> None:
