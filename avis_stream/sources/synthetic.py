@@ -5,6 +5,8 @@ It shows by how much a chain of devices and software shifts sound against pictur
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -20,6 +22,10 @@ from avis_stream.types import NANOSECONDS, SAMPLE_RATE, AudioChunk, VideoFrame
 
 FLASH_SECONDS = Fraction(3, 25)
 _BLOCK = SAMPLE_RATE // 50
+_LARGEST_SIDE = 8192
+_FPS = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6}|/[0-9]{1,6})?")
+"""25, 29.97 or 30000/1001. Not all that `Fraction` takes: of 1e1000000000 it would make all the digits."""
+_SIZE = re.compile(r"([0-9]{1,5})x([0-9]{1,5})")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +42,10 @@ class FlashBeep:
 
     def __post_init__(self) -> None:
         require(0 < self.fps <= 240, "flashbeep: fps", self.fps, "between 0 and 240")
-        require(self.width > 0 and self.height > 0, "flashbeep: size", (self.width, self.height), "WIDTHxHEIGHT")
+        fits = all(1 <= side <= _LARGEST_SIDE for side in (self.width, self.height))
+        require(fits, "flashbeep: size", (self.width, self.height), f"WIDTHxHEIGHT, each 1 to {_LARGEST_SIDE}")
+        require(self.seconds is None or math.isfinite(self.seconds), "flashbeep: seconds", self.seconds, "finite")
+        require(math.isfinite(self.skew_ms), "flashbeep: skew_ms", self.skew_ms, "finite")
 
     @staticmethod
     def from_options(options: Mapping[str, str]) -> FlashBeep:
@@ -49,11 +58,13 @@ class FlashBeep:
         if set(options) - known:
             wrong = sorted(set(options) - known)
             raise ConfigError(f"synthetic://flashbeep takes {', '.join(sorted(known))}, got {', '.join(wrong)}")
+        fps, seconds = options.get("fps", "25"), options.get("seconds")
+        size = _SIZE.fullmatch(options.get("size", "320x180"))
         try:
-            width, _, height = options.get("size", "320x180").partition("x")
-            seconds = options.get("seconds")
+            if size is None or _FPS.fullmatch(fps) is None:
+                raise ValueError("not of the form")
             return FlashBeep(
-                fps=Fraction(options.get("fps", "25")), width=int(width), height=int(height),
+                fps=Fraction(fps), width=int(size[1]), height=int(size[2]),
                 seconds=None if seconds is None else float(seconds), skew_ms=float(options.get("skew_ms", "0")),
             )  # fmt: skip
         except (ValueError, ZeroDivisionError) as error:

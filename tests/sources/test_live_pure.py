@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from avis_stream.sources.items import Item, Lost, SessionClock
 from avis_stream.sources.live import LiveSource
 from avis_stream.sources.stream_clock import MicrophoneClock, StreamClock
 from avis_stream.sources.supervisor import Supervisor, SupervisorConfig
-from avis_stream.sources.synthetic import beep_onsets, flash_onsets, skew_of
+from avis_stream.sources.synthetic import FlashBeep, beep_onsets, flash_onsets, skew_of
 from avis_stream.sources.worker import wire
 from avis_stream.sources.worker.gstreamer import _hint
 from avis_stream.sources.worker.wire import words_of
@@ -338,6 +339,25 @@ def test_the_latency_of_a_device_counts() -> None:
 
 
 # --- flashes and tones ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fps", ["25", "29.97", "0.5", "30000/1001"])
+def test_the_rate_of_a_made_scene(fps: str) -> None:
+    assert FlashBeep.from_options({"fps": fps, "size": "8192x1"}).fps == Fraction(fps)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"fps": "1e2"}, {"fps": "1e1000000"}, {"fps": "1/0"}, {"fps": "-5"}, {"fps": "nan"}, {"size": "8193x90"},
+        {"size": "100000x100000"}, {"size": "160x0"}, {"size": "160"}, {"seconds": "inf"}, {"skew_ms": "nan"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_made_scene_is_of_this_world(wrong: dict[str, str]) -> None:
+    """Visitors of `serve` may ask for one; `Fraction` would take minutes over the digits of 1e1000000000."""
+    with pytest.raises(ConfigError, match="flashbeep"):
+        FlashBeep.from_options(wrong)
 
 
 @pytest.mark.parametrize("skew_ms", [-70, -10, 0, 10, 50])
