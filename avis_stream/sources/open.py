@@ -34,6 +34,7 @@ _PROBE = {"probesize": "500000", "analyzeduration": "500000"}
 # "synced" keeps sound and pictures together: rtspsrc's default is 40 ms off for as long as one looks.
 _RTSPSRC = {"latency": 100, "protocols": "tcp", "buffer-mode": "synced", "tcp-timeout": 3_000_000}
 _UDPSRC = {"buffer-size": 2_000_000}
+_PART = SAMPLE_RATE // 10
 
 
 def open_sources(
@@ -133,7 +134,8 @@ def _sound_source(sound: Any, supervision: SupervisorConfig | None) -> list[Sour
     if sound is None or sound == "source":
         return []
     if not isinstance(sound, Address):
-        return [ItemSource("audio", sound, realtime=True, gives_pictures=False, gives_sound=True, own_clock=True)]
+        parts = _in_parts(sound)
+        return [ItemSource("audio", parts, realtime=True, gives_pictures=False, gives_sound=True, own_clock=True)]
     if sound.kind == "microphone":
         if required("mic"):
             _need_microphone()
@@ -166,7 +168,7 @@ def _of_caller(video: Iterable[VideoFrame | AVPair], audio: Audio, realtime: boo
     if realtime and chunks is not None:  # both may wait in next(), so each has a thread
         pictures = ItemSource("video", video, realtime=True, gives_pictures=True, gives_sound=False, own_clock=True)
         return [pictures, *_sound_source(chunks, None)]
-    items = interleaved(video, chunks)
+    items = interleaved(video, None if chunks is None else _in_parts(chunks))
     return [
         ItemSource(
             "video", items, realtime=realtime, gives_pictures=True, gives_sound=chunks is not None, own_clock=realtime
@@ -185,8 +187,12 @@ def _pictures(items: Iterable[Any]) -> Iterator[VideoFrame | AVPair]:
                 )
             yield item
     finally:
-        if isinstance(items, Generator):  # it may hold a camera, and somebody may hold it
-            items.close()
+        _close(items)
+
+
+def _close(items: Iterable[Any]) -> None:
+    if isinstance(items, Generator):  # it may hold a camera, and somebody may hold it
+        items.close()
 
 
 def _of_file(
@@ -257,12 +263,23 @@ def chunks_of(path: Path) -> Iterator[AudioChunk]:
         position = 0
         for block in track.blocks(rate=SAMPLE_RATE, channels=1):
             samples = torch.from_numpy(block.samples[0].copy())
-            for part in samples.split(SAMPLE_RATE // 10):
-                pts_ns = position * NANOSECONDS // SAMPLE_RATE
-                yield AudioChunk(samples=part, pts_ns=pts_ns, valid=block.heard)
-                position += len(part)
+            yield AudioChunk(samples=samples, pts_ns=position * NANOSECONDS // SAMPLE_RATE, valid=block.heard)
+            position += len(samples)
 
-    return blocks()
+    return _in_parts(blocks())
+
+
+def _in_parts(chunks: Iterable[AudioChunk]) -> Iterator[AudioChunk]:
+    """The same sound in short blocks: what is kept of it for the frames to come is a few seconds."""
+    try:
+        for chunk in chunks:
+            begin = 0
+            for part in chunk.samples.split(_PART):
+                pts_ns = chunk.pts_ns + begin * NANOSECONDS // SAMPLE_RATE
+                yield replace(chunk, samples=part, pts_ns=pts_ns, discontinuity=chunk.discontinuity and begin == 0)
+                begin += len(part)
+    finally:
+        _close(chunks)
 
 
 __all__ = ["Backend", "ConfigError", "open_sources"]

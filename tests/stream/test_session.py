@@ -123,6 +123,15 @@ def test_the_callers_own_sound_may_end_before_the_frames() -> None:
     assert heard[60] == 0.0
 
 
+def test_the_callers_own_sound_may_come_in_one_block() -> None:
+    """Longer than what is kept of it."""
+    block = AudioChunk(samples=torch.cat([chunk.samples for chunk in sound(20)]), pts_ns=0)
+    _, *results = live(StubSegmenter(), frames(20, fps=1), [block])  # how long the first is shown nobody knows yet
+    assert [result.pair.audio_valid for result in results] == [1.0] * 19
+    for second, result in enumerate(results, 1):
+        assert torch.equal(result.pair.audio, block.samples[second * SAMPLE_RATE : (second + 1) * SAMPLE_RATE])
+
+
 def test_sound_may_begin_late() -> None:
     """Two seconds after the pictures: none waits, and each says how much of its second was heard."""
     late = (chunk for chunk in sound(4.0) if chunk.pts_ns >= 2 * S)
