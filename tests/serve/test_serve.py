@@ -132,7 +132,8 @@ def test_results_for_programs() -> None:
     assert lines[0]["tracks"][0]["segmentation"]["size"] == [180, 320]
 
 
-def test_lines_that_wait_when_a_source_ends_are_handed_out() -> None:
+@pytest.mark.parametrize("ending", [False, True])
+def test_lines_that_wait_when_a_source_or_the_server_ends_are_handed_out(ending: bool) -> None:
     class Ended:
         over = True
 
@@ -143,7 +144,9 @@ def test_lines_that_wait_when_a_source_ends_are_handed_out() -> None:
         def leave(self, slot: LineSlot) -> None: ...
 
     async def lines() -> list[bytes]:
-        views = _Views(Sources(lambda *_: None, CLASSES), ServeConfig())  # type: ignore[arg-type, return-value]
+        sources = Sources(lambda *_: None, CLASSES)  # type: ignore[arg-type, return-value]
+        sources.ending = ending
+        views = _Views(sources, ServeConfig())
         response: Any = views._stream(Ended(), LineSlot(), "application/x-ndjson", b"", b"\n")  # type: ignore[arg-type]
         return [line async for line in response.body_iterator]
 
