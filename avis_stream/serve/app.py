@@ -368,5 +368,6 @@ def run_server(sources: Sources, config: ServeConfig) -> Any:
         uvicorn.Config(
             make_app(sources, config), host=config.host, port=config.port, log_level="warning", access_log=False,
             ws_max_size=1024, timeout_graceful_shutdown=1, limit_concurrency=4 * config.max_viewers,
+            proxy_headers=False,  # else who is on this machine says which address he has, and may guess for ever
         )
     )  # fmt: skip

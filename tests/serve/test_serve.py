@@ -32,7 +32,7 @@ from websockets.exceptions import ConnectionClosed
 
 from avis_stream.errors import ConfigError
 from avis_stream.serve.allowance import Allowances
-from avis_stream.serve.app import ServeConfig, _Door, _Views
+from avis_stream.serve.app import ServeConfig, _Door, _Views, run_server
 from avis_stream.serve.hub import Hub, LineSlot
 from avis_stream.serve.sources import Sources
 from avis_stream.stream.session import Session
@@ -337,6 +337,18 @@ def test_one_client_does_not_spend_what_another_may_ask() -> None:
         patch.setattr("avis_stream.serve.app.time.monotonic", lambda: 100.5)
         assert [ask("10.0.0.2") for _ in range(2)] == [200, 429]
     assert answered.count("/stats") == 5
+
+
+def test_nobody_says_which_address_he_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind a proxy on this machine all are one, and so is whoever only says that he is a proxy."""
+    sources = Sources(lambda *_: None, CLASSES)  # type: ignore[arg-type, return-value]
+    settings = run_server(sources, ServeConfig(token="sesame")).config
+    settings.load()
+    app = settings.loaded_app
+    monkeypatch.setattr("avis_stream.serve.app.time.monotonic", lambda: 100.0)
+    said = [f"9.9.9.{n}" for n in range(12)]
+    statuses = [asked(app, "/stats", client="127.0.0.1", host="localhost", x_forwarded_for=one) for one in said]
+    assert statuses == [401] * 10 + [429] * 2
 
 
 def test_allowances_remember_so_many_clients_and_no_more() -> None:
