@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from avis_stream.checks import require
 from avis_stream.errors import AvisStreamError, ConfigError
@@ -86,7 +86,7 @@ class ServeConfig:
     def url(self) -> str:
         """Where to look."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{host}:{self.port}/" + (f"?token={self.token}" if self.token else "")
+        return f"http://{host}:{self.port}/" + (f"?token={quote(self.token, safe='')}" if self.token else "")
 
 
 def make_app(sources: Sources, config: ServeConfig) -> ASGIApp:

@@ -225,7 +225,7 @@ def test_a_source_that_is_away_is_unhealthy() -> None:
         assert b"s3cr3t" not in running.get("/metrics")[2]
 
 
-def asked(app: Any, path: str, *, client: str = "10.0.0.2", token: str = "", **headers: str) -> int:
+def asked(app: Any, path: str, *, client: str = "10.0.0.2", query: str = "", **headers: str) -> int:
     """The status that an ASGI application answers a request with; 200 if it says nothing."""
     statuses: list[int] = []
 
@@ -235,7 +235,7 @@ def asked(app: Any, path: str, *, client: str = "10.0.0.2", token: str = "", **h
 
     named = {"host": "10.0.0.1:8080"} | {name.replace("_", "-"): value for name, value in headers.items()}
     scope = {
-        "type": "http", "path": path, "query_string": f"token={token}".encode(), "client": (client, 1),
+        "type": "http", "path": path, "query_string": query.encode(), "client": (client, 1),
         "headers": [(name.encode(), value.encode()) for name, value in named.items()], "method": "GET",
         "scheme": "http",
     }  # fmt: skip
@@ -275,6 +275,13 @@ def test_pages_of_others_are_kept_out() -> None:
 def test_ports_that_there_are_not(port: int) -> None:
     with pytest.raises(ConfigError, match="port must be 1 to 65535"):
         ServeConfig(port=port)
+
+
+@pytest.mark.parametrize("token", ["a&b+c d#e", "50%20", "Käse"])
+def test_the_address_that_is_told_holds_the_token_as_it_is(token: str) -> None:
+    url = URL(ServeConfig(token=token).url)
+    door = _Door(silent, ServeConfig(host="0.0.0.0", token=token))
+    assert asked(door, url.path, query=url.query) == 200
 
 
 def test_elsewhere_a_token_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,7 +333,7 @@ def test_one_client_does_not_spend_what_another_may_ask() -> None:
     door = _Door(inside, ServeConfig(host="0.0.0.0", token="sesame", requests_per_second=3))
 
     def ask(client: str, path: str = "/stats", token: str = "sesame") -> int:
-        return asked(door, path, client=client, token=token)
+        return asked(door, path, client=client, query=f"token={token}")
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("avis_stream.serve.app.time.monotonic", lambda: 100.0)
