@@ -17,13 +17,23 @@ import av
 import numpy as np
 import pytest
 import torch
-from live_tools import Crowded, StubSegmenter, free_port, lines_of, need_gstreamer, virtual_microphone, wait_for
+from live_tools import (
+    Crowded,
+    StubSegmenter,
+    flash_and_beep,
+    free_port,
+    lines_of,
+    need_gstreamer,
+    virtual_microphone,
+    wait_for,
+)
 from small_model import SMALL
 
 from avis_stream.cli import main
 from avis_stream.commands import doctor
 from avis_stream.commands.live import LiveOptions, run_live
 from avis_stream.errors import ConfigError, SourceError
+from avis_stream.serve.sources import Sources
 from avis_stream.sources.child import Message
 from avis_stream.sources.synthetic import beep_onsets
 from avis_stream.sources.worker import wire
@@ -251,6 +261,19 @@ def test_wrong_use_of_live(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().err
     assert "s3cr3t" not in said
     assert "no such file" in said
+
+
+def test_the_rate_of_a_file_hinders_no_other_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("starlette", reason="starlette is not there (make test installs it)")
+    served: list[Sources] = []
+    monkeypatch.setattr("avis_stream.commands.serve.serve", lambda sources, config: served.append(sources))
+    clip = flash_and_beep(tmp_path / "clip.mp4", seconds=1)
+    assert main(["serve", "--video", str(clip), "--fps", "5", *MODEL]) == 0
+    assert served[0].open("rtsp://127.0.0.1/cam", "source").id == "2"
+    assert main(["serve", "--video", "rtsp://127.0.0.1/cam", "--fps", "5", *MODEL]) == 2
+    assert "fps must be left out unless the video is a file" in capsys.readouterr().err
 
 
 def test_a_film_of_pictures_that_change_their_size_and_pause(tmp_path: Path) -> None:

@@ -82,7 +82,8 @@ def _watch(options: argparse.Namespace) -> tuple[Callable[[str, str | None], Ses
 
     def watch(video: str, audio: str | None) -> Session:
         return Session(
-            model, video, audio, config=config, online=online, fps=options.fps,
+            model, video, audio, config=config, online=online,
+            fps=options.fps if video == options.video else None,  # of that file; what visitors of `serve` add is none
             realtime=True if options.realtime else None, backend=options.backend,
         )  # fmt: skip
 
