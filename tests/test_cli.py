@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tempfile
 from fractions import Fraction
 from pathlib import Path
@@ -16,6 +17,7 @@ from golden_data import state
 from media_files import Media, clicks, regular, write_media
 from PIL import Image
 
+import avis_stream as avs
 from avis_stream.audio.yamnet import is_published
 from avis_stream.cli import _parser, main
 from avis_stream.commands.film import drawn_again
@@ -272,6 +274,19 @@ def test_convert_changes_settings_of_our_own_weights(tmp_path: Path) -> None:
     assert not any(is_published(key) for key in encoder), "YAMNet ships once"
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_a_copy_of_the_bundled_weights_answers_as_they_do(tmp_path: Path) -> None:
+    bundled = bundled_weights("avism_mini")
+    assert bundled is not None
+    target = tmp_path / "mine.safetensors"
+    assert main(["convert", str(bundled), str(target), "--set", "postprocess.score_threshold=0.5"]) == 0
+    _, config = read_state(target)
+    assert config is not None
+    assert config.input.clip_short_side_px == 256, "chosen after they were written, and so not in the file"
+    assert config.postprocess.score_threshold == 0.5
+    near = os.path.relpath(bundled)
+    assert avs.load("avism_mini", near).config.input.clip_short_side_px == 256
 
 
 def test_convert_writes_weights_that_load(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

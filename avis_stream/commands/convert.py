@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from avis_stream.errors import CheckpointError
-from avis_stream.weights.bundled import stored_state
+from avis_stream.weights.bundled import since_written, stored_state
 from avis_stream.weights.files import read_state, save_weights
 from avis_stream.weights.load import unfolded_model
 from avis_stream.weights.official import config_of, is_official, rename_state
@@ -34,7 +34,7 @@ def convert(source: Path, target: Path, audio_weights: Path | None, *, half: boo
         config = config_of(state, name=target.stem)
     if config is None:
         raise CheckpointError(f"{source} holds no AVISM or VITA weights, got keys like {sorted(state)[:3]}")
-    config = config.with_overrides(settings)
+    config = config.with_overrides((*since_written(source), *settings))
     if audio_weights is not None:
         state |= {f"audio_encoder.{key}": value for key, value in vggish_state(audio_weights).items()}
     model = unfolded_model(config, state, str(source))

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 from scipy.io import wavfile
 
 from avis_stream.commands.progress import progress
 from avis_stream.config import AVISEG_CLASSES
 from avis_stream.data.annotations import Track, read_predictions
 from avis_stream.data.dataset import open_split
+from avis_stream.data.images import read_image
 from avis_stream.data.labels.coco import read_coco, read_ytvis, ytvis_document
 from avis_stream.data.labels.cvat import cvat_document, read_cvat
 from avis_stream.data.labels.isat import read_isat, write_isat
@@ -55,6 +56,8 @@ def import_labels(
     twice = [name for name, count in Counter(video.name for video in videos).items() if count > 1]
     if twice:
         raise DataError(f"{source}: several videos are called {twice[0]!r}; rename all but one")
+    _require_images(videos, root)
+    target.unlink(missing_ok=True)  # its pictures are replaced: what ends in between must not look like a set
     silent = 0
     for video in progress(videos, len(videos), split, "video"):
         _copy_images(video, root, out / split / "JPEGImages" / video.name)
@@ -82,22 +85,33 @@ def _read(kind: str, source: Path, images: Path | None) -> tuple[list[LabelledVi
     return videos, images or source.parent
 
 
+def _require_images(videos: Sequence[LabelledVideo], root: Path) -> None:
+    for video in videos:
+        missing = next((root / name for name in video.images if not (root / name).is_file()), None)
+        if missing is not None:
+            raise DataError(f"{missing}: no such image of {video.name}; say where they are with --images")
+
+
 def _copy_images(video: LabelledVideo, root: Path, folder: Path) -> None:
     for t, name in enumerate(video.images):
         source = root / name
-        if not source.is_file():
-            raise DataError(f"{source}: no such image of {video.name}; say where they are with --images")
-        with Image.open(source) as picture:
-            if picture.size != (video.width, video.height):
-                raise DataError(
-                    f"{source} is {picture.width}x{picture.height}, its labels say {video.width}x{video.height}; "
-                    "correct whichever is wrong"
-                )
-            with atomic_path(folder / f"{t}.jpg") as temporary:
-                if picture.format == "JPEG":
-                    temporary.write_bytes(source.read_bytes())
-                else:
-                    picture.convert("RGB").save(temporary, quality=95)
+        picture = read_image(source)  # as everybody will see it: upright, in 8 bits
+        height, width = picture.shape[1:]
+        if (width, height) != (video.width, video.height):
+            raise DataError(
+                f"{source} is {width}x{height}, its labels say {video.width}x{video.height}; correct whichever is wrong"
+            )
+        with atomic_path(folder / f"{t}.jpg") as temporary:
+            if _is_plain_jpeg(source):
+                temporary.write_bytes(source.read_bytes())
+            else:
+                Image.fromarray(picture.permute(1, 2, 0).numpy()).save(temporary, quality=95)
+
+
+def _is_plain_jpeg(path: Path) -> bool:
+    """Whether a picture may be copied as it is: one that a note in it turns is turned for good instead."""
+    with Image.open(path) as picture:
+        return picture.format == "JPEG" and picture.getexif().get(ExifTags.Base.Orientation, 1) == 1
 
 
 def _copy_sound(name: str, audio: Path | None, target: Path) -> bool:
@@ -138,7 +152,7 @@ def export_labels(kind: str, data: Path, split: str, out: Path, *, predictions: 
             video.name,
             video.width,
             video.height,
-            tuple(str(path.relative_to(pictures)) for path in opened.files(video).images),
+            tuple(path.relative_to(pictures).as_posix() for path in opened.files(video).images),
             tuple(_object(t, truth.categories, video.height, video.width) for t in tracks.get(video.id, ())),
         )
         for video in truth.videos

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from avis_stream.commands.progress import progress
+from avis_stream.config import AVISEG_CLASSES
 from avis_stream.errors import AvisStreamError
 from avis_stream.synth.assets import AssetLibrary
 from avis_stream.synth.library import Library
@@ -53,7 +54,12 @@ def make_set(
     only = protocol.disjoint if classes == "disjoint" else None if classes is None else tuple(classes.split(","))
     if only is not None and assets is None:
         raise AvisStreamError("--classes needs --assets: a set drawn by the program has all classes")
-    library: Library = ProceduralLibrary() if assets is None else AssetLibrary(assets, protocol, split, only=only)
+    unknown = [name for name in only or () if name not in AVISEG_CLASSES]
+    if unknown:
+        raise AvisStreamError(f"--classes must be of AVISeg's {len(AVISEG_CLASSES)}, got {', '.join(unknown)}")
+    library: Library = (
+        ProceduralLibrary() if assets is None else AssetLibrary(assets, protocol, split, only=only or AVISEG_CLASSES)
+    )
     if photographs and not library.has_photographs:
         raise AvisStreamError("--photographs needs --assets with coco_images or pet_images of this split")
     bar = progress(range(videos), videos, split, "video")
@@ -74,4 +80,6 @@ def make_set(
                 write_film(out / split / "films" / f"{split}_{index:05d}.mp4", scene)
             yield scene
 
+    # Its pictures are replaced one by one: what ends in between must not look like the set that was there.
+    (out / f"{split}.json").unlink(missing_ok=True)
     return write_set(out, split, scenes(), protocol, seed)

@@ -6,9 +6,10 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,7 +17,7 @@ import torch
 
 from avis_stream.commands.diary import Diary
 from avis_stream.commands.progress import progress
-from avis_stream.config import AVISMConfig, TrainConfig
+from avis_stream.config import AVISEG_CLASSES, AVISMConfig, TrainConfig
 from avis_stream.config_text import with_overrides
 from avis_stream.data.annotations import parse_predictions
 from avis_stream.data.dataset import DataSplit, open_split, splits
@@ -71,16 +72,15 @@ from avis_stream.weights.initial import start_from
 from avis_stream.weights.load import unfolded_model, untrained_model
 
 Part = TypeVar("Part")
+Material = ClipSource | SynthSounds
 
 _MADE = "synth"
 _TRAIN = "train."
 
 _CHECKPOINT, _STREAMS, _SOUNDS = "last.pt", "streams.pt", "sounds.pt"
-_OF_A_RUN = (
-    _CHECKPOINT, _STREAMS, _SOUNDS, "log.jsonl", "tensorboard", "schedule.json", "best.safetensors",
-    "weights.safetensors", "not_finite*.pt",
-)  # fmt: skip
-"""What a run leaves in its folder."""
+_LEARNT = (_CHECKPOINT, "best.safetensors", "weights.safetensors")
+_BESIDE = (_STREAMS, _SOUNDS, "log.jsonl", "tensorboard", "schedule.json", "not_finite*.pt")
+"""What a run leaves in its folder: what it learnt, and what it made and wrote on the way."""
 
 
 def run_training(
@@ -122,23 +122,34 @@ def run_training(
     try:
         if resume is None:
             with all_or_none("beginning", place):
-                _begin(folder, force=force)
+                _require_room(folder, force=force)
         torch.manual_seed(schedule.seed)
         model = untrained_model(config, audio_weights) if resume is None else unfolded_model(config, None, "")
         if init is not None and resume is None:
             report = start_from(model, init)
             if _first():
                 sys.stderr.write(f"{init}: {report}\n")
-        return _run(model.to(place), schedule, data, folder, validation, resume=resume is not None)
+        judge = _validation_split(data, validation, model.config.classes)
+        opened = cache(partial(_opened, data, model.config, schedule))
+        if resume is None:
+            opened()  # whatever cannot be learnt from is refused before anything is cleared away
+            with all_or_none("beginning", place):
+                _begin(folder)
+        lesson, schedule = _lesson(model.to(place), schedule, opened, data, folder)
+        return _run(model, schedule, lesson, folder, judge, resume=resume is not None)
     finally:
         leave_processes()
 
 
 def _run(
-    model: AVISM, schedule: TrainConfig, data: str, folder: Path, validation: Path | None, *, resume: bool
+    model: AVISM,
+    schedule: TrainConfig,
+    lesson: Mapping[str, Any],
+    folder: Path,
+    judge: DataSplit | None,
+    *,
+    resume: bool,
 ) -> Path:
-    judge = _validation_split(data, validation, model.config.classes)
-    lesson, schedule = _lesson(model, schedule, data, folder)
     best, last = folder / "best.safetensors", folder / "weights.safetensors"
     with ExitStack() as stack:
         with all_or_none("opening the log", model.device):
@@ -168,37 +179,56 @@ def _run(
     return last if judge is None else best
 
 
-def _lesson(model: AVISM, schedule: TrainConfig, data: str, folder: Path) -> tuple[dict[str, Any], TrainConfig]:
-    """What `train` is to be given of samples and losses, and the schedule with what must not learn from them."""
+def _lesson(
+    model: AVISM, schedule: TrainConfig, opened: Callable[[], Material], data: str, folder: Path
+) -> tuple[dict[str, Any], TrainConfig]:
+    """What `train` is to be given of samples and losses, and the schedule with what must not learn from them.
+
+    Args:
+        model: That learns.
+        schedule: Of the run.
+        opened: What to learn from; not asked for where what was made of it is still there.
+        data: Its name.
+        folder: Of the run.
+    """
     if schedule.streams.count:
-        stretches = Stretches(_streams(model, schedule, data, folder), schedule)
+        stretches = Stretches(_streams(model, schedule, opened, data, folder), schedule)
         lesson = {"source": stretches, "losses": StreamLosses(model, schedule), "ahead": False}
         return lesson, replace(schedule, frozen=ALL_BUT_THE_TRACKER)
     if schedule.sounds.count:
-        drawn = DrawnSeconds(_sounds(model, schedule, data, folder), schedule)
+        drawn = DrawnSeconds(_sounds(model, schedule, opened, data, folder), schedule)
         lesson = {"source": drawn, "losses": SoundLosses(model, schedule), "ahead": False}
         return lesson, replace(schedule, frozen=all_but(model, *learns(model)))
-    return {"source": _source(data, model.config, schedule)}, schedule
+    return {"source": opened()}, schedule
 
 
 def _configuration(name: str, resume: Path | None, settings: Sequence[str]) -> tuple[AVISMConfig, TrainConfig]:
     """The model and the schedule: of a preset, or of the run that goes on; both changed as wished."""
+    if resume is not None and not (resume / _CHECKPOINT).exists():
+        raise AvisStreamError(
+            f"--resume {resume} holds no {_CHECKPOINT}: the run ended before its first checkpoint, or this is no run's "
+            f"folder; begin again with --out {resume}"
+        )
     config, schedule = (preset(name), training(name)) if resume is None else stored_configuration(resume / _CHECKPOINT)
     config = config.with_overrides(s for s in settings if not s.startswith(_TRAIN))
     of_training = [s.removeprefix(_TRAIN) for s in settings if s.startswith(_TRAIN)]
     return config, with_overrides(schedule, of_training, before=_TRAIN)
 
 
-def _begin(folder: Path, *, force: bool) -> None:
-    """Makes the folder of a run that begins, and clears away one that was there, if that is wished."""
+def _require_room(folder: Path, *, force: bool) -> None:
+    """Refuses a folder in which something was learnt already, unless that may go."""
+    there = [path for name in _LEARNT for path in folder.glob(name)]
+    if there and not force:
+        raise AvisStreamError(
+            f"--out {folder} holds a run already ({there[0].name}): go on with --resume {folder}, give another "
+            "folder, or --force to begin anew"
+        )
+
+
+def _begin(folder: Path) -> None:
+    """Makes the folder of a run that begins, and clears away what is left of one that was there."""
     if _first():
-        there = [path for name in _OF_A_RUN for path in folder.glob(name)]
-        if there and not force:
-            raise AvisStreamError(
-                f"--out {folder} holds a run already ({there[0].name}): go on with --resume {folder}, give another "
-                "folder, or --force to begin anew"
-            )
-        for path in there:
+        for path in [path for name in (*_LEARNT, *_BESIDE) for path in folder.glob(name)]:
             if path.is_dir():
                 shutil.rmtree(path)
             else:
@@ -217,24 +247,32 @@ def _require_sounds(config: AVISMConfig, data: str) -> None:
         )
 
 
-def _streams(model: AVISM, schedule: TrainConfig, data: str, folder: Path) -> Sequence[LocalizedStream]:
+def _streams(
+    model: AVISM, schedule: TrainConfig, opened: Callable[[], Material], data: str, folder: Path
+) -> Sequence[LocalizedStream]:
     """Streams as the model's localizer sees them; kept beside the checkpoints, so that a resumed run has the same."""
     kept, count = folder / _STREAMS, schedule.streams.count
     of = f"{count} streams of {schedule.frames} frames, seed {schedule.seed}, of {data}"
     with all_or_none("making streams", model.device):
         if _first() and not kept.exists():
-            streams = localized_streams(model, _source(data, model.config, schedule), schedule)
+            source = opened()
+            assert not isinstance(source, SynthSounds)
+            streams = localized_streams(model, source, schedule)
             save_streams(kept, [s.to(torch.device("cpu")) for s in progress(streams, count, "streams", "stream")], of)
     return load_streams(kept, of)
 
 
-def _sounds(model: AVISM, schedule: TrainConfig, data: str, folder: Path) -> HeardSounds:
+def _sounds(
+    model: AVISM, schedule: TrainConfig, opened: Callable[[], Material], data: str, folder: Path
+) -> HeardSounds:
     """Seconds as the model hears them; kept as streams are."""
     kept, count = folder / _SOUNDS, schedule.sounds.count
     of = f"{count} seconds of sound, seed {schedule.seed}, of {data}"
     with all_or_none("making seconds of sound", model.device):
         if _first() and not kept.exists():
-            seconds = heard_seconds(model, _sound_source(data, model.config, schedule), count)
+            source = opened()
+            assert isinstance(source, SynthSounds)
+            seconds = heard_seconds(model, source, count)
             save_sounds(kept, list(progress(seconds, count, "seconds", "second")), of)
     return load_sounds(kept, of)
 
@@ -265,6 +303,11 @@ def _save(model: AVISM, target: Path, schedule: TrainConfig) -> None:
         )
 
 
+def _opened(data: str, config: AVISMConfig, schedule: TrainConfig) -> Material:
+    """What a run learns from."""
+    return _sound_source(data, config, schedule) if schedule.sounds.count else _source(data, config, schedule)
+
+
 def _source(data: str, config: AVISMConfig, schedule: TrainConfig) -> ClipSource:
     if data.partition(":")[0] != _MADE:
         split = open_split(data, "train", config.classes)
@@ -273,7 +316,7 @@ def _source(data: str, config: AVISMConfig, schedule: TrainConfig) -> ClipSource
     width, height = protocol.size
     small = network_size(height, width, config.input)
     return SynthClips(
-        _library(data, protocol),
+        _library(data, protocol, config.classes),
         streaming(protocol) if schedule.streams.count else harder(protocol),
         frames=schedule.frames,
         size=(small[1], small[0]),
@@ -287,7 +330,7 @@ def _source(data: str, config: AVISMConfig, schedule: TrainConfig) -> ClipSource
 def _sound_source(data: str, config: AVISMConfig, schedule: TrainConfig) -> SynthSounds:
     protocol = Protocol.load()
     return SynthSounds(
-        _library(data, protocol),
+        _library(data, protocol, config.classes),
         harder(protocol),
         seed=schedule.seed,
         classes=config.classes,
@@ -295,10 +338,20 @@ def _sound_source(data: str, config: AVISMConfig, schedule: TrainConfig) -> Synt
     )
 
 
-def _library(data: str, protocol: Protocol) -> Library:
-    """What `synth`, `synth:ASSETS` or `synth:ASSETS:MORE` is made from."""
+def _library(data: str, protocol: Protocol, classes: tuple[str, ...]) -> Library:
+    """What `synth`, `synth:ASSETS` or `synth:ASSETS:MORE` is made from: of the model's classes alone."""
     folder, _, more = data.partition(":")[2].partition(os.pathsep)
-    library: Library = AssetLibrary(Path(folder), protocol, "train") if folder else ProceduralLibrary()
+    library: Library
+    if folder:
+        library = AssetLibrary(Path(folder), protocol, "train", only=classes)
+    else:
+        drawn = tuple(name for name in AVISEG_CLASSES if name in classes)
+        if not drawn:
+            raise ConfigError(
+                f"--data {_MADE} draws the classes of AVISeg ({', '.join(AVISEG_CLASSES[:3])}, ...), of which the "
+                f"model has none; give it some of them, or {_MADE}:ASSETS with cut-outs and sounds of its own"
+            )
+        library = ProceduralLibrary(drawn)
     return MoreSounds(library, Path(more)) if more else library
 
 

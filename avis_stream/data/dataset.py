@@ -14,9 +14,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.io import wavfile
 from torch import Tensor
 
@@ -89,15 +91,28 @@ class DataSplit:
 
     def files(self, video: Video) -> VideoFolder:
         """A video's images in order of the annotations, its sound, and the images 100 ms earlier where they are."""
-        names = video.file_names
-        images = tuple(self.folder / "JPEGImages" / name for name in names)
-        if not names:
-            images = numbered_images(self.folder / "JPEGImages" / video.name)[: video.length]
-        earlier = (self.folder / "PrevImages" / image.parent.name / image.name for image in images)
-        wav = self.folder / "WAVAudios" / f"{video.name}.wav"
-        return VideoFolder(
-            video.name, images, wav if wav.is_file() else None, tuple(p if p.is_file() else None for p in earlier)
-        )
+        pictures = self.folder / "JPEGImages"
+        images = tuple(_below(pictures, name) for name in video.file_names)
+        images = images or numbered_images(pictures / video.name)[: video.length]
+        return VideoFolder(video.name, images, self._wav(video), tuple(self._previous_file(image) for image in images))
+
+    def _image_file(self, video: Video, t: int) -> Path:
+        """That of one frame: asking for all of them at each would take the square of a video's length."""
+        pictures = self.folder / "JPEGImages"
+        if video.file_names:
+            return _below(pictures, video.file_names[t])
+        images = numbered_images(pictures / video.name)
+        if t >= len(images):
+            raise DataError(f"{pictures / video.name} has {len(images)} images, its video {video.length} frames")
+        return images[t]
+
+    def _previous_file(self, image: Path) -> Path | None:
+        path = self.folder / "PrevImages" / image.parent.name / image.name
+        return path if path.is_file() else None
+
+    def _wav(self, video: Video) -> Path | None:
+        path = self.folder / "WAVAudios" / f"{video.name}.wav"
+        return path if path.is_file() else None
 
     def features_file(self, video: Video) -> Path | None:
         """Stored features of a video's sound, if there are any."""
@@ -130,11 +145,11 @@ class DataSplit:
         Raises:
             DataError: The file is missing or broken, or its size is not the video's.
         """
-        return self._read(self.files(video).images[t], video)
+        return self._read(self._image_file(video, t), video)
 
     def previous(self, video: Video, t: int) -> Tensor | None:
         """The picture 100 ms before frame t, uint8 [3, H, W]; None in sets without them."""
-        path = self.files(video).previous[t]
+        path = self._previous_file(self._image_file(video, t))
         return None if path is None else self._read(path, video)
 
     def seconds(self, video: Video, frames: Sequence[int]) -> Tensor:
@@ -143,16 +158,11 @@ class DataSplit:
         Raises:
             DataError: The WAV is broken.
         """
-        wav = self.files(video).wav
+        wav = self._wav(video)
         if wav is None:
             return torch.zeros(len(frames), 16_000)
-        try:
-            rate, samples = wavfile.read(wav, mmap=True)
-        except (OSError, ValueError) as error:
-            raise DataError(f"{wav} cannot be read as WAV ({error}); convert it to 16-bit PCM") from error
-        parts = [np.asarray(samples[t * rate : (t + 1) * rate]) for t in frames]
-        scale = 1.0 if samples.dtype.kind == "f" else float(np.iinfo(samples.dtype).max) + 1.0
-        waves = [torch.from_numpy(part.astype(np.float32) / scale) for part in parts]
+        rate, samples = _samples(wav)
+        waves = [_as_floats(samples[t * rate : (t + 1) * rate]) for t in frames]
         return torch.cat([mono_seconds(w.T if w.dim() == 2 else w, rate, 1)[0] for w in waves])
 
     def _read(self, path: Path, video: Video) -> Tensor:
@@ -165,6 +175,33 @@ class DataSplit:
         return picture
 
 
+def _below(folder: Path, name: str) -> Path:
+    """A file named in annotations, which may have been written on Windows."""
+    return folder / name.replace("\\", "/")
+
+
+def _samples(wav: Path) -> tuple[int, NDArray[Any]]:
+    """Rate, and samples [n] or [n, channels] as they are stored, read where they are asked for if they can be."""
+    try:
+        try:
+            found = wavfile.read(wav, mmap=True)
+        except ValueError:  # samples of 24 bits have no type of their own, so they are read whole
+            found = wavfile.read(wav)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{wav} cannot be read as WAV ({error}); convert it to 16-bit PCM") from error
+    return found[0], found[1]
+
+
+def _as_floats(samples: NDArray[Any]) -> Tensor:
+    """Samples as float32 in [-1, 1]; those of 8 bits have no sign, their silence is 128."""
+    kind = samples.dtype
+    if kind.kind == "f":
+        return torch.from_numpy(np.asarray(samples, np.float32))
+    half = float(np.iinfo(kind).max // 2 + 1) if kind.kind == "u" else float(np.iinfo(kind).max) + 1.0
+    middle = half if kind.kind == "u" else 0.0
+    return torch.from_numpy((np.asarray(samples, np.float32) - middle) / half)
+
+
 def masks_of(track: Track, video: Video, frames: Sequence[int], *, visible: bool = False) -> Tensor:
     """Masks of an object in some frames, bool [len(frames), H, W]; all False where it has none.
 
@@ -173,10 +210,18 @@ def masks_of(track: Track, video: Video, frames: Sequence[int], *, visible: bool
         video: It is in.
         frames: Which.
         visible: Take the masks of silent seconds too, in sets that have them.
+    Raises:
+        DataError: A mask is of another size than its video.
     """
     stored = track.visible if visible and track.visible is not None else track.segmentations
     masks = torch.zeros(len(frames), video.height, video.width, dtype=torch.bool)
     for row, t in enumerate(frames):
         if stored[t] is not None:
-            masks[row] = rle.decode(stored[t], video.height, video.width)
+            mask = rle.decode(stored[t], video.height, video.width)
+            if mask.shape != masks[row].shape:
+                raise DataError(
+                    f"video {video.name!r}, frame {t}: a mask of {mask.shape[1]}x{mask.shape[0]} in a video of "
+                    f"{video.width}x{video.height}; write masks at the size of the video"
+                )
+            masks[row] = mask
     return masks

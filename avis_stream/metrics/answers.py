@@ -57,7 +57,7 @@ def parse_answers(path: Path, document: Any, truth: Annotations) -> Answers:
     """
     videos = {video.id: video for video in truth.videos}
     names = {video.name: video for video in truth.videos}
-    categories = {name: category for category, name in truth.categories.items()}
+    categories = {_plain(name): category for category, name in truth.categories.items()}
     found: dict[int, list[list[Answer]]] = {v.id: [[] for _ in range(v.length)] for v in truth.videos}
     for n, entry in enumerate(document):
         if not isinstance(entry, dict):
@@ -65,12 +65,16 @@ def parse_answers(path: Path, document: Any, truth: Annotations) -> Answers:
         video = names.get(str(entry.get("video"))) or videos.get(entry.get("video_id", -1))
         if video is None:
             raise DataError(f"{path}: [{n}] must name a video of {truth.path.name} by video or video_id")
-        label = str(entry.get("label", "")).strip().lower().replace(" ", "_")
-        category: Any = categories.get(label) or entry.get("category_id")
+        category: Any = categories.get(_plain(str(entry.get("label", "")))) or entry.get("category_id")
         answer = Answer(int(category) if category in truth.categories else 0, _place(path, n, entry, video))
         for t in _seconds(path, n, entry, video.length):
             found[video.id][t].append(answer)
     return found
+
+
+def _plain(label: str) -> str:
+    """A class's name as it is compared: "Lawn Mower" is `lawn_mower`."""
+    return label.strip().lower().replace(" ", "_")
 
 
 def answers_of_predictions(truth: Annotations, predictions: Predictions) -> Answers:

@@ -64,13 +64,13 @@ def load_checkpoint(path: Path, model: AVISM, optimiser: torch.optim.Optimizer) 
     """Takes a run up where `save_checkpoint` left it, this process's random numbers included.
 
     Raises:
-        CheckpointError: Missing, cut short, or of another configuration.
+        CheckpointError: Missing, cut short, of another configuration, or other parameters were learning.
     """
     state = _read(path)
     if AVISMConfig.from_json(state["config"]) != model.config:
         raise CheckpointError(f"{path} is of another configuration; give the same --set as when it began")
     model.load_state_dict(state["model"])
-    optimiser.load_state_dict(state["optimiser"])
+    _continue(optimiser, state["optimiser"], path)
     (rank, count), random = rank_and_count(), state["random"]
     if count != len(random):
         logger.warning(
@@ -82,6 +82,21 @@ def load_checkpoint(path: Path, model: AVISM, optimiser: torch.optim.Optimizer) 
         if random[rank]["cuda"] is not None and model.device.type == "cuda":
             torch.cuda.set_rng_state(random[rank]["cuda"], model.device)
     return Progress(step=state["step"], best=state["best"])
+
+
+def _continue(optimiser: torch.optim.Optimizer, stored: dict[str, Any], path: Path) -> None:
+    """Takes what an optimiser has gathered; rates and decay are those of the schedule at hand, which may be another."""
+    wanted = [{key: group[key] for key in ("factor", "weight_decay")} for group in optimiser.param_groups]
+    sizes = [[len(group["params"]) for group in groups] for groups in (optimiser.param_groups, stored["param_groups"])]
+    if sizes[0] != sizes[1]:
+        raise CheckpointError(
+            f"{path} was learning {sum(sizes[1])} parameters in {len(sizes[1])} groups, now {sum(sizes[0])} in "
+            f"{len(sizes[0])} are to learn; leave train.frozen and what else decides that as they were, or begin anew "
+            "with --init"
+        )
+    optimiser.load_state_dict(stored)
+    for group, own in zip(optimiser.param_groups, wanted, strict=True):
+        group.update(own)
 
 
 def stored_configuration(path: Path) -> tuple[AVISMConfig, TrainConfig]:

@@ -50,7 +50,8 @@ class DatasetClips:
         tracks, visible = self._tracks(video)
         images = torch.stack([self._split.image(video, t) for t in frames])
         masks = [masks_of(track, video, frames, visible=visible) for track in tracks]
-        sounding = torch.tensor([[track.segmentations[t] is not None for t in frames] for track in tracks])
+        heard = [[track.segmentations[t] is not None for t in frames] for track in tracks]
+        sounding = torch.tensor(heard, dtype=torch.bool)  # of none at all, too
         geometry = draw_geometry(video.height, video.width, len(frames), self._config, rng)
         previous = self._previous(video, frames, geometry)
         together = torch.stack(masks) if masks else _no_masks(images)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import os
 from pathlib import Path
 
@@ -22,9 +23,16 @@ def bundled_weights(name: str) -> Path | None:
 
 
 def since_written(weights: str | os.PathLike[str]) -> tuple[str, ...]:
-    """Settings of a weight file that were chosen after it was written; of bundled ones, which are replaced rarely."""
+    """Settings of a weight file that were chosen after it was written; of bundled ones, which are replaced rarely.
+
+    Wherever they lie: a copy of them answers as they do.
+    """
     path = Path(weights)
-    return _SINCE.get(path.stem, ()) if path == bundled_weights(path.stem) else ()
+    for name, settings in _SINCE.items():
+        bundled = bundled_weights(name)
+        if bundled is not None and path.is_file() and filecmp.cmp(path, bundled, shallow=False):
+            return settings
+    return ()
 
 
 def stored_state(model: AVISM) -> dict[str, Tensor]:

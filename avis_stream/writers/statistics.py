@@ -33,7 +33,7 @@ def draw_statistics(found: Mapping[str, SplitStatistics], path: str | Path, *, t
     _lengths(lengths, found)
     _classes(classes, found, names)
     _together(together, found, names)
-    figure.suptitle(title, x=0.01, ha="left", color=_INK, fontsize=13, fontweight="bold")
+    figure.suptitle(title, x=0.01, ha="left", color=_INK, fontsize=13, fontweight="bold", parse_math=False)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=110)
 
@@ -66,7 +66,7 @@ def _classes(axes: Axes, found: Mapping[str, SplitStatistics], names: list[str])
         axes.barh(range(len(names)), seconds, left=left, color=_COLORS[n % len(_COLORS)], label=name)
         left += seconds
     axes.set_yticks(range(len(names)))
-    axes.set_yticklabels([name.replace("_", " ") for name in names])
+    axes.set_yticklabels([name.replace("_", " ") for name in names], parse_math=False)
     axes.set_ylim(len(names) - 0.4, -0.6)
     _named(axes, "object seconds", "")
 
@@ -91,9 +91,9 @@ def _together(axes: Axes, found: Mapping[str, SplitStatistics], names: list[str]
                               color="white" if dark else _INK)  # fmt: skip
     labels = [name.replace("_", " ") for name in names]
     axes.set_xticks(range(len(names)))
-    axes.set_xticklabels(labels, rotation=90)
+    axes.set_xticklabels(labels, rotation=90, parse_math=False)
     axes.set_yticks(range(len(names)))
-    axes.set_yticklabels(labels)
+    axes.set_yticklabels(labels, parse_math=False)
     _named(axes, "seconds in which both sound", "", grid=False)
 
 

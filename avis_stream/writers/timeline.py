@@ -76,7 +76,9 @@ class TimelineWriter:
         self._draw_level(strip)
         self._draw_rows(table, rows)
         if self._title:
-            strip.set_title(self._title, loc="left", color=_INK, fontsize=13, fontweight="bold", pad=10)
+            strip.set_title(
+                self._title, loc="left", color=_INK, fontsize=13, fontweight="bold", pad=10, parse_math=False
+            )
         figure.savefig(self._pending.path, dpi=130)
         self._pending.commit()
 
@@ -119,7 +121,7 @@ class TimelineWriter:
         if not rows:
             axes.text(self._end / 2, 0, "nothing sounded", ha="center", va="center", color=_PALE, fontsize=12)
         axes.set_yticks(range(len(rows)))
-        axes.set_yticklabels(labels, color=_INK, fontsize=11)
+        axes.set_yticklabels(labels, color=_INK, fontsize=11, parse_math=False)
         axes.set(ylim=(max(len(rows), 1) - 0.4, -0.6), xlim=(0, self._end or 1.0))
         hidden = sum(bool(row.sounding) for row in self._rows.values()) - len(rows)
         note = f"     ({hidden} more that sound for less are not shown)" if hidden else ""

@@ -57,7 +57,7 @@ def draw_verdicts(videos: Sequence[FrameVerdicts], path: str | Path, *, title: s
     for line, video in enumerate(rows):
         _draw_row(axes, line, video)
     axes.set_yticks(range(len(rows)))
-    axes.set_yticklabels([_short(video.name) for video in rows], color=_INK, fontsize=9)
+    axes.set_yticklabels([_short(video.name) for video in rows], color=_INK, fontsize=9, parse_math=False)
     axes.set(ylim=(max(len(rows), 1) - 0.4, -0.6), xlim=(0, longest))
     right = axes.secondary_yaxis("right")
     right.set_yticks(range(len(rows)))
@@ -73,7 +73,7 @@ def draw_verdicts(videos: Sequence[FrameVerdicts], path: str | Path, *, title: s
     handles = [
         Patch(color=color, label=f"{name} ({n})") for (name, color), n in zip(CAUSES.items(), counts, strict=True)
     ]
-    figure.suptitle(title, x=0.01, ha="left", color=_INK, fontsize=13, fontweight="bold")
+    figure.suptitle(title, x=0.01, ha="left", color=_INK, fontsize=13, fontweight="bold", parse_math=False)
     axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, frameon=False, fontsize=9.5)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=120)

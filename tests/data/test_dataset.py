@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import wave
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ import pytest
 import torch
 from data_sets import HEIGHT, LENGTH, SQUARE, SQUARE_RLE, WIDTH, truth, write_set, write_wav
 from PIL import Image
+from scipy.io import wavfile
 
 from avis_stream.config import AVISEG_CLASSES
-from avis_stream.data.annotations import Annotations, Video, read_annotations
+from avis_stream.data import rle
+from avis_stream.data.annotations import Annotations, Track, Video, read_annotations
 from avis_stream.data.dataset import DataSplit, masks_of, open_split, splits
 from avis_stream.data.scenarios import SCENARIOS, scenario_of_class, scenario_of_video
 from avis_stream.data.statistics import split_statistics
@@ -61,6 +64,52 @@ def test_pictures_are_read_as_a_folder_of_them_is(tmp_path: Path) -> None:
     for t in range(2):
         assert split.image(video, t).float().mean() == pytest.approx(117, abs=2)
         assert torch.equal(split.image(video, t), read_picture(tmp_path / video.file_names[t]))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "silence", "loud"),
+    [(np.uint8, 128, 192), (np.int16, 0, 2**14), (np.int32, 0, 2**30), (np.float32, 0, 0.5)],
+)
+def test_sound_of_any_depth(root: Path, dtype: Any, silence: float, loud: float) -> None:
+    split = open_split(root, "test")
+    yard = split.annotations.videos[0]
+    samples = np.full(16_000 * LENGTH, silence, dtype)
+    samples[16_000:32_000] = loud
+    wavfile.write(root / "test" / "WAVAudios" / "yard.wav", 16_000, samples)
+    quiet, half = split.seconds(yard, [0, 1])
+    assert not quiet.any()
+    assert torch.allclose(half, torch.tensor(0.5))
+
+
+def test_sound_of_24_bits(root: Path) -> None:
+    split = open_split(root, "test")
+    yard = split.annotations.videos[0]
+    with wave.open(str(root / "test" / "WAVAudios" / "yard.wav"), "wb") as file:
+        file.setparams((1, 3, 16_000, 0, "NONE", ""))
+        file.writeframes((2**22).to_bytes(3, "little") * 16_000 * LENGTH)
+    assert torch.allclose(split.seconds(yard, [1]), torch.tensor(0.5))
+
+
+def test_a_set_that_was_written_on_windows(root: Path) -> None:
+    document = json.loads((root / "test.json").read_text())
+    document["videos"][0]["file_names"] = [name.replace("/", "\\") for name in document["videos"][0]["file_names"]]
+    before = open_split(root, "test")
+    wanted = before.image(before.annotations.videos[0], 1)
+    (root / "test.json").write_text(json.dumps(document))
+    split = open_split(root, "test")
+    yard = split.annotations.videos[0]
+    assert yard.name == "yard"
+    assert torch.equal(split.image(yard, 1), wanted)
+    assert split.files(yard).wav is not None
+
+
+def test_a_mask_of_another_size_is_refused_by_name(root: Path) -> None:
+    split = open_split(root, "test")
+    yard = split.annotations.videos[0]
+    row = rle.encode(np.ones((1, WIDTH), bool))  # which would be spread over the whole picture
+    track = Track(yard.id, 1, (row,) * yard.length)
+    with pytest.raises(DataError, match=rf"video 'yard', frame 2: a mask of {WIDTH}x1 in a video of"):
+        masks_of(track, yard, [2])
 
 
 def test_masks_in_every_form(root: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,79 @@ def test_coco_images_become_videos_by_folder_and_objects_by_track(
     assert len(found["b"]) == 2
     with Image.open(tmp_path / "set" / "train" / "JPEGImages" / "a" / "1.jpg") as jpeg:
         assert jpeg.format == "JPEG"
+
+
+def test_names_with_folders_in_them_stay_inside_and_keep_their_sound(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As TAO names its videos; and the same last folder twice is two videos."""
+    labels = tmp_path / "labels"
+    document: dict[str, Any] = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "kettle"}]}
+    document["videos"] = [{"id": 1, "name": "train/YT/one"}, {"id": 2, "name": "../../escaped"}]
+    for number, (file, video) in enumerate(
+        [("p/1.png", 1), ("q/1.png", 2), ("A/rgb/1.png", None), ("B/rgb/1.png", None)]
+    ):
+        picture(labels / file)
+        document["images"].append({"id": number, "file_name": file, "width": 40, "height": 30})
+        if video is not None:
+            document["images"][-1]["video_id"] = video
+    (labels / "coco.json").write_text(json.dumps(document))
+    (tmp_path / "audio").mkdir()
+    sound = next((made / "val" / "WAVAudios").iterdir())
+    (tmp_path / "audio" / "one.wav").write_bytes(sound.read_bytes())
+    audio = ["--audio", tmp_path / "audio"]
+    ask(capsys, "import", labels / "coco.json", tmp_path / "a" / "set", "--from", "coco", *audio)
+    split = open_split(tmp_path / "a" / "set", "train")
+    assert [video.name for video in split.annotations.videos] == ["one", "escaped", "A_rgb", "B_rgb"]
+    assert split.seconds(split.annotations.videos[0], [0]).any()
+    assert {path.name for path in tmp_path.iterdir()} == {"labels", "audio", "a"}
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {"set"}
+
+
+def test_pictures_come_in_as_they_will_be_seen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Turned for good where a phone only noted it, and 16 bits scaled."""
+    (tmp_path / "v").mkdir()
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.new("RGB", (30, 40), (90, 120, 30)).save(tmp_path / "v" / "1.jpg", exif=turned)
+    Image.fromarray(np.full((30, 40), 30_000, np.uint16)).save(tmp_path / "v" / "2.png")
+    images = [
+        {"id": n, "file_name": f"v/{name}", "width": 40, "height": 30} for n, name in enumerate(("1.jpg", "2.png"))
+    ]
+    labels = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "kettle"}]}
+    (tmp_path / "coco.json").write_text(json.dumps(labels))
+    ask(capsys, "import", tmp_path / "coco.json", tmp_path / "set", "--from", "coco")
+    split = open_split(tmp_path / "set", "train")
+    (video,) = split.annotations.videos
+    assert split.image(video, 0).shape == (3, 30, 40)
+    assert split.image(video, 1).float().mean() == pytest.approx(117, abs=1)
+
+
+def test_what_cannot_replace_a_set_leaves_it(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(made, tmp_path / "set")
+    again = ["import", made / "val.json", tmp_path / "set", "--from", "ytvis", "--split", "val", "--force"]
+    refused(capsys, *again, "--images", tmp_path / "nowhere")
+    assert (tmp_path / "set" / "val.json").read_bytes() == (made / "val.json").read_bytes()
+
+
+def test_masks_without_pixels_are_silence(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As `run` writes silent frames, and `labels` hands them on."""
+    document = json.loads((made / "val.json").read_text())
+    size = (document["videos"][0]["height"], document["videos"][0]["width"])
+    some, none = np.zeros(size, bool), np.zeros(size, bool)
+    some[:9] = True
+    document["annotations"] = [
+        {
+            "video_id": document["videos"][0]["id"],
+            "category_id": 1,
+            "segmentations": [rle.encode(m) for m in (none, some, none)],
+        }
+    ]
+    (tmp_path / "val.json").write_text(json.dumps(document))
+    images = ["--images", made / "val" / "JPEGImages"]
+    ask(capsys, "import", tmp_path / "val.json", tmp_path / "set", "--from", "ytvis", "--split", "val", *images)
+    (track,) = next(iter(read_annotations(tmp_path / "set" / "val.json").tracks.values()))
+    assert [mask is not None for mask in track.segmentations] == [False, True, False]
 
 
 def test_isat_layers_groups_and_holes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

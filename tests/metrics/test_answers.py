@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,13 @@ def test_masks(truth: Annotations) -> None:
 def test_labels_alone_say_who_but_not_where(truth: Annotations) -> None:
     scores = scored(truth, {"label": "dog", "interval": [0, 2]}, {"label": "cat", "interval": [1, 2]})
     assert (scores["labels"], scores["FA"], scores["FAn"]) == (100, 50, 100)
+
+
+def test_labels_are_compared_as_people_write_them(truth: Annotations) -> None:
+    named = replace(truth, categories={**truth.categories, 2: "Guide Dog"})
+    for label in ("guide dog", "Guide_Dog", "Guide Dog"):
+        scores = scored(named, {"label": label, "interval": [0, 2]}, {"label": "cat", "interval": [1, 2]})
+        assert scores["labels"] == 100, label
 
 
 def test_a_label_the_set_does_not_have_is_a_false_alarm(truth: Annotations) -> None:

@@ -16,7 +16,8 @@ import avis_stream as avs
 from avis_stream.models.avism import AVISM
 from avis_stream.online import OnlineSegmenter
 from avis_stream.types import SAMPLE_RATE
-from avis_stream.weights.bundled import bundled_weights
+from avis_stream.weights.bundled import bundled_weights, stored_state
+from avis_stream.weights.files import save_weights
 
 
 def noting(model: AVISM, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
@@ -52,5 +53,9 @@ def test_bundled_weights_have_it_and_a_file_of_ones_own_says_it_itself(tmp_path:
     assert as_streams.for_clips() == as_streams
     bundled = bundled_weights("avism_mini")
     assert bundled is not None
-    own = shutil.copy(bundled, tmp_path / "avism_mini.safetensors")
+    copied = shutil.copy(bundled, tmp_path / "copied.safetensors")
+    assert avs.load("avism_mini", copied).config.input.clip_short_side_px == 256, "wherever they lie"
+    own = tmp_path / "avism_mini.safetensors"
+    model = avs.load("avism_mini", settings=("input.clip_short_side_px=none",))
+    save_weights(stored_state(model), model.config, own)
     assert avs.load("avism_mini", own).config.input.clip_short_side_px is None, "as it was written"

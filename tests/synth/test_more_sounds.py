@@ -11,6 +11,7 @@ import pytest
 from scipy.io import wavfile
 
 from avis_stream.commands.train import _library, run_training
+from avis_stream.config import AVISEG_CLASSES
 from avis_stream.errors import DataError
 from avis_stream.synth.assets import AssetLibrary
 from avis_stream.synth.library import Library
@@ -93,7 +94,7 @@ def test_training_asks_for_it_by_the_second_folder(tmp_path: Path) -> None:
 def test_training_hears_them_beside_a_folder_of_assets(assets: Path, folder: Path) -> None:
     """Half of what is heard of a class is of the assets' training split, and all that is seen."""
     protocol = Protocol.load()
-    library = _library(os.pathsep.join([f"synth:{assets}", str(folder)]), protocol)
+    library = _library(os.pathsep.join([f"synth:{assets}", str(folder)]), protocol, AVISEG_CLASSES)
     alone = AssetLibrary(assets, protocol, "train")
     heard, own = names_of(library, "dog"), names_of(alone, "dog")
     assert set(heard) > {"many_0", "many_1", "many_2", "many_3", "lone_0"}
@@ -103,4 +104,4 @@ def test_training_hears_them_beside_a_folder_of_assets(assets: Path, folder: Pat
     assert library.classes == alone.classes
     one, same = (x.sprite("dog", np.random.default_rng(1)) for x in (library, alone))
     assert one.name == same.name
-    assert isinstance(_library(f"synth:{assets}", protocol), AssetLibrary)
+    assert isinstance(_library(f"synth:{assets}", protocol, AVISEG_CLASSES), AssetLibrary)

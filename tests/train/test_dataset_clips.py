@@ -224,8 +224,54 @@ def test_a_run_is_not_begun_over_another(data: Path, tmp_path: Path, capsys: pyt
     assert main(command) == 1
     assert "holds a run already" in capsys.readouterr().err
     assert (tmp_path / "run" / "last.pt").read_bytes() == before
-    assert main([*command, "--force"]) == 0
+    lost = [*command, "--force", "--data", str(tmp_path / "nowhere")]
+    assert main(lost) == 1
+    assert main([*command, "--force", "--init", str(tmp_path / "none.safetensors")]) == 1
+    assert (tmp_path / "run" / "last.pt").read_bytes() == before, "a run that cannot begin clears nothing away"
+    assert main([*command, "--force", "--init", str(tmp_path / "run" / "weights.safetensors")]) == 0
     assert len((tmp_path / "run" / "log.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_run_that_ended_before_its_first_checkpoint(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "log.jsonl").write_text('{"step": 1}\n')
+    assert main(["train", "--data", str(data), "--resume", str(run)]) == 1
+    assert f"begin again with --out {run}" in capsys.readouterr().err
+    assert main(["train", "--data", str(data), "--out", str(run), "--set", *SETTINGS, "train.steps=1"]) == 0
+
+
+def test_a_resumed_run_may_decay_otherwise_but_not_learn_otherwise(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert main(["train", "--data", str(data), "--out", str(run), "--set", *SETTINGS]) == 0
+    again = ["train", "--data", str(data), "--resume", str(run), "--set", "train.steps=3"]
+    assert main([*again, "train.frozen=tracker."]) == 1
+    assert "leave train.frozen" in capsys.readouterr().err
+    assert main([*again, "train.weight_decay=0.5"]) == 0
+    stored = torch.load(run / "last.pt", weights_only=True)["optimiser"]["param_groups"]
+    assert {group["weight_decay"] for group in stored} == {0.0, 0.5}
+
+
+def test_made_scenes_are_of_the_model_s_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["train", "--data", "synth", "--out", str(tmp_path / "run"), "--set", *SETTINGS, "train.steps=1"]
+    assert main([*command, "classes=cat,dog", "input.short_side_px=48"]) == 0
+    assert main([*command[:4], str(tmp_path / "other"), *command[5:], "classes=mower"]) == 2
+    assert "of which the model has none" in capsys.readouterr().err
+
+
+def test_objects_that_are_crowds_alone(data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data, tmp_path / "set")
+    document = json.loads((tmp_path / "set" / "train.json").read_text())
+    for entry in document["annotations"]:
+        entry["iscrowd"] = 1
+    (tmp_path / "set" / "train.json").write_text(json.dumps({**document, "silent_annotations": []}))
+    sample = clips(tmp_path / "set").clip(0)
+    assert sample.sounding is None or sample.sounding.dtype == torch.bool
+    assert not len(sample.masks)
 
 
 def test_a_run_goes_on_with_its_own_model_and_schedule(data: Path, tmp_path: Path) -> None:

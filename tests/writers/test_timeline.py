@@ -36,6 +36,14 @@ def test_bars_stand_where_the_object_sounds(tmp_path: Path) -> None:
     assert (begin - left) / per_second == pytest.approx(7, abs=0.2)
 
 
+def test_a_name_is_no_formula(tmp_path: Path) -> None:
+    writer = TimelineWriter(tmp_path / "t.png", CLASSES, fps=1.0, title="A$AP_$hort.mp4")
+    pair = pair_at(0, fps=1.0)
+    writer.write(pair, result_for(pair, [(1, 1, 0.9, HERE)]))
+    writer.close()
+    assert (tmp_path / "t.png").is_file()
+
+
 @pytest.mark.parametrize("fps", [0.5, 1, 7.3, 30])
 def test_any_rate(tmp_path: Path, fps: float) -> None:
     assert drawn(tmp_path / "t.png", [[(1, 1, 0.9, HERE)]] * 6, fps).shape[1] == 1560

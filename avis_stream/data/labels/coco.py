@@ -15,7 +15,14 @@ from typing import Any
 from avis_stream.data import rle
 from avis_stream.data.annotations import read_json
 from avis_stream.data.aviseg import number_of
-from avis_stream.data.labels.video import LabelledObject, LabelledVideo, TrackBook, class_names, field_of
+from avis_stream.data.labels.video import (
+    LabelledObject,
+    LabelledVideo,
+    TrackBook,
+    class_names,
+    field_of,
+    folder_names,
+)
 from avis_stream.errors import DataError
 
 
@@ -30,20 +37,28 @@ def read_ytvis(path: Path) -> Iterator[LabelledVideo]:
     tracks: dict[Any, list[Mapping[str, Any]]] = defaultdict(list)
     for index, entry in enumerate(document.get("annotations") or ()):
         tracks[field_of(entry, "video_id", path, f"annotations[{index}]")].append(entry)
-    for index, video in enumerate(field_of(document, "videos", path, "the document")):
+    videos = field_of(document, "videos", path, "the document")
+    images = [_image_files(video, path, f"videos[{index}]") for index, video in enumerate(videos)]
+    called = folder_names([files[0].rpartition("/")[0] for files in images])
+    for index, (video, files, own_name) in enumerate(zip(videos, images, called, strict=True)):
         where = f"videos[{index}]"
         width, height = (int(field_of(video, side, path, where)) for side in ("width", "height"))
-        files = tuple(field_of(video, "file_names", path, where))
-        if not files:
-            raise DataError(f"{path}: {where}.file_names is empty; a video needs images")
         objects = []
         for entry in tracks[field_of(video, "id", path, where)]:
             of = f"an annotation of {where}"
             stored = field_of(entry, "segmentations", path, of)
-            masks = {t: rle.as_rle(mask, height, width) for t, mask in enumerate(stored) if mask}
+            outlined = {t: rle.as_rle(mask, height, width) for t, mask in enumerate(stored) if mask}
+            masks = {t: mask for t, mask in outlined.items() if rle.area(mask)}  # without pixels it is silence
             name = _name(names, field_of(entry, "category_id", path, of), path, of)
             objects.append(LabelledObject(name, masks, bool(entry.get("iscrowd", 0))))
-        yield LabelledVideo(Path(files[0]).parent.name or str(video["id"]), width, height, files, tuple(objects))
+        yield LabelledVideo(own_name or str(video["id"]), width, height, files, tuple(objects))
+
+
+def _image_files(video: Mapping[str, Any], path: Path, where: str) -> tuple[str, ...]:
+    files = tuple(_slashes(str(name)) for name in field_of(video, "file_names", path, where))
+    if not files:
+        raise DataError(f"{path}: {where}.file_names is empty; a video needs images")
+    return files
 
 
 def read_coco(path: Path) -> Iterator[LabelledVideo]:
@@ -55,15 +70,18 @@ def read_coco(path: Path) -> Iterator[LabelledVideo]:
     document = read_json(path)
     names = _categories(document, path)
     named = {entry["id"]: str(entry.get("name", entry["id"])) for entry in document.get("videos") or ()}
-    groups: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    groups: dict[Any, list[Mapping[str, Any]]] = defaultdict(list)
+    paths: dict[Any, str] = {}
     for index, image in enumerate(field_of(document, "images", path, "the document")):
-        file = Path(str(field_of(image, "file_name", path, f"images[{index}]")))
+        folder = _slashes(str(field_of(image, "file_name", path, f"images[{index}]"))).rpartition("/")[0]
         video = image.get("video_id")
-        groups[file.parent.name if video is None else named.get(video, str(video))].append(image)
+        key = ("folder", folder) if video is None else ("video", video)
+        groups[key].append(image)
+        paths[key] = folder if video is None else named.get(video, str(video))
     by_image: dict[Any, list[Mapping[str, Any]]] = defaultdict(list)
     for index, entry in enumerate(document.get("annotations") or ()):
         by_image[field_of(entry, "image_id", path, f"annotations[{index}]")].append(entry)
-    for name, images in groups.items():
+    for images, name in zip(groups.values(), folder_names(list(paths.values())), strict=True):
         images.sort(key=_order)
         sizes = {(int(image["width"]), int(image["height"])) for image in images}
         if len(sizes) > 1:
@@ -78,7 +96,7 @@ def read_coco(path: Path) -> Iterator[LabelledVideo]:
                 label = _name(names, field_of(entry, "category_id", path, where), path, where)
                 alone = ("alone", entry.get("id"), t)
                 book.add(alone if key is None else key, label, t, mask, crowd=bool(entry.get("iscrowd", 0)))
-        files = tuple(str(image["file_name"]) for image in images)
+        files = tuple(_slashes(str(image["file_name"])) for image in images)
         yield LabelledVideo(name or path.stem, width, height, files, book.objects())
 
 
@@ -126,7 +144,12 @@ def _name(names: Mapping[Any, str], category: Any, path: Path, where: str) -> st
     return names[category]
 
 
+def _slashes(name: str) -> str:
+    """A path as it is written everywhere but on Windows."""
+    return name.replace("\\", "/")
+
+
 def _order(image: Mapping[str, Any]) -> tuple[int, str]:
-    file = Path(str(image["file_name"]))
+    file = Path(_slashes(str(image["file_name"])))
     frame = image.get("frame_id", image.get("frame_index", number_of(file)))
     return (0 if frame is None else int(frame), file.name)

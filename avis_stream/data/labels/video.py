@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,6 +59,16 @@ class TrackBook:
             for key, masks in self.masks.items()
             if any(rle.area(mask) for mask in masks.values())
         )
+
+
+def folder_names(paths: Sequence[str]) -> list[str]:
+    """A folder's name for each video, of the name or path that a tool gives it; one part, so it leads nowhere else.
+
+    It is the last part, where only one video's path ends in that, else all parts, `A_rgb` for `A/rgb`.
+    """
+    parts = [[part for part in re.split(r"[/\\]", path) if part not in ("", ".", "..")] for path in paths]
+    ends = Counter(own[-1] for own in parts if own)
+    return [own[-1] if own and ends[own[-1]] == 1 else "_".join(own) for own in parts]
 
 
 def united(one: Rle, other: Rle) -> Rle:
