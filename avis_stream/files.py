@@ -10,6 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+def as_file(path: str | os.PathLike[str]) -> str:
+    """A path as FFmpeg must be given it: one with a colon (`12:30.mp4`) would be taken for an address."""
+    return f"file:{os.fspath(path)}"
+
+
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary path beside `path` that is renamed to it when the block ends well, and removed when it does not.

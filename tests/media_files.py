@@ -52,6 +52,7 @@ class Media:
     rate: Fraction = Fraction(25)
     turn: tuple[float, bool, bool] = (0, False, False)
     """Counter-clockwise degrees, mirror left-right, mirror up-down: written beside the picture."""
+    pixel_aspect: Fraction = Fraction(1)
     color: str | None = None
     """`bt709` or `smpte170m`, converted and tagged; None: untagged."""
     sound: NDArray[Any] | None = None
@@ -80,6 +81,7 @@ def write_media(path: Path, media: Media) -> Path:
             first = media.picture(media.stamps[0])
             video = out.add_stream(media.video_codec, rate=media.rate, options=media.video_options)
             video.width, video.height, video.pix_fmt = first.shape[1], first.shape[0], media.pix_fmt
+            video.codec_context.sample_aspect_ratio = media.pixel_aspect
             if media.color is not None:
                 video.codec_context.colorspace = _SPACES[media.color][1]
             video.time_base = video.codec_context.time_base = _time_base(media)

@@ -100,6 +100,11 @@ def test_what_memory_cannot_hold_lies_beside_the_results_and_goes_with_the_run(
         assert json.loads((out / "summary.json").read_text())["mask_features"] == {"disk": 3}
 
 
+def test_an_overlay_at_camera_rate_is_of_recordings_as_a_whole(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", str(clip), *DRY, "--mode", "online", "--overlay", "camera"]) == 2
+    assert "--overlay camera is not for --mode online" in capsys.readouterr().err
+
+
 def test_the_overlay_may_keep_to_the_sampled_frames(clip: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert main(["run", str(clip), *DRY, "--overlay", "sampled", "--out", str(out)]) == 0

@@ -37,6 +37,8 @@ def resample_seconds(samples: Tensor, rate_in: int, rate_out: int) -> Tensor:
     require(rate_out > 0, "rate_out", rate_out, "> 0 Hz")
     if rate_in == rate_out:
         return samples
+    if not len(samples):
+        return samples.new_zeros(0, samples.shape[-1] * rate_out // rate_in)
     length = samples.shape[-1]
     index, weight = _taps(length, rate_in, rate_out)
     padded = F.pad(samples.double(), (0, 1))  # index `length` stands for "no sample"

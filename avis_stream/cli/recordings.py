@@ -74,6 +74,8 @@ def _run(options: argparse.Namespace) -> None:
 
     if options.mode == "online" and options.memory_budget is not None:
         raise ConfigError("--memory-budget has no meaning with --mode online, whose memory is constant; leave it out")
+    if options.mode == "online" and options.overlay == "camera":
+        raise ConfigError("--overlay camera is not for --mode online, which draws what it was shown; leave it out")
     model = load_model(options)
     clip = open_clip(options.input, audio=options.audio, fps=options.fps, previous=model.wants_previous)
     out = options.out or Path("out") / clip.name

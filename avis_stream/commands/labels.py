@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from glob import escape
 from pathlib import Path
 
 import numpy as np
@@ -115,10 +116,12 @@ def _is_plain_jpeg(path: Path) -> bool:
 
 
 def _copy_sound(name: str, audio: Path | None, target: Path) -> bool:
-    """Writes a video's sound as WAV; False if there is none."""
-    candidates = () if audio is None else (audio / f"{name}{suffix}" for suffix in _RECORDINGS)
-    source = next((path for path in candidates if path.is_file()), None)
+    """Writes a video's sound as WAV; False if there is none, also none of a set that is replaced."""
+    files = () if audio is None else (path for path in sorted(audio.glob(f"{escape(name)}.*")) if path.is_file())
+    kinds = {path.suffix.lower(): path for path in files if path.stem == name}  # recorders write .WAV
+    source = next((kinds[suffix] for suffix in _RECORDINGS if suffix in kinds), None)
     if source is None:
+        target.unlink(missing_ok=True)
         return False
     track = sound_track(source)
     samples = np.concatenate([block.samples for block in track.blocks()], axis=1).T

@@ -81,7 +81,7 @@ def run_offline(model: AVISM, clip: Clip, folder: Path, options: RunOptions) -> 
     with MaskStore(
         memory, disk, recompute=lambda start: mask_features_again(model, frames, start), spool_folder=spool
     ) as store:
-        result = segment_clip(model, frames, store=store, timer=timer)
+        result = segment_clip(model, frames, store=store, timer=timer, frame_seconds=1 / clip.fps)
         homes = store.homes
     broken = clip.broken
     summary = SummaryWriter(folder / "summary.json", model.classes, fps=clip.fps)
@@ -92,7 +92,9 @@ def run_offline(model: AVISM, clip: Clip, folder: Path, options: RunOptions) -> 
     if film_fps is not None:
         options = replace(options, video=False)
         film = clip.at(film_fps)
-        overlay = OverlayWriter(folder / "overlay.mp4", model.classes, fps=film_fps, sound=clip)
+        overlay = OverlayWriter(
+            folder / "overlay.mp4", model.classes, fps=film_fps, sound=clip, pixel_aspect=clip.pixel_aspect
+        )
         with Writers([overlay]) as writers, timer("film"):
             drawn = drawn_again(model, film, result, clip.fps)
             for pair, frame in progress(drawn, film.expected_frames, "overlay"):
@@ -111,6 +113,8 @@ def _film_fps(model: AVISM, clip: Clip, options: RunOptions) -> float | None:
     """Rate of an overlay at camera rate; None for one of the sampled frames, or for none."""
     quick = isinstance(model.config.backbone, MobileNetConfig)
     wanted = options.overlay == "camera" or (options.overlay == "auto" and quick)
+    if options.video and options.overlay == "camera" and clip.camera_fps is None:
+        logger.warning("%s does not tell the rate of its camera: the overlay has the sampled frames alone", clip.name)
     return clip.camera_fps if options.video and wanted else None
 
 
@@ -151,7 +155,7 @@ def result_writers(model: AVISM, clip: Clip, folder: Path, options: RunOptions) 
     yield JsonlWriter(folder / "results.jsonl", classes)
     yield TimelineWriter(folder / "timeline.png", classes, fps=clip.fps, title=clip.name)
     if options.video:
-        yield OverlayWriter(folder / "overlay.mp4", classes, fps=clip.fps, sound=clip)
+        yield OverlayWriter(folder / "overlay.mp4", classes, fps=clip.fps, sound=clip, pixel_aspect=clip.pixel_aspect)
     if options.save_masks == "png":
         yield PngMaskWriter(folder / "masks")
     elif options.save_masks == "rle":

@@ -32,7 +32,7 @@ from avis_stream.models.swin import Swin
 from avis_stream.models.tracker import Tracker, likeliest, presence_of, same_object
 from avis_stream.nn.layers import fold_frozen_norms
 from avis_stream.nn.packed import Conv2d, lower_weights, pack_layers
-from avis_stream.types import SAMPLE_RATE, AVPair
+from avis_stream.types import NANOSECONDS, SAMPLE_RATE, AVPair
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,6 +274,7 @@ class AVISM(nn.Module):
         sounding: Tensor | None = None,
         frame_mask_embed: Tensor | None = None,
         sightings: Sequence[Sightings] = (),
+        frame_seconds: float = 1.0,
     ) -> Tracks:
         """Follows the objects of a clip.
 
@@ -284,6 +285,7 @@ class AVISM(nn.Module):
             frame_mask_embed: [T, N, Cm], of the frame queries' own masks: objects are drawn by them; None: by the
                 video queries.
             sightings: [T], of `sight`, for `TrackerConfig.objects="frame"`.
+            frame_seconds: From one frame to the next.
         """
         if self.config.tracker.objects == "frame" and frame_mask_embed is not None:
             tracks = self._linked(frame_queries, audio_features, sounding, frame_mask_embed, sightings)
@@ -295,7 +297,7 @@ class AVISM(nn.Module):
         evidence = log_odds(tracks.presence)
         if tracks.there is not None:
             evidence = evidence * tracks.there
-        return replace(tracks, presence=smoothed(evidence, stay))
+        return replace(tracks, presence=smoothed(evidence, stay, frame_seconds))
 
     def _asked(
         self, frame_queries: Tensor, audio_features: Tensor, sounding: Tensor | None, frame_mask_embed: Tensor | None
@@ -400,7 +402,9 @@ class AVISM(nn.Module):
         seconds = torch.stack([pair.audio for pair in held]) if held else torch.zeros(0, SAMPLE_RATE)
         check_finite(seconds, "the pairs' audio", _SILENCE)
         pictures = [(pair.frame.image, pair.frame.previous) for pair in held]
-        return self._segment(pictures, seconds, None, out_size, memory_bytes)
+        lasts = held[-1].frame.pts_ns - held[0].frame.pts_ns if len(held) > 1 else NANOSECONDS
+        apart = max(0, lasts) / NANOSECONDS / max(1, len(held) - 1)
+        return self._segment(pictures, seconds, None, out_size, memory_bytes, frame_seconds=apart)
 
     def _segment(
         self,
@@ -409,6 +413,7 @@ class AVISM(nn.Module):
         valid_samples: Tensor | None,
         out_size: tuple[int, int] | None,
         memory_bytes: int | None,
+        frame_seconds: float = 1.0,
     ) -> ClipResult:
         """Frames, with the pictures before them, and as many seconds of sound, as `hear` takes them."""
         heard: list[Tensor] = []
@@ -418,4 +423,4 @@ class AVISM(nn.Module):
         frames = [ClipFrame(image, sound, before) for (image, before), sound in zip(pictures, heard, strict=True)]
         budget = available_memory_bytes() // 2 if memory_bytes is None else memory_bytes
         with MaskStore(budget, recompute=lambda start: mask_features_again(self, lambda: iter(frames), start)) as store:
-            return segment_clip(self, lambda: iter(frames), out_size=out_size, store=store)
+            return segment_clip(self, lambda: iter(frames), out_size=out_size, store=store, frame_seconds=frame_seconds)

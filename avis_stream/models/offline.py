@@ -48,6 +48,7 @@ def segment_clip(
     out_size: tuple[int, int] | None = None,
     store: MaskStore,
     timer: StageTimer | None = None,
+    frame_seconds: float = 1.0,
 ) -> ClipResult:
     """Finds the sounding objects of a clip.
 
@@ -60,6 +61,7 @@ def segment_clip(
         out_size: (height, width) of the masks; None: that of the pictures.
         store: An empty store for the mask features; the caller closes it.
         timer: Counts the stages `resize`, `localize`, `store`, `track` and `masks`.
+        frame_seconds: From one frame to the next.
     Raises:
         MediaError: The clip has no frame, or its frames change size.
     """
@@ -77,6 +79,7 @@ def segment_clip(
             localized.chance_of_sounding(),
             localized.frame_mask_embed(),
             localized.sightings,
+            frame_seconds,
         )
     sizes = localized.sizes(out_size or localized.input_size)
     with timer("masks"):
@@ -165,7 +168,7 @@ class _Localized:
                 )
         assert self.input_size is not None
         size = network_size(*self.input_size, self.input)
-        pictures = resize_images(torch.stack(batch), size)
+        pictures = resize_images(torch.stack(batch).cpu(), size)  # Pillow's bytes, wherever they come from
         images = normalise_and_pad(pictures.to(self.model.device), self.input)
         self.padded_size = (images.shape[-2], images.shape[-1])
         return images

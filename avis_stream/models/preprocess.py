@@ -10,13 +10,18 @@ from torch import Tensor
 
 from avis_stream.checks import check_shape
 from avis_stream.config import InputConfig
+from avis_stream.errors import ShapeError
 
 
 def network_size(height: int, width: int, config: InputConfig) -> tuple[int, int]:
     """Size (height, width) to which a picture is resized: shorter side as configured, longer side bounded.
 
+    Raises:
+        ShapeError: There is no pixel.
     Source: detectron2's `ResizeShortestEdge`, rounding included.
     """
+    if min(height, width) < 1:
+        raise ShapeError(f"pictures must have at least a pixel, got {height}x{width}")
     scale = config.short_side_px / min(height, width)
     new_height, new_width = height * scale, width * scale
     longest = max(new_height, new_width)

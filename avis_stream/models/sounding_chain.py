@@ -26,17 +26,18 @@ def carried(odds: Tensor, stay: float, seconds: float | Tensor = 1.0) -> Tensor:
     return torch.logit(chance).clamp(-MOST, MOST).to(odds.dtype)
 
 
-def smoothed(evidence: Tensor, stay: float) -> Tensor:
-    """Chance of sounding in each second of a clip, given all of them.
+def smoothed(evidence: Tensor, stay: float, seconds: float = 1.0) -> Tensor:
+    """Chance of sounding in each frame of a clip, given all of them.
 
     Args:
-        evidence: Log-odds [M, T], one second apart; 0 where nothing is known.
-        stay: In [0.5, 1).
+        evidence: Log-odds [M, T]; 0 where nothing is known.
+        stay: In [0.5, 1), for a second.
+        seconds: From one frame to the next.
     Returns:
         float [M, T], in [0, 1].
     """
     before, after = torch.zeros_like(evidence), torch.zeros_like(evidence)
     for t in range(1, evidence.shape[1]):
-        before[:, t] = carried(before[:, t - 1] + evidence[:, t - 1], stay)
-        after[:, -1 - t] = carried(after[:, -t] + evidence[:, -t], stay)
+        before[:, t] = carried(before[:, t - 1] + evidence[:, t - 1], stay, seconds)
+        after[:, -1 - t] = carried(after[:, -t] + evidence[:, -t], stay, seconds)
     return (before + evidence + after).sigmoid()

@@ -94,6 +94,8 @@ def checked_frame(
 def check_pictures(image: Tensor, previous: Tensor | None) -> None:
     """Raises ShapeError unless a frame, and the picture before it if there is one, are as a step wants them."""
     check_shape(image, "frame", "3 H W", dtype=torch.uint8, hint="RGB, channels first")
+    if not image.numel():
+        raise ShapeError(f"frame must hold at least a pixel, got {describe(image)}")
     if previous is not None:
         check_shape(previous, "previous", "3 H W", dtype=torch.uint8, H=image.shape[1], W=image.shape[2])
 

@@ -274,7 +274,7 @@ class _Step:
         table.status[missed & (before == SOUNDING)] = SILENT
         quiet = self._by_id(missed)
         self._tell_sound(quiet, before[quiet])
-        forgotten = missed & (table.status == DORMANT) & (table.anchor < 0)
+        forgotten = missed & (table.status != FREE) & (table.anchor < 0)  # `forget_s` may be shorter than `dormant_s`
         for row in self._by_id(forgotten & (unseen > round(self.config.forget_s * NANOSECONDS))):
             self._bury(row)
 

@@ -15,6 +15,9 @@ from avis_stream.sources.pictures import MediaPictures, Picture
 from avis_stream.sources.sound import SecondsOfSound, SoundBlock, SoundTrack
 from avis_stream.types import NANOSECONDS, AVPair, VideoFrame
 
+_QUICKEST_CAMERA = 250
+"""Pictures a second."""
+
 
 class Pictures(Protocol):
     """What a clip needs of its pictures: a file's (`MediaPictures`) or a folder's (`FolderPictures`)."""
@@ -30,6 +33,9 @@ class Pictures(Protocol):
 
     @property
     def rate(self) -> Fraction | None: ...
+
+    @property
+    def pixel_aspect(self) -> Fraction: ...
 
     def sample(self, fps: Fraction, *, previous: bool) -> Iterator[Picture]: ...
 
@@ -63,15 +69,23 @@ class Clip:
         return self._pictures.height
 
     @property
+    def pixel_aspect(self) -> Fraction:
+        """Width of a pixel through its height, upright: 1 but for tapes, DVDs and the like."""
+        return self._pictures.pixel_aspect
+
+    @property
     def fps(self) -> float:
         """Frames handed out per second."""
         return float(self._fps)
 
     @property
     def camera_fps(self) -> float | None:
-        """Pictures a second that were taken, on average; None where the recording has no more than are handed out."""
+        """Pictures a second that were taken, on average; None where the recording has no more than are handed out.
+
+        Also where it does not say, or says what no camera does: that is the clock of its stamps.
+        """
         rate = self._pictures.rate
-        return None if rate is None or rate <= self._fps else float(rate)
+        return None if rate is None or rate <= self._fps or rate > _QUICKEST_CAMERA else float(rate)
 
     def at(self, fps: float) -> Clip:
         """The same recording, handed out at another rate, without earlier pictures."""

@@ -12,6 +12,7 @@ from av.container import InputContainer
 from av.stream import Stream
 
 from avis_stream.errors import MediaError
+from avis_stream.files import as_file
 
 # A playlist may name other files and addresses: reading a file that was handed over never leaves this machine.
 _OPTIONS = {"protocol_whitelist": "file,crypto,data"}
@@ -30,7 +31,7 @@ def opened(path: Path) -> Iterator[InputContainer]:
         MediaError: The file is missing, empty, cut short before its index, or no media file at all.
     """
     try:
-        container = av.open(str(path), options=_OPTIONS, metadata_errors="replace")
+        container = av.open(as_file(path), options=_OPTIONS, metadata_errors="replace")
     except (av.FFmpegError, OSError) as error:
         raise MediaError(f"{path}: {why_unreadable(path, error)}") from error
     try:

@@ -66,7 +66,7 @@ def _folder_clip(path: Path, track: SoundTrack | None, fps: Fraction, previous: 
 
 
 def _media_clip(path: Path, track: SoundTrack | None, fps: Fraction, previous: bool) -> Clip:
-    stream_index, start, end, rate, frame = _first_picture(path)
+    stream_index, start, end, rate, aspect, frame = _first_picture(path)
     orientation = orientation_of(frame)
     width, height = orientation.size(frame.width, frame.height)
     if track is None:
@@ -78,12 +78,17 @@ def _media_clip(path: Path, track: SoundTrack | None, fps: Fraction, previous: b
             start = min(start, track.origin)
             track = replace(track, origin=start)
     duration = None if end is None else float(end - start)
-    pictures = MediaPictures(path, stream_index, start, width, height, orientation, duration, rate)
+    pictures = MediaPictures(
+        path, stream_index, start, width, height, orientation, duration, rate,
+        1 / aspect if orientation.swap else aspect,
+    )  # fmt: skip
     return Clip(path.stem, pictures, track, fps, previous=previous)
 
 
-def _first_picture(path: Path) -> tuple[int, Fraction, Fraction | None, Fraction | None, av.VideoFrame]:
-    """Index of the video stream, file time of its first picture, announced end and rate (or None), and that picture."""
+def _first_picture(path: Path) -> tuple[int, Fraction, Fraction | None, Fraction | None, Fraction, av.VideoFrame]:
+    """Index of the video stream, file time of its first picture, announced end and rate (or None), the aspect of a
+    stored pixel, and that picture.
+    """
     with opened(path) as container:
         # A cover is a picture of the sound, not a video.
         streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
@@ -95,7 +100,8 @@ def _first_picture(path: Path) -> tuple[int, Fraction, Fraction | None, Fraction
         if not isinstance(frame, av.VideoFrame):
             raise MediaError(f"{path}: not one picture can be decoded ({reason}); record or convert it again")
         start = time_of(frame) or Fraction(0)
-        return stream.index, start, _announced_end(container, stream, start), stream.average_rate, frame
+        end = _announced_end(container, stream, start)
+        return stream.index, start, end, stream.average_rate, stream.sample_aspect_ratio or Fraction(1), frame
 
 
 def _announced_end(container: InputContainer, stream: VideoStream, start: Fraction) -> Fraction | None:

@@ -35,6 +35,11 @@ class FolderPictures:
         return None
 
     @property
+    def pixel_aspect(self) -> Fraction:
+        """Single pictures have square pixels."""
+        return Fraction(1)
+
+    @property
     def duration_seconds(self) -> float:
         """One interval for each image."""
         return float(len(self.images) / self.fps)

@@ -29,12 +29,24 @@ class Orientation:
         return array[::-1] if self.mirror_y else array
 
 
+_QUARTER_TURNS = (
+    Orientation(),
+    Orientation(swap=True, mirror_y=True),
+    Orientation(mirror_x=True, mirror_y=True),
+    Orientation(swap=True, mirror_x=True),
+)
+"""By how many quarter turns, to the left, a picture is turned to stand upright."""
+
+
 def orientation_of(frame: av.VideoFrame) -> Orientation:
     """Reads a frame's display matrix; without one it stands as it is. Odd angles snap to the nearest quarter turn.
 
     The matrix [a b u, c d v, x y w] maps stored (p, q) to shown (a p + c q, b p + d q).
     """
-    side_data: Any = frame.side_data  # PyAV's stubs name only some of the kinds
+    try:
+        side_data: Any = frame.side_data  # PyAV's stubs name only some of the kinds
+    except ValueError:  # nor does PyAV itself know all that FFmpeg gives, such as a picture's EXIF
+        return _QUARTER_TURNS[round(frame.rotation / 90) % 4]
     try:
         matrix = np.frombuffer(bytes(side_data["DISPLAYMATRIX"]), np.int32)
     except KeyError:

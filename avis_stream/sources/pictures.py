@@ -61,6 +61,8 @@ class MediaPictures:
     """From the clip clock's 0 to the announced end of the pictures; None when the file does not say."""
     rate: Fraction | None = None
     """Pictures a second, on average; None when the file does not say."""
+    pixel_aspect: Fraction = Fraction(1)
+    """Width of a pixel through its height, upright."""
 
     def sample(self, fps: Fraction, *, previous: bool) -> Iterator[Picture]:
         """Yields the picture shown at 0, 1/fps, 2/fps, ... seconds until the last one ends.

@@ -14,6 +14,7 @@ from av.audio.stream import AudioStream
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
+from avis_stream.files import as_file
 from avis_stream.types import NANOSECONDS, AVPair, OnlineResult
 from avis_stream.writers.base import Pending
 from avis_stream.writers.draw import draw_result
@@ -47,7 +48,13 @@ class OverlayWriter:
     """Encodes H.264 and AAC side by side: memory does not grow with the length of the clip."""
 
     def __init__(
-        self, path: str | Path, classes: Sequence[str], *, fps: float | Fraction, sound: Sound | None = None
+        self,
+        path: str | Path,
+        classes: Sequence[str],
+        *,
+        fps: float | Fraction,
+        sound: Sound | None = None,
+        pixel_aspect: Fraction = Fraction(1),
     ) -> None:
         """Begins the file.
 
@@ -56,11 +63,13 @@ class OverlayWriter:
             classes: Class names by `class_id`.
             fps: Rate of the frames to come; each is shown for 1 / fps seconds or until the next.
             sound: The recording whose sound is kept; None for a silent film.
+            pixel_aspect: Width of a pixel through its height: players stretch pictures by it.
         """
         self._classes = classes
         self._fps = Fraction(fps).limit_denominator(1001)
+        self._pixel_aspect = pixel_aspect
         self._pending = Pending(path)
-        self._container = av.open(str(self._pending.path), "w", format="mp4", options={"movflags": "+faststart"})
+        self._container = av.open(as_file(self._pending.path), "w", format="mp4", options={"movflags": "+faststart"})
         self._video: VideoStream | None = None
         self._next_tick = 0
         self._sound = sound
@@ -114,6 +123,7 @@ class OverlayWriter:
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.time_base = stream.codec_context.time_base = 1 / self._fps
         context = stream.codec_context
+        context.sample_aspect_ratio = self._pixel_aspect
         context.color_range, context.colorspace = 1, 1  # limited range, BT.709
         context.color_primaries, context.color_trc = 1, 13  # BT.709, sRGB
         return stream

@@ -195,6 +195,22 @@ def test_pictures_come_in_as_they_will_be_seen(tmp_path: Path, capsys: pytest.Ca
     assert split.image(video, 1).float().mean() == pytest.approx(117, abs=1)
 
 
+def test_sound_of_a_set_that_is_replaced_goes_and_capitals_are_heard(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    video = read_annotations(made / "val.json").videos[0]
+    (tmp_path / "audio").mkdir()
+    sound = made / "val" / "WAVAudios" / f"{video.name}.wav"
+    shutil.copy(sound, tmp_path / "audio" / f"{video.name}.WAV")
+    command = ["import", made / "val.json", tmp_path / "set", "--from", "ytvis", "--split", "val"]
+    command += ["--images", made / "val" / "JPEGImages"]
+    ask(capsys, *command, "--audio", tmp_path / "audio")
+    kept = tmp_path / "set" / "val" / "WAVAudios" / f"{video.name}.wav"
+    assert kept.is_file()
+    assert "2 of them without sound" in ask(capsys, *command, "--force")
+    assert not kept.exists()
+
+
 def test_what_cannot_replace_a_set_leaves_it(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(made, tmp_path / "set")
     again = ["import", made / "val.json", tmp_path / "set", "--from", "ytvis", "--split", "val", "--force"]

@@ -77,8 +77,11 @@ def test_a_clip_that_is_none_is_refused_in_so_many_words() -> None:
         model.segment(images, sound.where(sound < sound.max(), torch.nan))
     with pytest.raises(MediaError, match="at least one frame"):
         model.segment_pairs([])
-    with pytest.raises(MediaError, match="at least one frame"):
-        model.segment(images[:0], sound)
+    for rate in (16_000, 44_100):
+        with pytest.raises(MediaError, match="at least one frame"):
+            model.segment(images[:0], sound, rate)
+    with pytest.raises(ShapeError, match="at least a pixel, got 0x"):
+        model.segment(images[:, :, :0], sound)
 
 
 def test_what_is_seen_does_not_depend_on_what_is_heard() -> None:

@@ -87,6 +87,13 @@ def told(events: list[Event]) -> list[tuple[str, int | None]]:
     return [(event.kind, event.track_id) for event in events]
 
 
+def test_who_is_forgotten_before_he_would_sleep_is_dead() -> None:
+    story = Story(forget_s=10.0)
+    assert told(story.see(observe(3))) == [("born", 1), ("sounding", 1)]
+    assert told(story.see(observe(), after=10)) == [("silent", 1)]
+    assert told(story.see(observe())) == [("dead", 1)]
+
+
 def test_life_of_an_identity() -> None:
     story = Story(forget_s=100.0)
     assert told(story.see(observe(3))) == [("born", 1), ("sounding", 1)]

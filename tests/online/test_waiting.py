@@ -116,3 +116,9 @@ def test_a_stream_that_waits_shows_what_a_clip_that_ends_later_shows() -> None:
 
     assert compared >= 10
     assert changed  # by seconds around them
+
+
+def test_seconds_say_as_much_about_each_other_at_any_rate() -> None:
+    """Frames half a second apart stay as they are as often as two of them in a second would."""
+    evidence = torch.tensor([[2.0, 0.0, 0.0, 0.0, -1.0]])
+    assert torch.allclose(smoothed(evidence[:, ::2], STAY), smoothed(evidence, STAY, 0.5)[:, ::2], atol=1e-6)

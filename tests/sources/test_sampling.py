@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -9,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 from media_files import Media, gray_clock, regular, seconds_shown, write_media
+from PIL import Image, ImageOps
 
 from avis_stream.errors import ConfigError
+from avis_stream.sources.clip import Clip
 from avis_stream.sources.file import open_clip
 
 LOSSLESS = {"qp": "0"}
@@ -138,3 +141,43 @@ def test_memory_does_not_grow_with_the_clip(tmp_path: Path) -> None:
     finally:
         pictures._forget = forget
     assert max(held) <= 8  # 100 ms at 50 pictures a second, and some
+
+
+@pytest.mark.parametrize("turn", [1, 3, 6, 8])
+def test_a_picture_with_exif_stands_upright(turn: int, tmp_path: Path) -> None:
+    """A picture's EXIF comes with it as a kind of note that PyAV has no name for."""
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    picture = np.zeros((32, 48, 3), np.uint8)
+    picture[:8, :8] = 255
+    Image.fromarray(picture).save(tmp_path / "a.jpg", exif=exif, quality=95)
+    clip = open_clip(tmp_path / "a.jpg")
+    with Image.open(tmp_path / "a.jpg") as file:
+        upright = np.asarray(ImageOps.exif_transpose(file).convert("RGB")).astype(float)
+    image = next(iter(clip)).frame.image.permute(1, 2, 0).numpy().astype(float)
+    assert image.shape == upright.shape
+    assert np.abs(image - upright).mean() < 8
+
+
+def test_a_name_with_a_colon_is_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_media(tmp_path / "in.mp4", Media(regular(1)))
+    monkeypatch.chdir(tmp_path)
+    Path("in.mp4").rename("12:30:05.mp4")
+    assert len(list(open_clip("12:30:05.mp4"))) == 1
+
+
+def test_pixels_that_are_not_square_are_told(tmp_path: Path) -> None:
+    path = write_media(tmp_path / "in.mp4", Media(regular(1), pixel_aspect=Fraction(4, 3)))
+    assert open_clip(path).pixel_aspect == Fraction(4, 3)
+    turned = write_media(
+        tmp_path / "turned.mp4", Media(regular(1), pixel_aspect=Fraction(4, 3), turn=(90, False, False))
+    )
+    assert open_clip(turned).pixel_aspect == Fraction(3, 4)
+
+
+def test_a_rate_that_no_camera_has_is_none(tmp_path: Path) -> None:
+    path = write_media(tmp_path / "in.mp4", Media(regular(1)))
+    clip = open_clip(path)
+    assert clip.camera_fps == 25
+    odd = replace(clip._pictures, rate=Fraction(1000))
+    assert Clip("odd", odd, None, Fraction(1)).camera_fps is None

@@ -154,3 +154,15 @@ def test_masks_of_a_scaled_picture_are_scaled_too(tmp_path: Path) -> None:
     tint = torch.tensor(picture.astype(float))[150].sub(128).abs().sum(1)
     assert bool((tint[50:900] > 30).all())
     assert bool((tint[1000:] < 12).all())
+
+
+def test_a_film_of_wide_pixels_is_played_as_wide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And may have a name with a colon in it."""
+    monkeypatch.chdir(tmp_path)
+    clip = open_clip(write_media(Path("in.mp4"), Media(regular(1), pixel_aspect=Fraction(4, 3))))
+    writer = OverlayWriter("12:30.mp4", CLASSES, fps=clip.fps, pixel_aspect=clip.pixel_aspect)
+    for pair in clip:
+        writer.write(pair, result_for(pair, []))
+    writer.close()
+    with av.open("file:12:30.mp4") as container:
+        assert container.streams.video[0].sample_aspect_ratio == Fraction(4, 3)
