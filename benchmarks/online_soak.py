@@ -5,7 +5,8 @@
     python benchmarks/online_soak.py --model avism_r50_in --steps 3600 --out ...    an hour at R50 sizes
 
 Everything of a step runs but the localizer, whose place a generator takes: tracker, identity table, gates and masks.
-Weights are random; identities come, fall silent, return and die all the time. Written are `soak.json` and `soak.png`.
+Weights are random. Where frame queries are the objects (`avism_mini`), identities come, fall silent, return and die all
+the time; video queries with random weights see one and the same in all. Written are `soak.json` and `soak.png`.
 Memory is RssAnon. With `--check` the exit status says whether all is flat.
 """
 
