@@ -229,7 +229,9 @@ def backward_reference(
     def split(part: Tensor, part_lse: Tensor) -> tuple[Tensor, Tensor]:
         share = _share(part_lse, lse)
         towards = (grad * (part - merged)).sum(-1).transpose(-1, -2)  # [B, H, Nq]
-        return grad * _to_rows(share), share * (towards if grad_lse is None else towards + grad_lse)
+        if grad_lse is not None:  # NaN after a logaddexp of what saw nothing
+            towards = towards + torch.where(lse == -torch.inf, 0, grad_lse)
+        return grad * _to_rows(share), share * towards
 
     dq, dk, dv = (torch.zeros(x.shape, dtype=wide, device=x.device) for x in (q, k, v))
     dbias = torch.zeros(k.shape[:2], dtype=wide, device=k.device)

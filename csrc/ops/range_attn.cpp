@@ -1,5 +1,6 @@
 // avis::range_attn on the CPU: checks, groups, and who computes which. The arithmetic is in csrc/cpu.
 
+#include <limits>
 #include <numeric>
 
 #include "range_attn_call.h"
@@ -83,7 +84,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_out, cons
   Tensor dbias = zeros(q, mask[3] ? Ints{batch, heads, k.size(1)} : Ints{0}, wide);
 
   if (lse.numel() > 0 && k.numel() > 0) {
-    // row = sum(grad_out * out) - grad_lse; see the reference.
+    // row = sum(grad_out * out) - grad_lse; see the reference. What saw no key has a grad_lse of NaN after a logaddexp.
     const Tensor grad = contiguous_as(grad_out, wide), wide_out = contiguous_as(out, wide);
     const Tensor wide_lse = contiguous_as(lse, wide);
     Tensor row = empty_like(q, {batch, heads, queries}, wide);
@@ -94,6 +95,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_out, cons
       const auto* g = static_cast<const W*>(grad.const_data_ptr());
       const auto* o = static_cast<const W*>(wide_out.const_data_ptr());
       const auto* l = lse_grad ? static_cast<const W*>(lse_grad->const_data_ptr()) : nullptr;
+      const auto* total = static_cast<const W*>(wide_lse.const_data_ptr());
       auto* r = static_cast<W*>(row.mutable_data_ptr());
       torch::stable::parallel_for(0, batch * queries, 64, [&](std::int64_t first, std::int64_t last) {
         for (std::int64_t i = first; i < last; ++i)
@@ -102,7 +104,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_out, cons
             for (std::int64_t c = (i * heads + h) * channels; c < (i * heads + h + 1) * channels; ++c)
               sum += g[c] * o[c];
             const std::int64_t at = (i / queries * heads + h) * queries + i % queries;
-            r[at] = sum - (l != nullptr ? l[at] : 0);
+            r[at] = l == nullptr || total[at] == -std::numeric_limits<W>::infinity() ? sum : sum - l[at];
           }
       });
     };

@@ -167,6 +167,22 @@ def test_rows_without_keys_give_zero_and_no_gradient(kind: str) -> None:
 
 
 @BOTH
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_nan_in_the_lse_gradient_of_a_row_without_keys_counts_for_nothing(kind: str, dtype: torch.dtype) -> None:
+    """`torch.logaddexp` of two such rows sends it."""
+    case = make_case(PLANS["shifted windows"], bias="removed")
+    args = [x.to(dtype) if isinstance(x, Tensor) else x for x in case.backward_args(kind, dtype)]
+    unseen = args[6] == -torch.inf
+    assert unseen.any()
+    assert not unseen.all()
+    args[1] = torch.where(unseen, 0, args[1])
+    want = BACKWARD[kind](*args, [True] * 4)
+    args[1] = torch.where(unseen, torch.nan, args[1])
+    for a, b in zip(BACKWARD[kind](*args, [True] * 4), want, strict=True):
+        assert torch.equal(a, b)
+
+
+@BOTH
 def test_large_scores_do_not_overflow(kind: str) -> None:
     case = make_case(PLANS["plain windows"])
     case.q *= 200

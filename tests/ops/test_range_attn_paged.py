@@ -108,6 +108,20 @@ def test_nothing_seen_gives_zero() -> None:
     assert not grad.any()
 
 
+def test_what_sees_nothing_takes_no_nan_from_the_lse_gradient() -> None:
+    """`torch.logaddexp` of two lses of -inf sends one; shares of 0 must not hand it on."""
+    q, k, v, *_ = make()
+    init = torch.zeros(B, NQ, H, D), torch.full((B, H, NQ), -torch.inf)
+    bias = torch.zeros(B, 18)
+    bias[0] = -torch.inf
+    leaves = [x.requires_grad_() for x in (q, k, v, bias, *init)]
+    out, lse, *_ = range_attn_paged(q, k, v, PAGES, bias, init)
+    total = torch.logaddexp(lse, lse)
+    for grad in torch.autograd.grad(out.sum() + torch.where(total.isinf(), 0, total).sum(), leaves):
+        assert grad.isfinite().all()
+        assert not grad[0].any()
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_storage(dtype: torch.dtype) -> None:
     q, k, v, bias, *init = make(dtype)
