@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from avis_stream.checks import describe
-from avis_stream.errors import ShapeError
+from avis_stream.errors import AvisStreamError, ShapeError
 from avis_stream.ops._autograd import at_least_float32, forbid_double_backward, lower, register_autocast
 from avis_stream.ops._library import LIBRARY, define, implement
 from avis_stream.ops.range_attn import check_ranges, check_tensors, wide_dtype
@@ -96,10 +96,20 @@ def kv_write_(k_cache: Tensor, v_cache: Tensor, k: Tensor, v: Tensor, slot: int 
         slot: A number, or one int32 on the device of the caches, which a captured CUDA graph reads anew each time;
             tokens that would lie outside the cache are then left out on CUDA, an error on the CPU.
 
+    Not differentiable: a cache holds numbers. Whoever saved one for a backward is told there that it has changed.
+
     Raises:
         ShapeError: Shapes do not fit, or the tokens would not end within the cache.
+        AvisStreamError: A gradient would get lost: one of the tensors requires it, and gradients are on.
     """
     check_write(k_cache, v_cache, k, v, None if isinstance(slot, Tensor) else slot)
+    if torch.is_grad_enabled():
+        for name, x in (("k_cache", k_cache), ("v_cache", v_cache), ("k", k), ("v", v)):
+            if x.requires_grad:
+                raise AvisStreamError(
+                    f"kv_write_ passes no gradient on, {name} must not require one; "
+                    "detach it, or call under torch.no_grad()"
+                )
     # `full` and not `tensor`: a fill can be captured, a copy from the host cannot.
     place = slot if isinstance(slot, Tensor) else torch.full((), slot, dtype=torch.int32, device=k_cache.device)
     torch.ops.avis.kv_write_(k_cache, v_cache, k, v, place)
@@ -268,6 +278,21 @@ def _kv_write(k_cache: Tensor, v_cache: Tensor, k: Tensor, v: Tensor, slot: Tens
 implement("range_attn_paged", reference, quiet=True)
 implement("range_attn_paged_backward", backward_reference, quiet=True)
 implement("kv_write_", _kv_write)
+
+
+def _note_write(keys: Any, k_cache: Tensor, v_cache: Tensor, k: Tensor, v: Tensor, slot: Tensor) -> None:
+    """Counts a write before it is done, whoever does it, so that autograd refuses what was saved before.
+
+    Tensors made in inference mode have no count, and do not come by here.
+    """
+    torch.autograd.graph.increment_version((k_cache, v_cache))
+    with torch._C._AutoDispatchBelowADInplaceOrView():
+        torch.ops.avis.kv_write_.default.redispatch(
+            keys & torch._C._after_ADInplaceOrView_keyset, k_cache, v_cache, k, v, slot
+        )
+
+
+LIBRARY.impl("kv_write_", _note_write, "ADInplaceOrView", with_keyset=True)
 
 
 # --- shapes, gradient, autocast --------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import torch
 from operator_cases import relative_error
 from torch import Tensor
 
-from avis_stream.errors import ShapeError
+from avis_stream.errors import AvisStreamError, ShapeError
 from avis_stream.ops import kv_write_, range_attn, range_attn_paged, ring_pages
 from avis_stream.ops.range_attn_paged import reference
 
@@ -212,6 +212,47 @@ def test_kv_write_writes_there_and_nowhere_else() -> None:
         kv_write_(k_cache, v_cache, k, v, 16)
     with pytest.raises(ShapeError, match="k must be"):
         kv_write_(k_cache, v_cache, k.half(), v, 0)
+
+
+def test_a_backward_through_a_cache_that_was_written_since_is_refused() -> None:
+    q, k_cache, v_cache, *_ = make()
+    new = torch.randn(B, 3, H, D)
+    for caches in ((k_cache, v_cache), (v_cache, k_cache)):  # either alone is enough
+        q.requires_grad_()
+        out = range_attn_paged(q, k_cache, v_cache, PAGES)[0]
+        other = torch.zeros_like(k_cache)
+        kv_write_(caches[0], other, new, new, 0)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            out.sum().backward()
+    versions = k_cache._version, v_cache._version
+    torch.ops.avis.kv_write_(k_cache, v_cache, new, new, torch.zeros((), dtype=torch.int32))
+    assert (k_cache._version, v_cache._version) == tuple(version + 1 for version in versions)
+
+
+def test_caches_made_in_inference_mode_may_be_written() -> None:
+    new = torch.randn(B, 3, H, D)
+    with torch.inference_mode():
+        caches = torch.zeros(B, 18, H, D), torch.zeros(B, 18, H, D)
+        kv_write_(*caches, new, new, 5)
+    kept = torch.zeros(B, 18, H, D)
+    with torch.inference_mode():
+        kv_write_(kept, caches[1], new, new, 5)
+    assert kept._version == 1
+    assert torch.equal(caches[0][:, 5:8], new)
+    assert torch.equal(kept[:, 5:8], new)
+
+
+@pytest.mark.parametrize("place", range(4), ids=["k_cache", "v_cache", "k", "v"])
+def test_kv_write_loses_no_gradient_in_silence(place: int) -> None:
+    tensors = [torch.zeros(B, 18, H, D), torch.zeros(B, 18, H, D), torch.ones(B, 3, H, D), torch.ones(B, 3, H, D)]
+    tensors[place].requires_grad_()
+    name = ("k_cache", "v_cache", "k", "v")[place]
+    with pytest.raises(AvisStreamError, match=rf"passes no gradient on, {name} must not require one.*torch\.no_grad"):
+        kv_write_(*tensors, 0)
+    assert not tensors[0].any()
+    with torch.no_grad():
+        kv_write_(*tensors, 0)
+    assert tensors[0][:, :3].all()
 
 
 @pytest.mark.parametrize(
