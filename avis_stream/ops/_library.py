@@ -31,6 +31,9 @@ _NATIVE_TORCH = (2, 13)
 
 _FOLDER = Path(__file__).parent
 _DEVICES = {"cpu": "CPU", "cuda": "CUDA"}
+_AUTOCAST = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU) | torch._C.DispatchKeySet(
+    torch._C.DispatchKey.AutocastCUDA
+)
 _warned: set[str] = set()
 
 
@@ -49,13 +52,15 @@ def implement(name: str, reference: Callable[..., Any], *, quiet: bool = False) 
     """Registers the plain PyTorch form for every device that has no kernel of its own.
 
     The dispatcher reaches it only in that case, so it warns (or raises, see `AVIS_STREAM_REQUIRE`) before it computes.
-    `quiet` is for operators that are put together from others, which will speak for themselves.
+    `quiet` is for operators that are put together from others, which will speak for themselves. Autocast, which has had
+    its say before or, in a backward, has none, leaves the reference's own products alone.
     """
 
     def fall_back(*args: Any) -> Any:
         if not quiet:
             note_fallback(name, next(arg.device.type for arg in args if isinstance(arg, torch.Tensor)))
-        return reference(*args)
+        with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST):
+            return reference(*args)
 
     LIBRARY.impl(name, fall_back, "CompositeExplicitAutograd")
 

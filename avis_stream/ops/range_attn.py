@@ -187,7 +187,7 @@ def _batches(q: Tensor, keys: int, q_starts: Sequence[int], k_ranges: Sequence[i
         if min(size):
             by_size[size].append((q_starts[group], own))
     for (nq, nk), members in by_size.items():
-        at_once = max(1, _SCORES_AT_ONCE // (q.shape[0] * q.shape[2] * nq * nk))
+        at_once = max(1, _SCORES_AT_ONCE // max(1, q.shape[0] * q.shape[2] * nq * nk))
         for i in range(0, len(members), at_once):
             part = members[i : i + at_once]
             first = torch.tensor([start for start, _ in part])

@@ -48,6 +48,41 @@ def test_require_native_turns_the_fallback_into_an_error() -> None:
     assert "NativeUnavailableError: AVIS_STREAM_REQUIRE=native, but avis::range_attn has no cpu kernel" in done.stderr
 
 
+AUTOCAST = """
+import torch
+from avis_stream import ops
+torch.manual_seed(0)
+q, k, v = (torch.randn(1, n, 2, 8) for n in (4, 6, 6))
+value, loc, weight, logits = (torch.rand(s) for s in ((1, 6, 1, 4), (1, 3, 1, 1, 2, 2), (1, 3, 1, 1, 2), (1, 3, 1, 2)))
+ref = torch.rand(1, 3, 1, 2)
+for name, leaves, run in (
+    ("range_attn", (q, k, v), lambda q, k, v: ops.range_attn(q, k, v, [0, 4], [0, 6])),
+    ("range_attn_paged", (q, k, v), lambda q, k, v: ops.range_attn_paged(q, k, v, [(0, 3), (3, 6)])[0]),
+    ("ms_deform_attn", (value, loc, weight), lambda *x: ops.ms_deform_attn(x[0], [2, 3], *x[1:])),
+    ("fused", (value, ref, loc, weight), lambda *x: ops.ms_deform_attn_fused(x[0], [2, 3], *x[1:3], x[3].flatten(3))),
+):
+    grads = []
+    for inside in (False, True):
+        own = [x.clone().requires_grad_() for x in leaves]
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = run(*own).float().square().sum()
+            if inside:
+                loss.backward()
+        if not inside:
+            loss.backward()
+        grads.append([x.grad for x in own])
+    print(name, all(torch.equal(a, b) for a, b in zip(*grads)))
+"""
+
+
+def test_references_may_be_differentiated_inside_autocast() -> None:
+    """To the same numbers as outside of it, where a backward belongs."""
+    done = run_without_library(AUTOCAST)
+    assert done.returncode == 0, done.stderr[-3000:]
+    names = ("range_attn", "range_attn_paged", "ms_deform_attn", "fused")
+    assert done.stdout.splitlines() == [f"{name} True" for name in names]
+
+
 def test_a_library_that_does_not_load_says_why(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = tmp_path / "libavis_ops.so"  # type: ignore[operator]
     broken.write_bytes(b"not a library")

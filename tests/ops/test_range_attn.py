@@ -305,6 +305,18 @@ def test_autocast() -> None:
     assert torch.equal(out, range_attn(*half, *args[3:]))
 
 
+@BOTH
+@pytest.mark.parametrize("shape", [(0, 3, 2, 4), (2, 3, 0, 4)], ids=["no image", "no head"])
+def test_no_scores_at_all(kind: str, shape: tuple[int, ...]) -> None:
+    x = torch.zeros(shape)
+    args = x, x, x, [0, 3], [0, 3], None, 1.0
+    out, lse = FORWARD[kind](*args)
+    assert out.shape == x.shape
+    assert lse.shape == (shape[0], shape[2], 3)
+    for grad in BACKWARD[kind](x, None, *args[:3], out, lse, *args[3:], [True] * 4):
+        assert not grad.any()
+
+
 def test_plans_in_any_form() -> None:
     case = make_case(PLANS["rolling with sinks"])
     starts, ranges = case.plan.q_starts, case.plan.k_ranges
