@@ -27,7 +27,7 @@ from avis_stream.stream.lanes import Lanes, lanes_for
 from avis_stream.stream.ring import SoundRing, sample_of
 from avis_stream.stream.stats import StatsKeeper
 from avis_stream.stream.two_rates import PERIOD_DISTANCES, Segmenter, TwoRates, is_earlier, is_old_enough, period_of
-from avis_stream.types import AVPair, OnlineResult, VideoFrame
+from avis_stream.types import NANOSECONDS, SAMPLE_RATE, AVPair, OnlineResult, VideoFrame
 from avis_stream.writers.draw import draw_result
 
 _MILLISECOND = 1_000_000
@@ -179,6 +179,15 @@ class Follower:
         with self._change:
             self._has_sound = True
             self._ring.push(samples, pts_ns)
+            self._change.notify_all()
+
+    def no_sound(self, begin_ns: int, end_ns: int) -> None:
+        """Takes note that there is none in [begin_ns, end_ns): nothing is waited for until there."""
+        with self._change:
+            self._has_sound = True
+            end = sample_of(end_ns)
+            begin = max(sample_of(begin_ns), end - self._ring.size)  # a gap may be hours long
+            self._ring.push(np.zeros(max(0, end - begin), np.float32), begin * NANOSECONDS // SAMPLE_RATE, heard=False)
             self._change.notify_all()
 
     def sound_over(self) -> None:

@@ -222,6 +222,16 @@ class Stream:
             self._follower.sound(samples, pts_ns)
         return Gst.FlowReturn.OK
 
+    def _take_gap(self, event: Any) -> None:
+        """Sound that will not come: a paused microphone, a muted track."""
+        pts, duration = event.parse_gap()
+        if NO_TIME in (pts, duration):
+            return  # what comes next says how long it was
+        inside, *clipped = self._audio_time.segment.clip(Gst.Format.TIME, pts, min(pts + duration, NO_TIME - 1))
+        if inside:
+            begin_ns, end_ns = sorted(map(self._audio_time.of_buffer, clipped))  # backwards, it begins at its end
+            self._follower.no_sound(begin_ns, end_ns)
+
     # --- events ------------------------------------------------------------------------------------------------------
 
     def video_event(self, event: Any) -> None:
@@ -260,6 +270,8 @@ class Stream:
         kind = event.type
         if kind == Gst.EventType.SEGMENT:
             self._audio_time = SegmentTime.of(event.parse_segment())
+        elif kind == Gst.EventType.GAP:
+            self._take_gap(event)
         elif kind in (Gst.EventType.EOS, Gst.EventType.FLUSH_START):
             self._follower.sound_over()
         elif kind == Gst.EventType.FLUSH_STOP:

@@ -31,6 +31,11 @@ class SoundRing:
         self._end: int | None = None
 
     @property
+    def size(self) -> int:
+        """Samples that there are at most."""
+        return len(self._samples)
+
+    @property
     def end(self) -> int | None:
         """Number of the sample after the last one there is; None before any sound."""
         return self._end

@@ -140,6 +140,24 @@ def test_the_second_of_sound_is_that_of_the_frame() -> None:
     assert one.counts["late_sound"] == 1
 
 
+def test_sound_that_is_said_not_to_come_is_not_waited_for() -> None:
+    """However long it is said of; what comes after it is heard."""
+    segmenter = StubSegmenter(hop_seconds=0.001)
+    one = follower(segmenter)
+    one.sound(np.ones(8_000, np.float32), 0)
+    one.no_sound(500 * MS, 1000 * MS)
+    one.frame_sync(picture(), 960 * MS)
+    one.no_sound(1000 * MS, 10**7 * MS)
+    one.frame_sync(picture(), 9_999_000 * MS)
+    one.sound(np.ones(16_000, np.float32), 10**7 * MS)
+    one.frame_sync(picture(), 10**7 * MS)
+    assert one.counts["late_sound"] == 0
+    first, second, third = (pair.audio_valid for pair in segmenter.steps)
+    assert first == pytest.approx(0.5, abs=0.05)
+    assert second == 0.0
+    assert third == 1.0
+
+
 def test_frames_seconds_apart_hear_the_second_that_begins_with_them() -> None:
     segmenter = StubSegmenter(hop_seconds=0.001)
     one = follower(segmenter)

@@ -208,6 +208,36 @@ def test_after_a_seek_sound_may_come_before_the_video_knows(
         assert waited != ends
 
 
+@pytest.mark.parametrize("start", [0, 2])
+def test_sound_that_is_told_not_to_come_is_not_waited_for(gst: Any, stub: StubSegmenter, start: int) -> None:
+    """`start`: of the segment; the gap begins with 0 all the same, and has no end worth the name."""
+    element = gst.ElementFactory.make("avisseg")
+    element.set_property("sync", True)
+    element.set_property("audio-wait-ms", 50)
+    video_sink, audio_sink = element.get_static_pad("video_sink"), element.request_pad_simple("audio_sink")
+    element.set_state(gst.State.PAUSED)
+    segment = gst.Segment()
+    segment.init(gst.Format.TIME)
+    segment.start = start * gst.SECOND
+    caps = {video_sink: "video/x-raw,format=RGB,width=64,height=48,framerate=30/1",
+            audio_sink: "audio/x-raw,format=F32LE,rate=16000,channels=1,layout=interleaved"}  # fmt: skip
+    for pad, text in caps.items():
+        pad.send_event(gst.Event.new_stream_start(pad.get_name()))
+        pad.send_event(gst.Event.new_caps(gst.Caps.from_string(text)))
+        pad.send_event(gst.Event.new_segment(segment))
+    audio_sink.send_event(gst.Event.new_gap(0, gst.CLOCK_TIME_NONE))  # says nothing
+    audio_sink.send_event(gst.Event.new_gap(0, 10 * gst.SECOND))
+    audio_sink.send_event(gst.Event.new_gap(10 * gst.SECOND, gst.CLOCK_TIME_NONE - 1))
+    for at in (3, 4, 9, 20, 3000):
+        buffer = gst.Buffer.new_wrapped(bytes(48 * 64 * 3))
+        buffer.pts, buffer.duration = at * gst.SECOND, gst.SECOND // 30
+        video_sink.chain(buffer)
+    late = element.get_property("stats").get_value("late-sound")
+    element.set_state(gst.State.NULL)
+    assert late == 0
+    assert {pair.audio_valid for pair in stub.steps} == {0.0}
+
+
 def stop_while_a_frame_waits_for_sound(gst: Any) -> tuple[int, float]:
     """How often sound came too late, and the seconds that the stop took; ten were to be waited."""
     silent = "appsrc name=nobody format=time ! audio/x-raw,format=F32LE,rate=16000,channels=1,layout=interleaved"
