@@ -402,6 +402,17 @@ def test_doctor_tells_where_the_registry_lies(
     assert not left
 
 
+def test_doctor_goes_on_where_there_is_no_room_for_a_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nowhere = tmp_path / "file"
+    nowhere.write_bytes(b"")
+    monkeypatch.setattr(sys, "prefix", str(nowhere / "env"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(nowhere / "cache"))
+    (finding,) = doctor._element()
+    assert not finding.good
+    assert finding.what.startswith("GStreamer's registry must lie in a folder that can be written to")
+    assert finding.remedy == "set XDG_CACHE_HOME to one that can"
+
+
 def test_doctor_fails_where_not_even_files_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> float:
         raise SourceError("no decoder")

@@ -136,13 +136,19 @@ def _gstreamer() -> Iterator[Finding]:
 
 
 def _element() -> Iterator[Finding]:
-    inspect, registry = shutil.which("gst-inspect-1.0"), registry_file()
+    try:
+        registry, folder = registry_file(), plugin_folder()
+    except AvisStreamError as error:
+        what, _, remedy = str(error).rpartition("; ")
+        yield Finding(False, what, remedy, needed=required("gst"))
+        return
+    inspect = shutil.which("gst-inspect-1.0")
     if inspect is None:
         remedy = "apt-get install gstreamer1.0-tools"
         yield Finding(False, "gst-inspect-1.0, for the element avisseg", remedy, needed=required("gst"))
         yield Finding(True, f"GStreamer's registry, which nothing here can read: {registry}")
         return
-    environment = os.environ | {"GST_PLUGIN_PATH": str(plugin_folder()), "GST_REGISTRY": str(registry)}
+    environment = os.environ | {"GST_PLUGIN_PATH": str(folder), "GST_REGISTRY": str(registry)}
     environment["AVIS_STREAM_VENV"] = sys.prefix
     found = subprocess.run([inspect, "avisseg"], env=environment, capture_output=True, check=False).returncode == 0
     stale = not found and registry.exists()

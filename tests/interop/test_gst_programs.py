@@ -13,6 +13,7 @@ from gst_runs import video
 from live_tools import need_gstreamer
 
 from avis_stream.commands.gst import environment
+from avis_stream.errors import AvisStreamError
 
 ROOT = Path(__file__).parents[2]
 
@@ -75,6 +76,37 @@ def test_an_environment_that_is_missing_is_an_error_with_a_remedy_and_is_not_rem
     mended = lonely | {"AVIS_STREAM_VENV": sys.prefix}
     done = subprocess.run(command, env=mended, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("given", ["cache", "", "relative"])
+def test_an_environment_that_is_read_only_has_its_files_in_the_users_cache(
+    given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file in the place of a folder stands for what even root cannot write."""
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / given) if given == "cache" else given)
+    monkeypatch.chdir(tmp_path)
+    registries = set()
+    for name in ("one", "other"):
+        monkeypatch.setattr(sys, "prefix", str(tmp_path / "file" / name))
+        values = environment()
+        registry, plugins = Path(values["GST_REGISTRY"]), Path(values["GST_PLUGIN_PATH"].split(os.pathsep)[0])
+        wanted = tmp_path / "cache" if given == "cache" else tmp_path / "home" / ".cache"
+        assert registry.parents[2] == wanted
+        assert registry.parents[1].name == "avis-stream"
+        assert registry.parent.is_dir()
+        assert (plugins / "python" / "gstavis.py").is_file()
+        registries.add(registry)
+    assert len(registries) == 2
+
+
+def test_without_room_for_a_registry_the_remedy_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "file" / "env"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file" / "cache"))
+    with pytest.raises(AvisStreamError, match=r"can be written to, none of these can: .*; set XDG_CACHE_HOME"):
+        environment()
 
 
 def test_the_wheel_holds_the_loader(tmp_path: Path) -> None:
