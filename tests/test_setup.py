@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
@@ -83,3 +85,26 @@ print(runpy.run_path({str(ROOT / "setup.py")!r})["build_mode"]())
     env = os.environ | {"AVIS_STREAM_BUILD": mode, "PATH": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     assert done.stdout.strip() == chosen, done.stderr
+
+
+def test_the_source_distribution_holds_what_a_build_needs(tmp_path: Path) -> None:
+    """`pip install` of it compiles; the tree is copied, since setuptools also packs what it once wrote down there."""
+    tree = tmp_path / "tree"
+    passing = shutil.ignore_patterns("__pycache__", "*.so", "*.safetensors")
+    for folder in ("avis_stream", "csrc", "python"):
+        shutil.copytree(ROOT / folder, tree / folder, ignore=passing)
+    for path in ROOT.iterdir():
+        if path.is_file() and not path.name.startswith("."):
+            shutil.copy(path, tree)
+    code = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    env = os.environ | {"AVIS_STREAM_BUILD": "0"}
+    done = subprocess.run(command, cwd=tree, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (made,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(made) as archive:
+        held = {member.name.partition("/")[2] for member in archive if member.isfile()}
+    alone = {"CHANGELOG.md", "CMakeLists.txt", "LICENSE", "README.md", "constraints.txt", "pyproject.toml", "setup.py"}
+    parts = (path for folder in ("avis_stream", "csrc", "python") for path in (tree / folder).rglob("*"))
+    wanted = alone | {str(path.relative_to(tree)) for path in parts if path.is_file()}
+    assert wanted <= held, sorted(wanted - held)
