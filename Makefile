@@ -4,11 +4,12 @@
 #   PYTHON=...      interpreter for .venv (default: tools/choose-python)
 #   TORCH_SPEC=...  what pip installs as torch: a version, or the path of a wheel (PyPI's is a CUDA build of gigabytes;
 #                   a CPU wheel is 200 MB)
-#   BUILD=...       what to compile: cpu, cuda, auto or 0 (AVIS_STREAM_BUILD)
+#   BUILD=...       what to compile: cpu, cuda, auto or 0 (AVIS_STREAM_BUILD; default: as last time, cpu at first)
 PYTHON ?= $(shell tools/choose-python)
 TORCH_SPEC ?= $(shell grep '^torch==' constraints.txt)
-BUILD ?= cpu
 VENV := .venv
+BUILT := $(shell cat $(VENV)/.build 2>/dev/null)
+BUILD ?= $(or $(BUILT),cpu)
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
@@ -18,7 +19,7 @@ ARCHS ?=
 empty :=
 ARCH_LIST := $(subst $(empty) $(empty),;,$(strip $(ARCHS)))
 
-.PHONY: packages setup demo test lint type format bench gate gpu-test ci clean
+.PHONY: packages setup demo test lint type format bench gate gpu-test ci clean FORCE
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.installed
@@ -32,7 +33,11 @@ $(VENV)/.torch: constraints.txt
 	$(PIP) -c constraints.txt setuptools wheel pybind11 ninja "cmake>=3.24" numpy
 	@touch $@
 
-$(VENV)/.installed: $(VENV)/.torch $(SOURCES)
+# Another BUILD than last time compiles anew.
+$(VENV)/.build: $(if $(filter $(BUILD),$(BUILT)),,FORCE) | $(VENV)/.torch
+	@echo $(BUILD) >$@
+
+$(VENV)/.installed: $(VENV)/.torch $(VENV)/.build $(SOURCES)
 	AVIS_STREAM_BUILD=$(BUILD) PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation -c constraints.txt -e .
 	@touch $@
 
@@ -90,4 +95,4 @@ gpu-test:
 ci: lint test
 
 clean:
-	rm -rf build out *.egg-info avis_stream/_host*.so avis_stream/ops/*.so
+	rm -rf build out *.egg-info avis_stream/_host*.so avis_stream/ops/*.so $(VENV)/.installed

@@ -69,6 +69,33 @@ def test_make_says_which_python_is_wanted(tmp_path: Path) -> None:
         assert words in done.stderr
 
 
+def test_make_compiles_anew_after_clean_and_for_another_build(tmp_path: Path) -> None:
+    """A Python in the place of the environment's notes what it is asked to compile."""
+    for name in ("csrc/some.cpp", "CMakeLists.txt", "setup.py", "pyproject.toml", "constraints.txt", ".venv/.torch"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("torch==2.13.0\n")
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text("#!/bin/sh\necho ${AVIS_STREAM_BUILD:-other} >>built\n")
+    python.chmod(0o755)
+
+    def built(*arguments: str) -> list[str]:
+        (tmp_path / "built").write_text("")
+        command = ["make", "-f", str(ROOT / "Makefile"), "PYTHON=none", *arguments]
+        env = {name: value for name, value in os.environ.items() if name not in ("BUILD", "AVIS_STREAM_BUILD")}
+        subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, check=True)
+        return (tmp_path / "built").read_text().split()
+
+    assert built("setup") == ["cpu"]
+    assert built("setup") == []
+    assert built("setup", "BUILD=cuda") == ["cuda"]
+    assert built("setup") == [], "what was asked for last stays"
+    built("clean")
+    assert built("setup") == ["cuda"]
+    assert built("setup", "BUILD=0") == ["0"]
+    assert built("setup", "BUILD=0") == []
+
+
 @pytest.mark.parametrize(
     ("mode", "has_nvcc", "chosen"), [("auto", False, "cpu"), ("auto", True, "cuda"), ("0", True, "0")]
 )
