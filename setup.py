@@ -43,11 +43,15 @@ def build_mode() -> str:
 
 
 class CMakeBuild(build_ext):
-    """Runs CMake once for all native libraries; they land in the package folder."""
+    """Runs CMake once for all native libraries; they land in the package folder that is built.
+
+    From there an in-place build, which editable installs are too, copies them to the source tree afterwards: while it
+    builds, setuptools has `inplace` False.
+    """
 
     def build_extensions(self) -> None:
         """Configures and builds; exits with what to set if that does not work."""
-        package = ROOT / "avis_stream" if self.inplace else Path(self.build_lib).resolve() / "avis_stream"
+        package = Path(self.build_lib).resolve() / "avis_stream"
         build = Path(self.build_temp).resolve()
         build.mkdir(parents=True, exist_ok=True)
         arguments = [
@@ -65,8 +69,14 @@ class CMakeBuild(build_ext):
             subprocess.run(["cmake", "--build", str(build)], check=True)
         except (OSError, subprocess.CalledProcessError) as error:
             raise SystemExit(_FAILED.format(reason=error)) from error
-        if not self.inplace:  # the repository has them where they are
-            self._copy_kernel_sources(package / "ops" / "csrc")
+        self._copy_kernel_sources(package / "ops" / "csrc")
+
+    def copy_extensions_to_source(self) -> None:
+        """Copies also the library of CUDA kernels, which is no extension of Python, so that setuptools does not."""
+        super().copy_extensions_to_source()
+        made = Path(self.build_lib, "avis_stream", "ops", "libavis_cuda.so")
+        if made.exists():
+            self.copy_file(str(made), str(ROOT / "avis_stream" / "ops" / made.name))
 
     def _copy_kernel_sources(self, target: Path) -> None:
         """What avis_stream.gpu compiles at run time, for GPUs that nobody had when the wheel was made."""

@@ -135,3 +135,40 @@ def test_the_source_distribution_holds_what_a_build_needs(tmp_path: Path) -> Non
     parts = (path for folder in ("avis_stream", "csrc", "python") for path in (tree / folder).rglob("*"))
     wanted = alone | {str(path.relative_to(tree)) for path in parts if path.is_file()}
     assert wanted <= held, sorted(wanted - held)
+
+
+@pytest.mark.parametrize("how", ["editable", "in place"])
+def test_all_libraries_reach_the_tree(how: str, tmp_path: Path) -> None:
+    """What setuptools knows of and what it does not; a script in the place of CMake makes the files."""
+    tree, tools = tmp_path / "tree", tmp_path / "tools"
+    for folder in ("csrc", "python"):
+        shutil.copytree(ROOT / folder, tree / folder)
+    (tree / "avis_stream" / "ops").mkdir(parents=True)
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "avis_stream/_version.py"):
+        shutil.copy(ROOT / name, tree / name)
+    for name in ("avis_stream/__init__.py", "avis_stream/ops/__init__.py"):
+        (tree / name).touch()
+    tools.mkdir()
+    (tools / "nvcc").touch()
+    (tools / "cmake").write_text(f"""#!{sys.executable}
+import sys, sysconfig
+from pathlib import Path
+for argument in sys.argv:
+    if argument.startswith("-DAVIS_PACKAGE_DIR="):
+        package = Path(argument.partition("=")[2])
+        (package / "ops").mkdir(parents=True, exist_ok=True)
+        for name in ("ops/libavis_ops.so", "ops/libavis_cuda.so", "_host" + sysconfig.get_config_var("EXT_SUFFIX")):
+            (package / name).touch()
+""")
+    for tool in tools.iterdir():
+        tool.chmod(0o755)
+    code = {
+        "editable": "from setuptools import build_meta; build_meta.build_editable(sys.argv[1])",
+        "in place": "import runpy; sys.argv[1:] = ['build_ext', '--inplace']; runpy.run_path('setup.py')",
+    }[how]
+    env = os.environ | {"AVIS_STREAM_BUILD": "cuda", "PATH": f"{tools}:{os.environ['PATH']}"}
+    command = [sys.executable, "-c", f"import sys; {code}", str(tmp_path)]
+    done = subprocess.run(command, cwd=tree, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    made = {path.name.partition(".")[0] for path in (tree / "avis_stream").rglob("*.so")}
+    assert made - {"_host"} == {"libavis_ops", "libavis_cuda"}  # without Python's headers there is no _host
