@@ -3,6 +3,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "avis/cpu_features.h"
 #include "avis/kernels.h"
 
 namespace avis {
@@ -16,7 +17,7 @@ struct Candidate {
 const Kernels& choose() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
 #if defined(AVIS_EMULATE_AVX512)
   const bool avx512 = avx2;
 #else

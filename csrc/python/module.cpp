@@ -2,6 +2,8 @@
 
 #include <pybind11/pybind11.h>
 
+#include "avis/cpu_features.h"
+
 namespace py = pybind11;
 
 namespace {
@@ -21,7 +23,7 @@ py::dict cpu_features() {
   __builtin_cpu_init();
   features["avx2"] = static_cast<bool>(__builtin_cpu_supports("avx2"));
   features["fma"] = static_cast<bool>(__builtin_cpu_supports("fma"));
-  features["f16c"] = static_cast<bool>(__builtin_cpu_supports("f16c"));
+  features["f16c"] = avis::has_f16c();
   features["avx512f"] = static_cast<bool>(__builtin_cpu_supports("avx512f"));
   features["avx512bw"] = static_cast<bool>(__builtin_cpu_supports("avx512bw"));
   features["avx512dq"] = static_cast<bool>(__builtin_cpu_supports("avx512dq"));

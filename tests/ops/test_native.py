@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -122,6 +123,28 @@ def test_instruction_sets_agree(isa: str, tmp_path: Path) -> None:
     if isa == "avx2" and not _host.cpu_features().get("avx2"):
         pytest.skip("this machine has no avx2")
     assert_agree(run_elsewhere(tmp_path / "results.pt", isa), results())
+
+
+# What clang 14 takes; later versions and g++ take more.
+NAMED_FEATURES = {"avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512bf16"}
+
+
+def test_the_compiler_is_asked_for_no_feature_whose_name_clang_14_refuses() -> None:
+    sources = [path for path in (HERE.parents[1] / "csrc").rglob("*") if path.suffix in (".cpp", ".h")]
+    asked = {name for path in sources for name in re.findall(r'__builtin_cpu_supports\("(\w+)"\)', path.read_text())}
+    assert "avx2" in asked
+    assert asked <= NAMED_FEATURES
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="needs /proc/cpuinfo")
+def test_features_are_those_that_linux_tells() -> None:
+    from avis_stream import _host
+
+    told = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    if told is None:
+        pytest.skip("not an x86 machine")
+    flags = {name.replace("_", "") for name in told[1].split()}
+    assert {name: name in flags for name in _host.cpu_features()} == _host.cpu_features()
 
 
 @pytest.mark.slow
