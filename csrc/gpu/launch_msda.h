@@ -17,9 +17,18 @@ inline bool msda_is_served(const AvMsda& args) {
   return args.levels >= 1 && args.levels <= AV_MAX_LEVELS && msda_shared<float, 0>(args) <= kSharedLimit;
 }
 
+// Whether what is moved 16 bytes at a time begins where that can be: a view into a larger tensor need not.
+inline bool msda_is_aligned(const AvMsda& args) {
+  for (const void* data :
+       {args.value, args.grad_out, static_cast<const void*>(args.out), static_cast<const void*>(args.grad_value)})
+    if (reinterpret_cast<std::uintptr_t>(data) % 16 != 0) return false;
+  return true;
+}
+
 // Calls what(Number<D>{}) with the channels that a kernel is compiled for, 0 for "any".
 template <class T, class What>
 int by_channels(const AvMsda& args, const What& what) {
+  if (!msda_is_aligned(args)) return what(Number<0>{});
 #if !defined(AVIS_FEW_KERNELS)
   if (args.channels == 16 && msda_shared<T, 16>(args) <= kSharedLimit) return what(Number<16>{});
   if (args.channels == 64 && msda_shared<T, 64>(args) <= kSharedLimit) return what(Number<64>{});

@@ -161,7 +161,7 @@ inline int launch_paged_forward(const AvRange& given, const AvPages& pages, void
                                                                                   static_cast<const RangeArgs&>(args));
     if (code != 0) return code;
     const long long numbers = static_cast<long long>(args.batch) * args.queries * args.heads * args.channels;
-    if (args.channels % 4 == 0)
+    if (args.channels % 4 == 0 && reinterpret_cast<std::uintptr_t>(args.init_out) % 16 == 0)
       return launch<merge_pages<T, 4>>(blocks(numbers / 4, kMergeThreads), kMergeThreads, 0, stream, args);
     return launch<merge_pages<T, 1>>(blocks(numbers, kMergeThreads), kMergeThreads, 0, stream, args);
   });

@@ -100,7 +100,9 @@ split_pages(AV_ARGUMENT(PagedArgs) args) {
     towards = warp_sum(towards);
     row = warp_sum(row);
     if (lane != 0 || !active) continue;
-    float lse_grad = share * (towards + (args.grad_lse == nullptr ? 0.0f : args.grad_lse[at.lse_at]));
+    // What saw nothing has a grad_lse of NaN after a logaddexp.
+    float lse_grad =
+        share == 0.0f ? 0.0f : share * (towards + (args.grad_lse == nullptr ? 0.0f : args.grad_lse[at.lse_at]));
     if (part < 0) {
       if (args.grad_init_lse != nullptr) args.grad_init_lse[at.lse_at] = lse_grad;
       continue;

@@ -117,6 +117,66 @@ def test_points_outside_read_nothing(library: CudaLibrary) -> None:
     assert not out[0, 1:].any()
 
 
+def test_a_part_without_keys_takes_no_nan_from_the_lse_gradient(library: CudaLibrary) -> None:
+    """`torch.logaddexp` of two lses of -inf sends one."""
+    q, k, v, _, bias, init_out, init_lse, scale = paged_arguments(torch.float32, 32, initial=True)
+    init_lse[0] = bias[0] = -torch.inf
+    pages = torch.tensor([[0, 60]], dtype=torch.int32)
+    args = q, k, v, pages, bias, init_out, init_lse
+    outs = library.range_attn_paged(*args, scale)
+    grad_lse = torch.where(outs[1] == -torch.inf, torch.nan, 1.0)
+    assert grad_lse.isnan().any()
+    given = torch.randn_like(q), grad_lse, None, None, *args, *outs, scale, [True] * 6
+    for got, want in zip(
+        library.range_attn_paged_backward(*given), torch.ops.avis.range_attn_paged_backward(*given), strict=True
+    ):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+        assert got.isfinite().all()
+
+
+UNALIGNED = f"""
+import ctypes, sys, torch
+sys.path.insert(0, {str(HERE)!r})
+from operator_cases import make_case, paged_arguments
+from avis_stream.ops._cuda_api import CudaLibrary
+library = CudaLibrary(sys.argv[1])
+
+def shifted(x):
+    room = torch.empty(x.numel() + 1, dtype=x.dtype)
+    room[1:] = x.flatten()
+    view = room[1:].view(x.shape)
+    assert view.data_ptr() % 16
+    return view
+
+def agree(name, *args):
+    got, want = (getattr(where, name)(*args) for where in (library, torch.ops.avis))
+    for a, b in zip(*((x if isinstance(x, tuple) else (x,)) for x in (got, want)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+for channels in (16, 32, 64):
+    case = make_case(d=channels)
+    value, *rest = case.args()
+    agree("ms_deform_attn", shifted(value), *rest)
+    agree("ms_deform_attn_backward", case.grad, shifted(value), *rest, [True] * 3)
+    agree("ms_deform_attn_backward", shifted(case.grad), value, *rest, [True] * 3)
+q, k, v, pages, bias, init_out, *rest = paged_arguments(torch.float32, 32, initial=True)
+agree("range_attn_paged", q, k, v, pages, bias, shifted(init_out), *rest)
+library.raw.emu_launched.restype = ctypes.c_char_p
+print(library.raw.emu_launched().decode())
+"""
+
+
+def test_what_begins_between_16_bytes_is_read_number_by_number(library: CudaLibrary) -> None:
+    """In a process of its own: reading it otherwise may end one, as it does on a GPU, and launches are counted."""
+    command = [sys.executable, "-c", UNALIGNED, str(library.path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    launched = re.findall(r"(msda_forward|msda_backward|merge_pages)<([^>]+)>", done.stdout)
+    assert {name for name, _ in launched} == {"msda_forward", "msda_backward", "merge_pages"}
+    assert {sizes.split(", ")[1] for name, sizes in launched if name != "merge_pages"} == {"0"}
+    assert {sizes.split(", ")[1] for name, sizes in launched if name == "merge_pages"} == {"1"}
+
+
 # --- what a captured graph sees ---------------------------------------------------------------------------------------
 
 
