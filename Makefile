@@ -37,7 +37,9 @@ $(VENV)/.torch: constraints.txt
 $(VENV)/.build: $(if $(filter $(BUILD),$(BUILT)),,FORCE) | $(VENV)/.torch
 	@echo $(BUILD) >$@
 
+# What another BUILD left would be loaded all the same.
 $(VENV)/.installed: $(VENV)/.torch $(VENV)/.build $(SOURCES)
+	rm -f avis_stream/_host*.so avis_stream/ops/*.so
 	AVIS_STREAM_BUILD=$(BUILD) PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation -c constraints.txt -e .
 	@touch $@
 

@@ -75,8 +75,11 @@ class CMakeBuild(build_ext):
         """Copies also the library of CUDA kernels, which is no extension of Python, so that setuptools does not."""
         super().copy_extensions_to_source()
         made = Path(self.build_lib, "avis_stream", "ops", "libavis_cuda.so")
+        kept = ROOT / "avis_stream" / "ops" / made.name
         if made.exists():
-            self.copy_file(str(made), str(ROOT / "avis_stream" / "ops" / made.name))
+            self.copy_file(str(made), str(kept))
+        else:  # of a build before: it would be loaded all the same
+            kept.unlink(missing_ok=True)
 
     def _copy_kernel_sources(self, target: Path) -> None:
         """What avis_stream.gpu compiles at run time, for GPUs that nobody had when the wheel was made."""

@@ -11,7 +11,7 @@ are the ones in the weight file, chosen on val by `--sweep`; test is for reporti
 The rows, for each set: nothing; the same network trained without sound (`--deaf`); every visible object, its true mask;
 our masks, shown when the truth sounds; true masks, shown when ours are; ours. `frame AP50` in them is that of what is
 shown. That of all that was found, in any frame and of any class that it may be, ranked by how likely it sounds, stands
-below: thresholds take no part in it, as usual for average precision.
+below: of the thresholds only a floor (`CANDIDATE_SCORE`) and `duplicate_iou` take part in it.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ SAME_OBJECT = 0.1
 """Overlap at which one of our tracks counts as the object of the truth that it overlaps most."""
 RIGHT_MASK = 0.5
 CANDIDATE_SCORE = 0.02
-"""Least score of a candidate; what is less sure changes no average precision."""
+"""Least score of a candidate."""
 CHECKED = 20
 """Videos that checks with another sound are run on."""
 

@@ -25,6 +25,7 @@ from avis_stream import ops
 from avis_stream.commands.devices import camera_remedy, cameras
 from avis_stream.commands.gst import plugin_folder, registry_file
 from avis_stream.errors import AvisStreamError, SourceError
+from avis_stream.files import as_file
 from avis_stream.needs import install_extra, required
 from avis_stream.sources.address import redacted
 from avis_stream.sources.child import Child, Message, list_microphones
@@ -324,7 +325,7 @@ class _Nothing:
 def write_flash_and_beep(path: Path, seconds: float) -> None:
     """Writes the flash-and-beep clip, for a screen that a camera looks at, or to measure readers with."""
     scene = FlashBeep(seconds=seconds)
-    with av.open(str(path), "w") as out:
+    with av.open(as_file(path), "w") as out:
         video = out.add_stream("libx264", rate=25, options={"preset": "veryfast", "bf": "0"})
         video.width, video.height, video.pix_fmt = scene.width, scene.height, "yuv420p"
         sound = out.add_stream("aac", rate=48_000, layout="mono")

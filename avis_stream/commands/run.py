@@ -114,7 +114,9 @@ def _film_fps(model: AVISM, clip: Clip, options: RunOptions) -> float | None:
     quick = isinstance(model.config.backbone, MobileNetConfig)
     wanted = options.overlay == "camera" or (options.overlay == "auto" and quick)
     if options.video and options.overlay == "camera" and clip.camera_fps is None:
-        logger.warning("%s does not tell the rate of its camera: the overlay has the sampled frames alone", clip.name)
+        logger.warning(
+            "%s has no pictures but the sampled ones, or does not tell how many: the overlay has those alone", clip.name
+        )
     return clip.camera_fps if options.video and wanted else None
 
 

@@ -127,7 +127,8 @@ def evaluate(gt_json: str | Path, predictions_json: str | Path, mode: Mode = "of
     Returns:
         AP_all AP_s AP_m AP_l AR_all, HOTA DetA DetRe DetPr AssA AssRe AssPr LocA, FA FAn FAs FAm in percent, rounded
         to two decimals, and the frame counts FAn_count FAn_all FAs_count ... The other modes add IDF1 and HOTA_pooled
-        (detections of all classes counted together), IDSW and frame_AP50. None: there is nothing to measure it on.
+        (detections of all classes with truth counted together), IDSW and frame_AP50. None: there is nothing to
+        measure it on.
     Raises:
         DataError: A file is missing or broken, or the two do not belong together.
         ConfigError: No such mode.

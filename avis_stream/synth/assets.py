@@ -24,6 +24,7 @@ from scipy import ndimage
 from scipy.spatial import ConvexHull
 
 from avis_stream.errors import DataError
+from avis_stream.files import as_file
 from avis_stream.synth.library import Photograph, Rng, Sound, Sprite, prepared_sound
 from avis_stream.synth.protocol import Protocol
 
@@ -199,7 +200,7 @@ def decoded(path: Path, form: str | None = None) -> NDArray[np.float32]:
     """
     resampler = av.AudioResampler("flt", "mono", 16_000)
     try:
-        with av.open(str(path), format=form, metadata_errors="replace") as container:  # titles may be in any code
+        with av.open(as_file(path), format=form, metadata_errors="replace") as container:  # titles may be in any code
             blocks = [b.to_ndarray()[0] for frame in container.decode(audio=0) for b in resampler.resample(frame)]
     except (av.error.FFmpegError, IndexError) as error:  # IndexError: no sound in it
         raise DataError(f"{path} cannot be read as a recording ({error}): mend it or take it away") from None

@@ -16,7 +16,7 @@ from scipy.io import wavfile
 
 from avis_stream.config import AVISEG_CLASSES
 from avis_stream.data import rle
-from avis_stream.files import atomic_path
+from avis_stream.files import as_file, atomic_path
 from avis_stream.synth.protocol import Protocol
 from avis_stream.synth.scene import Scene
 from avis_stream.synth.soundscape import RATE
@@ -100,7 +100,7 @@ def _forms(codes: list[rle.Rle | None]) -> dict[str, Any]:
 
 def write_film(path: Path, scene: Scene, fps: int = 25) -> None:
     """Renders a scene at camera rate as an MP4 with its sound."""
-    with atomic_path(path) as temporary, av.open(str(temporary), "w") as container:
+    with atomic_path(path) as temporary, av.open(as_file(temporary), "w") as container:
         first = scene.stage.shot(0.0).rgb
         video = container.add_stream("libx264", rate=fps, options={"crf": "27", "preset": "veryfast"})
         video.width, video.height, video.pix_fmt = first.shape[1] // 2 * 2, first.shape[0] // 2 * 2, "yuv420p"
