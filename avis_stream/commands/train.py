@@ -132,7 +132,8 @@ def run_training(
         judge = _validation_split(data, validation, model.config.classes)
         opened = cache(partial(_opened, data, model.config, schedule))
         if resume is None:
-            opened()  # whatever cannot be learnt from is refused before anything is cleared away
+            with all_or_none("opening the data", place):  # in all processes, before anything is cleared away
+                opened()
             with all_or_none("beginning", place):
                 _begin(folder)
         lesson, schedule = _lesson(model.to(place), schedule, opened, data, folder)

@@ -151,6 +151,25 @@ def test_a_flushing_seek_begins_anew(gst: Any, stub: StubSegmenter) -> None:
         assert not run.errors
 
 
+def begun(gst: Any, start: int = 0) -> tuple[Any, Any, Any, Any]:
+    """An element that is fed by hand, its pads of video and sound, and the segment that both are in, from `start` s."""
+    element = gst.ElementFactory.make("avisseg")
+    element.set_property("sync", True)
+    element.set_property("audio-wait-ms", 50)
+    video_sink, audio_sink = element.get_static_pad("video_sink"), element.request_pad_simple("audio_sink")
+    element.set_state(gst.State.PAUSED)
+    segment = gst.Segment()
+    segment.init(gst.Format.TIME)
+    segment.start = start * gst.SECOND
+    caps = {video_sink: "video/x-raw,format=RGB,width=64,height=48,framerate=30/1",
+            audio_sink: "audio/x-raw,format=F32LE,rate=16000,channels=1,layout=interleaved"}  # fmt: skip
+    for pad, text in caps.items():
+        pad.send_event(gst.Event.new_stream_start(pad.get_name()))
+        pad.send_event(gst.Event.new_caps(gst.Caps.from_string(text)))
+        pad.send_event(gst.Event.new_segment(segment))
+    return element, video_sink, audio_sink, segment
+
+
 @pytest.mark.parametrize("ends", [True, False])
 @pytest.mark.parametrize("same_seek", [True, False])
 def test_after_a_seek_sound_may_come_before_the_video_knows(
@@ -160,13 +179,7 @@ def test_after_a_seek_sound_may_come_before_the_video_knows(
 
     Sound that also ended before the video's flush is not waited for afterwards.
     """
-    element = gst.ElementFactory.make("avisseg")
-    element.set_property("sync", True)
-    element.set_property("audio-wait-ms", 50)
-    video_sink, audio_sink = element.get_static_pad("video_sink"), element.request_pad_simple("audio_sink")
-    element.set_state(gst.State.PAUSED)
-    segment = gst.Segment()
-    segment.init(gst.Format.TIME)
+    element, video_sink, audio_sink, segment = begun(gst)
 
     def flush(pad: Any, seek: int) -> None:
         for event in (gst.Event.new_flush_start(), gst.Event.new_flush_stop(True)):
@@ -184,12 +197,6 @@ def test_after_a_seek_sound_may_come_before_the_video_knows(
         buffer.pts, buffer.duration = at * gst.SECOND, gst.SECOND // 30
         video_sink.chain(buffer)
 
-    caps = {video_sink: "video/x-raw,format=RGB,width=64,height=48,framerate=30/1",
-            audio_sink: "audio/x-raw,format=F32LE,rate=16000,channels=1,layout=interleaved"}  # fmt: skip
-    for pad, text in caps.items():
-        pad.send_event(gst.Event.new_stream_start(pad.get_name()))
-        pad.send_event(gst.Event.new_caps(gst.Caps.from_string(text)))
-        pad.send_event(gst.Event.new_segment(segment))
     hear(100, 2)
     show(101)
     seek = gst.util_seqnum_next()
@@ -211,20 +218,7 @@ def test_after_a_seek_sound_may_come_before_the_video_knows(
 @pytest.mark.parametrize("start", [0, 2])
 def test_sound_that_is_told_not_to_come_is_not_waited_for(gst: Any, stub: StubSegmenter, start: int) -> None:
     """`start`: of the segment; the gap begins with 0 all the same, and has no end worth the name."""
-    element = gst.ElementFactory.make("avisseg")
-    element.set_property("sync", True)
-    element.set_property("audio-wait-ms", 50)
-    video_sink, audio_sink = element.get_static_pad("video_sink"), element.request_pad_simple("audio_sink")
-    element.set_state(gst.State.PAUSED)
-    segment = gst.Segment()
-    segment.init(gst.Format.TIME)
-    segment.start = start * gst.SECOND
-    caps = {video_sink: "video/x-raw,format=RGB,width=64,height=48,framerate=30/1",
-            audio_sink: "audio/x-raw,format=F32LE,rate=16000,channels=1,layout=interleaved"}  # fmt: skip
-    for pad, text in caps.items():
-        pad.send_event(gst.Event.new_stream_start(pad.get_name()))
-        pad.send_event(gst.Event.new_caps(gst.Caps.from_string(text)))
-        pad.send_event(gst.Event.new_segment(segment))
+    element, video_sink, audio_sink, _ = begun(gst, start)
     audio_sink.send_event(gst.Event.new_gap(0, gst.CLOCK_TIME_NONE))  # says nothing
     audio_sink.send_event(gst.Event.new_gap(0, 10 * gst.SECOND))
     audio_sink.send_event(gst.Event.new_gap(10 * gst.SECOND, gst.CLOCK_TIME_NONE - 1))
