@@ -90,7 +90,10 @@ def results_until(session: Session, done: object, limit: float = 60.0) -> list[L
         taken.append(result)
         return bool(done(result))  # type: ignore[operator]
 
-    wait_for(further, limit, "the result that was waited for")
+    try:
+        wait_for(further, limit, "the result that was waited for")
+    except AssertionError as error:
+        raise AssertionError(f"{error}; {len(taken)} others did: {taken[-1:]}, {session.stats()}") from error
     return taken
 
 
@@ -131,7 +134,7 @@ def test_sound_and_pictures_of_a_stream_belong_together(backend: str, tmp_path: 
     found = skew(results)
     assert found is not None
     assert abs(found) < 0.010
-    assert events_of(first)[0] == ("connected", "")
+    assert [kind for kind, _ in events_of(first + results)] == ["connected"], "nothing was missing at any time"
     assert session.stats().latency.count > 0
 
 
@@ -341,6 +344,25 @@ def test_a_wrong_pipeline_is_an_error(text: str, words: str) -> None:
     need_gstreamer()
     with open_session(text, "auto") as session, pytest.raises(SourceError, match=words):
         list(session)
+
+
+def test_a_stream_that_is_added_late_is_decoded_all_the_same() -> None:
+    """rtspsrc's streams are added by threads of their own, and one says "no more" before another has added its own."""
+    need_gstreamer()
+    script = Path(__file__).with_name("late_stream.py")
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False, timeout=60)
+    assert done.stdout.split() == ["video:linked", "more", "audio:linked"], done.stderr
+
+
+def test_pictures_go_on_without_sound_that_cannot_be_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    need_gstreamer()
+    with RtspServer() as server:
+        decoders = ["avdec_aac", "avdec_aac_fixed", "avdec_aac_latm", "faad", "fdkaacdec"]
+        monkeypatch.setenv("GST_PLUGIN_FEATURE_RANK", ",".join(f"{name}:NONE" for name in decoders))
+        with open_session(server.url, "gstreamer") as session:
+            results = results_until(session, lambda r: r.frame_id >= 30)
+    assert {r.pair.audio_valid for r in results} == {0.0}
+    assert ("audio_missing", "it has no sound") in events_of(results)
 
 
 def test_pictures_may_change_their_size(tmp_path: Path) -> None:

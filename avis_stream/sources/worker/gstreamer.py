@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -42,8 +43,13 @@ def read_gstreamer(wanted: dict[str, Any], out: Outlet) -> None:
 class _GStreamerReader:
     def __init__(self, gst: Any, layout_of: Callable[[Any], Layout], wanted: dict[str, Any], out: Outlet) -> None:
         self.gst, self.layout_of, self.wanted, self.out = gst, layout_of, wanted, out
-        self.settled = not wanted.get("url")
-        """No further pads will come."""
+        self.pending: set[Any] = set()
+        """Elements that may still add pads, of other kinds of media. Changed by threads of GStreamer."""
+        self.sound_decoders: set[Any] = set()
+        """What decodes nothing else: pictures go on without it."""
+        self.linking = threading.Lock()
+        self.told = False
+        """Whether the reader knows what this source has."""
         self.pipeline = self._of_address(wanted["url"]) if wanted.get("url") else self._of_text(wanted["pipeline"])
         # One clock for everything, and the same one that Python's monotonic clock shows.
         clock = gst.SystemClock.obtain()
@@ -68,40 +74,70 @@ class _GStreamerReader:
         return pipeline
 
     def _of_address(self, url: str) -> Any:
-        gst = self.gst
-        pipeline = gst.Pipeline.new(None)
-        source = gst.ElementFactory.make("uridecodebin", None)
-        if source is None:
-            raise Hopeless("GStreamer's element uridecodebin is missing; apt-get install gstreamer1.0-plugins-base")
-        source.set_property("uri", url)
-        source.connect("source-setup", self._set_up)
-        source.connect("deep-element-added", lambda _a, _b, element: _without_delay(element))
-        source.connect("pad-added", self._link)
-        source.connect("no-more-pads", self._no_more)
+        pipeline = self.gst.Pipeline.new(None)
+        pipeline.connect("deep-element-added", lambda _a, _b, element: _without_delay(element))
+        if url.startswith("rtsp"):
+            source = self._made("rtspsrc", "good")
+            source.set_property("location", url)
+            self._set_up(None, source)
+            self._made("decodebin", "base")  # `_decode` needs it, where nothing can be raised
+            source.connect("pad-added", self._decode, pipeline)
+        else:
+            source = self._made("uridecodebin", "base")
+            source.set_property("uri", url)
+            source.connect("source-setup", self._set_up)
+            source.connect("pad-added", self._link)
+        self._expect_pads_of(source)
         pipeline.add(source)
         return pipeline
 
+    def _made(self, name: str, plugins: str) -> Any:
+        element = self.gst.ElementFactory.make(name, None)
+        if element is None:
+            raise Hopeless(f"GStreamer's element {name} is missing; apt-get install gstreamer1.0-plugins-{plugins}")
+        return element
+
     def _set_up(self, _bin: Any, source: Any) -> None:
-        # Settings of rtspsrc: "synced" keeps sound and pictures together (its default is 40 ms off for as long as one
-        # looks), TCP loses nothing on the way.
         for name, value in self.wanted.get("properties", {}).items():
             if source.find_property(name) is not None:
                 self.gst.util_set_object_arg(source, name, str(value))
 
-    def _link(self, _source: Any, pad: Any) -> None:
+    def _expect_pads_of(self, element: Any) -> None:
+        self.pending.add(element)
+        element.connect("no-more-pads", self.pending.discard)
+
+    def _decode(self, _source: Any, pad: Any, pipeline: Any) -> None:
+        """Gives one stream of rtspsrc a decoder.
+
+        As uridecodebin does; but that stops listening at rtspsrc's "no more pads", which one stream's thread may say
+        while another's has not added its own yet: one connection of a hundred has no sound then, or no pictures.
+        """
+        media = (pad.get_current_caps() or pad.query_caps(None)).get_structure(0).get_string("media")
+        if media != "video" and not (media == "audio" and self.wanted["audio"]):
+            return
+        decoder = self.gst.ElementFactory.make("decodebin", None)
+        self._expect_pads_of(decoder)
+        decoder.connect("pad-added", self._link)
+        if media == "audio":
+            self.sound_decoders.add(decoder)
+        pipeline.add(decoder)
+        pad.link(decoder.get_static_pad("sink"))
+        decoder.sync_state_with_parent()
+
+    def _link(self, _decoder: Any, pad: Any) -> None:
         caps = (pad.get_current_caps() or pad.query_caps(None)).to_string()
         kind = "video" if caps.startswith("video/") else "audio" if caps.startswith("audio/") else None
-        if kind is None or not self.wanted[kind] or self.pipeline.get_by_name(kind) is not None:
+        if kind is None or not self.wanted[kind]:
             return
         converters = "videoconvert" if kind == "video" else "audioconvert ! audioresample"
         branch = self.gst.parse_bin_from_description(f"queue ! {converters} ! appsink name={kind}", True)
         self._prepare(branch.get_by_name(kind), kind, _PICTURES if kind == "video" else _SOUND)
-        self.pipeline.add(branch)
+        with self.linking:  # each stream has a thread; the first of a kind is the one
+            if self.pipeline.get_by_name(kind) is not None:
+                return
+            self.pipeline.add(branch)
         branch.sync_state_with_parent()
         pad.link(branch.get_static_pad("sink"))
-
-    def _no_more(self, _source: Any) -> None:
-        self.settled = True
 
     def _prepare(self, appsink: Any, name: str, caps: str) -> None:
         # Nothing is dropped here: the reader takes everything at once and drops by rule, or it wants every frame.
@@ -113,31 +149,50 @@ class _GStreamerReader:
         gst = self.gst
         self.pipeline.set_state(gst.State.PLAYING)
         bus = self.pipeline.get_bus()
-        told = False
         begin = last = time.monotonic()
         while True:
             got = self._drain()
             now = time.monotonic()
-            if got and not told:
-                told = True
-                about = {"audio": self.pipeline.get_by_name("audio") is not None} if self.settled else {}
-                self.out.send(OPENED, json.dumps(about | {"finite": self._is_finite()}).encode())
             last = now if got else last
             message = bus.pop_filtered(gst.MessageType.ERROR | gst.MessageType.EOS)
             if message is not None:
                 if message.type == gst.MessageType.ERROR:
+                    if self._forgoes_sound(message.src):
+                        continue
                     error, detail = message.parse_error()
                     raise Ended(_gerror(error) + _hint(detail))
                 if not self._drain():
                     raise Ended("finished" if self._is_finite() else "end of stream")
-            waited = now - last if told else now - begin
-            limit = self.wanted["stall_seconds" if told else "open_seconds"]
+            waited = now - last if self.told else now - begin
+            limit = self.wanted["stall_seconds" if self.told else "open_seconds"]
             if waited > limit:
                 raise Ended(f"nothing came for {limit:g} s")
+
+    def _forgoes_sound(self, culprit: Any) -> bool:
+        """Whether what failed is the decoder of sound alone (its codec is not installed, say): out with it then."""
+        if not self.wanted["video"]:
+            return False
+        for decoder in tuple(self.sound_decoders):
+            if culprit == decoder or culprit.has_as_ancestor(decoder):
+                decoder.set_state(self.gst.State.NULL)
+                self.pipeline.remove(decoder)
+                self.sound_decoders.discard(decoder)
+                self.pending.discard(decoder)
+                self.pipeline.set_state(self.gst.State.PLAYING)  # what fails ends the change that was under way
+                return True
+        return False
 
     def _is_finite(self) -> bool:
         known, duration = self.pipeline.query_duration(self.gst.Format.TIME)
         return bool(known) and duration > 0 and not str(self.wanted.get("url", "")).startswith("rtsp")
+
+    def _tell(self) -> None:
+        """Says what the source has, before the first picture, or sound where no pictures are wanted."""
+        if self.told:
+            return
+        self.told = True
+        about = {} if self.pending else {"audio": self.pipeline.get_by_name("audio") is not None}
+        self.out.send(OPENED, json.dumps(about | {"finite": self._is_finite()}).encode())
 
     def _drain(self) -> bool:
         """Sends what is there; waits for a picture for a little while."""
@@ -162,6 +217,7 @@ class _GStreamerReader:
         return int(self.pipeline.get_base_time() + running + self.offset)
 
     def _send_picture(self, sample: Any) -> None:
+        self._tell()
         buffer = sample.get_buffer()
         layout = self.layout_of(sample.get_caps()).of(buffer)
         with _mapped(self.gst, buffer) as data:
@@ -172,6 +228,8 @@ class _GStreamerReader:
             self.out.send(VIDEO, pixels, self._time_of(sample), *layout.size)
 
     def _send_sound(self, sample: Any) -> None:
+        if not self.wanted["video"]:
+            self._tell()
         with _mapped(self.gst, sample.get_buffer()) as data:
             self.out.send(AUDIO, data, self._time_of(sample), SAMPLE_RATE)
 
