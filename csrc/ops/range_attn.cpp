@@ -19,16 +19,15 @@ std::tuple<Tensor, Tensor> forward(const Tensor& q, const Tensor& k, const Tenso
   call.args.out = out.mutable_data_ptr();
   call.args.lse = lse.mutable_data_ptr();
   const std::size_t bytes = scratch_bytes(call.args, groups, false);
-  const auto count = static_cast<std::int64_t>(groups.size());
-  torch::stable::parallel_for(
-      0, call.args.batch * call.args.heads * count, 1, [&](std::int64_t first, std::int64_t last) {
-        const Scratch scratch(bytes);
-        for (std::int64_t task = first; task < last; ++task) {
-          const std::int64_t head = task / count;
-          kernels().range_attn_forward(call.args, head / call.args.heads, head % call.args.heads, groups[task % count],
-                                       scratch.get());
-        }
-      });
+  const Order order(call.args.batch * call.args.heads, static_cast<std::int64_t>(groups.size()));
+  torch::stable::parallel_for(0, order.count(), 1, [&](std::int64_t first, std::int64_t last) {
+    const Scratch scratch(bytes);
+    for (std::int64_t i = first; i < last; ++i) {
+      const auto [head, group] = order[i];
+      kernels().range_attn_forward(call.args, head / call.args.heads, head % call.args.heads, groups[group],
+                                   scratch.get());
+    }
+  });
   return {out, lse};
 }
 
@@ -120,13 +119,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_out, cons
     call.args.dbias = mask[3] ? dbias.mutable_data_ptr() : nullptr;
     const auto lists = components(groups);
     const std::size_t bytes = scratch_bytes(call.args, groups, true);
-    const auto count = static_cast<std::int64_t>(lists.size());
-    torch::stable::parallel_for(0, batch * heads * count, 1, [&](std::int64_t first, std::int64_t last) {
+    const Order order(batch * heads, static_cast<std::int64_t>(lists.size()));
+    torch::stable::parallel_for(0, order.count(), 1, [&](std::int64_t first, std::int64_t last) {
       const Scratch scratch(bytes);
-      for (std::int64_t task = first; task < last; ++task)
-        for (const RangeGroup& group : lists[task % count])
+      for (std::int64_t i = first; i < last; ++i) {
+        const auto [head, list] = order[i];
+        for (const RangeGroup& group : lists[list])
           if (group.q_first < group.q_last && group.seen > 0)
-            kernels().range_attn_backward(call.args, task / count / heads, task / count % heads, group, scratch.get());
+            kernels().range_attn_backward(call.args, head / heads, head % heads, group, scratch.get());
+      }
     });
   }
   const std::int64_t by_head = 1;

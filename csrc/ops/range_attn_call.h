@@ -57,4 +57,27 @@ inline std::vector<RangeGroup> cut(const std::vector<RangeGroup>& groups, std::i
   return pieces;
 }
 
+// In which order heads and their groups are computed: each thread has heads of its own, which makes shares alike, and
+// goes through them group by group, for the keys of all heads lie side by side.
+class Order {
+ public:
+  Order(std::int64_t heads, std::int64_t groups)
+      : heads_(heads),
+        groups_(groups),
+        block_(std::max<std::int64_t>(1, heads / static_cast<std::int64_t>(torch::stable::get_num_threads()))) {}
+
+  struct Task {
+    std::int64_t head, group;
+  };
+  std::int64_t count() const { return heads_ * groups_; }
+  Task operator[](std::int64_t index) const {
+    const std::int64_t first = index / (block_ * groups_) * block_, width = std::min(block_, heads_ - first);
+    index -= first * groups_;
+    return {first + index % width, index / width};
+  }
+
+ private:
+  std::int64_t heads_, groups_, block_;
+};
+
 }  // namespace avis

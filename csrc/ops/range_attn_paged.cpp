@@ -42,14 +42,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& q, const Tensor
   Call call(q, k, v, key_bias, scale);
   call.args.wide_out = true;
   const auto pieces = cut(pages, batch * heads);
-  const auto piece_count = static_cast<std::int64_t>(pieces.size());
+  const Order order(batch * heads, static_cast<std::int64_t>(pieces.size()));
   const std::size_t bytes = scratch_bytes(call.args, pages, false), width = wide == ScalarType::Double ? 8 : 4;
-  torch::stable::parallel_for(0, batch * heads * piece_count, 1, [&](std::int64_t first, std::int64_t last) {
+  torch::stable::parallel_for(0, order.count(), 1, [&](std::int64_t first, std::int64_t last) {
     const Scratch scratch(bytes);
     RangeAttnArgs args = call.args;
-    for (std::int64_t task = first; task < last; ++task) {
-      const RangeGroup& piece = pieces[task % piece_count];
-      const std::int64_t head = task / piece_count, page = (piece.ranges - spans.data()) / 2;
+    for (std::int64_t i = first; i < last; ++i) {
+      const auto [head, group] = order[i];
+      const RangeGroup& piece = pieces[group];
+      const std::int64_t page = (piece.ranges - spans.data()) / 2;
       args.out = static_cast<char*>(page_out.mutable_data_ptr()) + page * out.numel() * width;
       args.lse = static_cast<char*>(page_lse.mutable_data_ptr()) + page * lse.numel() * width;
       kernels().range_attn_forward(args, head / heads, head % heads, piece, scratch.get());
