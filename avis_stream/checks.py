@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -71,6 +72,21 @@ def check_finite(value: Tensor, name: str, hint: str) -> Tensor:
         return value
     bad = int((~value.isfinite()).sum())
     raise ShapeError(f"{name} must be finite, got {bad} NaN or infinite values of {value.numel()}; {hint}")
+
+
+def whole_number(value: object, name: str) -> int:
+    """The value as an int: of Python's, numpy's, or a tensor of one.
+
+    Raises:
+        ConfigError: It is no whole number, or has more than 64 bits.
+    """
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        number = None
+    require(number is not None and -(1 << 63) <= number < 1 << 63, name, value, "a whole number of 64 bits")
+    assert number is not None
+    return number
 
 
 def require(condition: bool, name: str, value: object, wanted: str) -> None:

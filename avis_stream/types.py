@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from avis_stream.checks import check_shape
+from avis_stream.checks import check_shape, whole_number
 
 SAMPLE_RATE = 16_000
 """Rate in Hz of all sound inside the library; one second of it belongs to each frame."""
@@ -25,7 +25,7 @@ class VideoFrame:
     """One picture and when it was taken."""
 
     image: Tensor
-    """uint8 [3, H, W], RGB."""
+    """uint8 [3, H, W], RGB. A session copies frames of the caller's own; whoever else holds one shares its pixels."""
     pts_ns: int
     """Presentation time on the session clock; strictly increasing within a source."""
     frame_id: int
@@ -41,6 +41,8 @@ class VideoFrame:
 
     def __post_init__(self) -> None:
         check_shape(self.image, "VideoFrame.image", "3 H W", dtype=torch.uint8)
+        for name in ("pts_ns", "frame_id", "segment"):
+            object.__setattr__(self, name, whole_number(getattr(self, name), f"VideoFrame.{name}"))
 
     @property
     def pts_seconds(self) -> float:
@@ -62,6 +64,7 @@ class AudioChunk:
 
     def __post_init__(self) -> None:
         check_shape(self.samples, "AudioChunk.samples", "n", dtype=torch.float32)
+        object.__setattr__(self, "pts_ns", whole_number(self.pts_ns, "AudioChunk.pts_ns"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

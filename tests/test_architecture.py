@@ -25,7 +25,7 @@ LAYERS = [
     {"models", "metrics"},
     {"nn", "audio", "data", "gpu", "presets"},
     {"ops"},
-    {"checks", "config", "config_text", "errors", "files", "memory", "needs", "stages", "types", "_version"},
+    {"checks", "config", "config_text", "errors", "files", "memory", "needs", "stages", "threads", "types", "_version"},
 ]
 """From the top down. A part imports from layers below; in the last three, also from its neighbours."""
 
@@ -76,7 +76,7 @@ SPAWNS = [
 """What may start threads and processes, as ARCHITECTURE.md has it."""
 
 READS_CLOCK = sorted(
-    {*SPAWNS, "interop/gst_stream.py", "serve/app.py", "stages.py"}
+    {*SPAWNS, "interop/gst_stream.py", "serve/app.py", "stages.py", "threads.py"}
     - {"serve/sources.py", "stream/cores.py", "train/batches.py"}
 )
 
@@ -94,7 +94,7 @@ def calls(pattern: str) -> set[str]:
 @pytest.mark.parametrize(
     ("pattern", "listed"),
     [
-        (r"(threading\.)?(Thread|Timer)|subprocess\.\w+|multiprocessing\.\w+|os\.(fork|exec\w+|popen|system)|"
+        (r"(threading\.)?(Thread|ComputingThread|Timer)|subprocess\.\w+|multiprocessing\.\w+|os\.(fork|exec\w+|popen|system)|"
          r"(asyncio\.)?to_thread|\w*PoolExecutor|(\w+\.)*DataLoader(\[.*\])?", SPAWNS),
         (r"(time\.)?(monotonic|perf_counter|process_time|sleep|time|time_ns)(_ns)?|(datetime\.)+(now|utcnow|today)",
          READS_CLOCK),

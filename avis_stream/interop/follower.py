@@ -22,11 +22,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from avis_stream.stream.cores import model_threads
+from avis_stream.stream.cores import model_threads, set_own_threads
 from avis_stream.stream.lanes import Lanes, lanes_for
 from avis_stream.stream.ring import SoundRing, sample_of
 from avis_stream.stream.stats import StatsKeeper
 from avis_stream.stream.two_rates import PERIOD_DISTANCES, Segmenter, TwoRates, is_earlier, is_old_enough, period_of
+from avis_stream.threads import ComputingThread
 from avis_stream.types import NANOSECONDS, SAMPLE_RATE, AVPair, OnlineResult, VideoFrame
 from avis_stream.writers.draw import draw_result
 
@@ -115,7 +116,7 @@ class Follower:
         self, segmenter: Segmenter, classes: Sequence[str], *, num_threads: int, audio_wait_ms: int,
         draw: Callable[[], bool],
         told: Callable[[AVPair, Answer], object] = lambda pair, answer: None,
-        failed: Callable[[Exception], object] = lambda error: None, wants_previous: bool = True,
+        failed: Callable[[BaseException], object] = lambda error: None, wants_previous: bool = True,
         source_id: str = "",
     ) -> None:  # fmt: skip
         """Begins nothing; see `start`.
@@ -149,7 +150,7 @@ class Follower:
         self._thread: threading.Thread | None = None
         self._lanes = Lanes[Answer]((num_threads,), self._fail)
         self._over = False
-        self.failure: Exception | None = None
+        self.failure: BaseException | None = None
         """Why there are no more answers."""
         self.stats = StatsKeeper()
         self.counts: Counter[str] = Counter()
@@ -233,7 +234,7 @@ class Follower:
         arrived = self._arrived(picture, pts_ns)
         if arrived is None or self.failure is not None:
             return None
-        torch.set_num_threads(self._num_threads)
+        set_own_threads(self._num_threads)
         with self._failing():
             self._think(self._paired(arrived), arrived.rates)
         return None if self.failure is not None else self.answer
@@ -275,7 +276,7 @@ class Follower:
     def start(self) -> None:
         """Starts the model's threads."""
         self._over, self._wake, self._at_work = False, SimpleQueue(), 0
-        self._thread = threading.Thread(target=self._run, name="avis element", daemon=True)
+        self._thread = ComputingThread(self._run, end=self.stop, name="avis element")
         self._thread.start()
 
     def stop(self) -> None:
@@ -340,10 +341,10 @@ class Follower:
     def _failing(self) -> Iterator[None]:
         try:
             yield
-        except Exception as error:
+        except BaseException as error:  # whatever a segmenter raises: the stream goes on without it
             self._fail(error)
 
-    def _fail(self, error: Exception) -> None:
+    def _fail(self, error: BaseException) -> None:
         with self._change:
             if self.failure is not None:
                 return  # a lane was quicker

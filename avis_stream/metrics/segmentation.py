@@ -47,14 +47,17 @@ class SemanticScores:
 
 
 def binary_scores(frames: Iterable[tuple[BoolArray, BoolArray]]) -> BinaryScores:
-    """Scores pairs (truth, prediction) of masks [H, W].
+    """Scores pairs (truth, prediction) of masks [H, W]; what is not 0 belongs to a mask.
 
+    Raises:
+        DataError: Two masks of a pair differ in size, or have none.
     Example:
         >>> binary_scores([(np.array([[1, 1, 0]], bool), np.array([[1, 0, 0]], bool))]).miou
         0.5
     """
     ious, fscores = [], []
-    for truth, predicted in frames:
+    for pair in frames:
+        truth, predicted = (mask != 0 for mask in _same_size(pair))
         common = int((truth & predicted).sum())
         if truth.any():
             ious.append(common / int((truth | predicted).sum()))
@@ -65,10 +68,14 @@ def binary_scores(frames: Iterable[tuple[BoolArray, BoolArray]]) -> BinaryScores
 
 
 def semantic_scores(frames: Iterable[tuple[LabelMap, LabelMap]]) -> SemanticScores:
-    """Scores pairs (truth, prediction) of class maps [H, W]."""
+    """Scores pairs (truth, prediction) of class maps [H, W].
+
+    Raises:
+        DataError: Two maps of a pair differ in size, or have none.
+    """
     ious: dict[int, list[float]] = {}
     fscores: dict[int, list[float]] = {}
-    for truth, predicted in frames:
+    for truth, predicted in map(_same_size, frames):
         size = int(max(truth.max(initial=0), predicted.max(initial=0))) + 1
         wanted, shown = np.bincount(truth.ravel(), minlength=size), np.bincount(predicted.ravel(), minlength=size)
         common = np.bincount(truth[truth == predicted].ravel(), minlength=size)
@@ -116,6 +123,16 @@ def segmentation_summary(frames: Iterable[tuple[LabelMap, LabelMap]]) -> dict[st
         "semantic_F": semantic.fscore,
     }
     return {name: None if value is None else round(100 * value, 2) for name, value in scores.items()}
+
+
+def _same_size(pair: tuple[Any, Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    truth, predicted = (np.asarray(one) for one in pair)
+    if truth.shape != predicted.shape or not truth.size:
+        raise DataError(
+            f"truth and prediction must be [H, W] of one size, got {list(truth.shape)} and {list(predicted.shape)}; "
+            "resize the prediction to the size of the truth"
+        )
+    return truth, predicted
 
 
 def _fscore(common: int, shown: int, wanted: int) -> float:

@@ -12,7 +12,7 @@ from avis_stream.audio.deaf import Deaf
 from avis_stream.audio.resample import mono_seconds
 from avis_stream.audio.vggish import VGGish
 from avis_stream.audio.yamnet import YAMNet
-from avis_stream.checks import check_finite, check_shape, describe, require
+from avis_stream.checks import check_finite, check_shape, describe, require, whole_number
 from avis_stream.config import AudioConfig, AVISMConfig, BackboneConfig, ResNetConfig, SwinConfig
 from avis_stream.errors import CheckpointError, ShapeError
 from avis_stream.memory import available_memory_bytes
@@ -95,6 +95,8 @@ SAME_OBJECT = 0.3
 _SECONDS_AT_ONCE = 8
 """Of sound, that are encoded together."""
 
+_HIGHEST_RATE = 1_000_000
+"""Samples a second that nothing records."""
 _SILENCE = "put zeros where nothing was heard"
 
 _ENCODERS: dict[str, Callable[[AudioConfig], VGGish | YAMNet | Deaf]] = {
@@ -372,15 +374,23 @@ class AVISM(nn.Module):
             memory_bytes: Most to hold mask features in; None: half of what is free. Beyond it they are computed twice.
         Raises:
             ShapeError: An argument differs, or the sound is not finite; the message says how.
+            ConfigError: A rate or a size that cannot be.
             CheckpointError: The model came without an audio encoder.
         """
         check_shape(images, "images", "T 3 H W", dtype=torch.uint8, hint="stack the frames as RGB, channels first")
         if not isinstance(audio, Tensor) or audio.dim() not in (1, 2) or not audio.is_floating_point():
             raise ShapeError(f"audio must be a float tensor [S] or [C, S] in [-1, 1], got {describe(audio)}")
+        channels = 1 if audio.dim() == 1 else len(audio)
+        if not channels or (channels > 2 and channels > audio.shape[-1]):
+            raise ShapeError(
+                f"audio must be [S] or [C, S], channels first, got {describe(audio)}; turn [S, C] round: audio.T"
+            )
         check_finite(audio, "audio", _SILENCE)
+        rate = whole_number(sample_rate, "sample_rate")
+        require(0 < rate <= _HIGHEST_RATE, "sample_rate", sample_rate, f"1 to {_HIGHEST_RATE} Hz")
         if previous is not None:
             check_shape(previous, "previous", "T 3 H W", dtype=torch.uint8, T=len(images))
-        seconds, valid = mono_seconds(audio.float().cpu(), sample_rate, len(images))
+        seconds, valid = mono_seconds(audio.float().cpu(), rate, len(images))
         before = [None] * len(images) if previous is None else list(previous)
         return self._segment(list(zip(images, before, strict=True)), seconds, valid, out_size, memory_bytes)
 
@@ -416,6 +426,9 @@ class AVISM(nn.Module):
         frame_seconds: float = 1.0,
     ) -> ClipResult:
         """Frames, with the pictures before them, and as many seconds of sound, as `hear` takes them."""
+        if out_size is not None:
+            out_size = (whole_number(out_size[0], "out_size"), whole_number(out_size[1], "out_size"))
+            require(min(out_size) > 0, "out_size", out_size, "a height and a width of at least 1 pixel")
         heard: list[Tensor] = []
         for first in range(0, len(seconds), _SECONDS_AT_ONCE):
             some = slice(first, first + _SECONDS_AT_ONCE)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from avis_stream.checks import check_finite, check_shape, describe
+from avis_stream.checks import check_finite, check_shape, describe, whole_number
 from avis_stream.errors import CheckpointError, ClockError, ShapeError
 from avis_stream.models.avism import AVISM
 from avis_stream.online.config import OnlineConfig
@@ -77,6 +77,7 @@ def checked_frame(
     Raises:
         ShapeError: A tensor differs, or the frame's size changed where buffers depend on it.
         ClockError: The frame is not later than the last one.
+        ConfigError: A time or number is not whole.
     """
     check_pictures(image, previous)
     seconds, valid = checked_sound(audio)
@@ -88,7 +89,9 @@ def checked_frame(
             f"frame must be {body.frame_size} pixels, for which init_state made its buffers, got {size}; begin a new "
             'stream, or use alignment="live" and refine_delay=0, which take frames of any size'
         )
-    return FrameInput(image, seconds, valid, previous, pts, body.steps if frame_id is None else frame_id, segment)
+    number = body.steps if frame_id is None else whole_number(frame_id, "frame_id")
+    part = None if segment is None else whole_number(segment, "segment")
+    return FrameInput(image, seconds, valid, previous, pts, number, part)
 
 
 def check_pictures(image: Tensor, previous: Tensor | None) -> None:
@@ -110,11 +113,12 @@ def checked_time(body: StreamBody, config: OnlineConfig, pts_ns: int | None) -> 
     last = body.last_pts_ns
     if pts_ns is None:
         return 0 if last is None else last + hop
+    pts_ns = whole_number(pts_ns, "pts_ns")
     if last is not None and pts_ns <= last:
         raise ClockError(
             f"pts_ns must be later than that of the last frame, {last}, got {pts_ns}; drop frames that come late"
         )
-    return int(pts_ns)
+    return pts_ns
 
 
 def fingerprint(model: AVISM) -> str:

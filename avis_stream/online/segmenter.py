@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from avis_stream.checks import check_shape, require
+from avis_stream.checks import check_shape, require, whole_number
 from avis_stream.errors import ShapeError, StateConsumedError
 from avis_stream.models.avism import AVISM
 from avis_stream.models.postprocess import MaskSizes
@@ -369,7 +369,7 @@ class OnlineSegmenter:
         sound = None if audio is None else checked_sound(audio)
         (body,) = self._bodies([state])
         sizes = self._eye.sizes((int(frame.shape[1]), int(frame.shape[2])))
-        time = (body.last_pts_ns or 0) if pts_ns is None else pts_ns
+        time = (body.last_pts_ns or 0) if pts_ns is None else whole_number(pts_ns, "pts_ns")
         if sound is None or not can_be_asked(body, time):
             features, sounding = self._eye.features_of(frame, sizes), None
         elif self._eye.is_silent(sound[0]):

@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from avis_stream.checks import require
+from avis_stream.checks import require, whole_number
 from avis_stream.errors import CheckpointError, StateConsumedError
 from avis_stream.files import atomic_path
 from avis_stream.online.identity_table import IdentityTable
@@ -273,7 +273,7 @@ class OnlineState:
         if (slot := body.table.slot_alone(row)) is not None:
             body.memory.reset_sinks(slot)
         body.table.free(row)
-        body.forgotten.append(track_id)
+        body.forgotten.append(int(track_id))  # a state holds no tensors or numpy's numbers of the caller's
         return OnlineState(self.take())
 
     def drop_held_frame(self) -> OnlineState:
@@ -291,6 +291,7 @@ class OnlineState:
 
 
 def _row(table: IdentityTable, track_id: int) -> int:
+    track_id = whole_number(track_id, "track_id")
     row = table.row_of(track_id)
     known = sorted(table.public_id[table.public_id > 0].tolist())
     require(row is not None, "track_id", track_id, f"one of {known}")

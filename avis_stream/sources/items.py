@@ -7,10 +7,15 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 from avis_stream.errors import AvisStreamError, SourceError
+from avis_stream.threads import ComputingThread
 from avis_stream.types import NANOSECONDS, SAMPLE_RATE, AudioChunk, AVPair, Event, VideoFrame
+
+_ITERATOR_SECONDS = 2.0
+"""How long an iterator of the caller's that waits may hold up the end of the program."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +120,10 @@ class ItemSource:
 
     def start(self, clock: SessionClock, post: Post) -> None:
         """Starts the thread."""
-        self._thread = threading.Thread(
-            target=self._run, args=(clock, post), name=f"avis source {self.source_id}", daemon=True
-        )
+        self._thread = ComputingThread(
+            partial(self._run, clock, post), end=self.stop, name=f"avis source {self.source_id}",
+            patience_seconds=_ITERATOR_SECONDS,
+        )  # fmt: skip
         self._thread.start()
 
     def receive(self, what: object, now_ns: int) -> Iterable[Item]:
@@ -145,7 +151,7 @@ class ItemSource:
             post(Finished())
         except AvisStreamError as error:
             post(Finished(error))
-        except Exception as error:
+        except BaseException as error:  # as generators of the caller's may raise anything
             wrapped = SourceError(f"{self.source_id}: frames must come, {type(error).__name__} came: {error}")
             wrapped.__cause__ = error
             post(Finished(wrapped))

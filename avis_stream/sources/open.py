@@ -185,9 +185,18 @@ def _pictures(items: Iterable[Any]) -> Iterator[VideoFrame | AVPair]:
                     f"video must be one source, or give VideoFrame or AVPair, got {got} as item {n}; "
                     "of two sources each has a Session of its own, on one model if you like"
                 )
-            yield item
+            if isinstance(item, AVPair):
+                yield replace(item, frame=_copied(item.frame), audio=item.audio.clone())
+            else:
+                yield _copied(item)
     finally:
         _close(items)
+
+
+def _copied(frame: VideoFrame) -> VideoFrame:
+    """With pixels of its own: whoever films into one buffer writes the next picture there."""
+    previous = None if frame.previous is None else frame.previous.clone()
+    return replace(frame, image=frame.image.clone(), previous=previous)
 
 
 def _close(items: Iterable[Any]) -> None:
@@ -276,7 +285,9 @@ def _in_parts(chunks: Iterable[AudioChunk]) -> Iterator[AudioChunk]:
             begin = 0
             for part in chunk.samples.split(_PART):
                 pts_ns = chunk.pts_ns + begin * NANOSECONDS // SAMPLE_RATE
-                yield replace(chunk, samples=part, pts_ns=pts_ns, discontinuity=chunk.discontinuity and begin == 0)
+                yield replace(
+                    chunk, samples=part.clone(), pts_ns=pts_ns, discontinuity=chunk.discontinuity and begin == 0
+                )
                 begin += len(part)
     finally:
         _close(chunks)

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
 
 import torch
 
@@ -20,6 +21,8 @@ _GRAIN = 32_768
 """Elements that torch gives a thread at least."""
 _PLENTY = 4
 """Threads beyond which the small operations of a frame gain little."""
+
+_ONE_AT_A_TIME = threading.Lock()
 
 
 def usual_threads() -> int:
@@ -31,16 +34,39 @@ def usual_threads() -> int:
     return max(min(cores, _PLENTY), cores // 2)
 
 
+def set_own_threads(number: int) -> None:
+    """As `torch.set_num_threads`, for the current thread alone.
+
+    torch lets a thread start with what was set last anywhere, when it first asks. So that this stays what the program
+    has chosen, and not what one of several models needs, a new thread asks for it, and another sets it again.
+    """
+    if torch.get_num_threads() == number:
+        return
+    with _ONE_AT_A_TIME:
+        usual = _in_a_new_thread(torch.get_num_threads)
+        torch.set_num_threads(number)
+        _in_a_new_thread(lambda: torch.set_num_threads(usual))
+
+
+def _in_a_new_thread(work: Callable[[], Any]) -> Any:
+    made: list[Any] = []
+    thread = threading.Thread(target=lambda: made.append(work()), name="avis cores", daemon=True)
+    thread.start()
+    thread.join()
+    return made[0]
+
+
 @contextmanager
 def model_threads(number: int) -> Iterator[None]:
     """Lets torch use so many threads from this one, which sleep when they have nothing to do."""
     before = torch.get_num_threads()
-    torch.set_num_threads(number)
+    set_own_threads(number)
     try:
         with _asleep_while_idle(number):
             yield
     finally:
-        torch.set_num_threads(before)
+        with suppress(RuntimeError):  # at the end of the program no thread begins, and this one ends
+            set_own_threads(before)
 
 
 @contextmanager
@@ -64,9 +90,7 @@ def _asleep_while_idle(number: int) -> Iterator[None]:
 
 def _sleep(number: int, asleep: threading.Event, over: threading.Event) -> None:
     """Makes a pool of threads by one operation, which none comes after."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
+    set_own_threads(number)
     torch.zeros(number * _GRAIN).add_(1)
-    torch.set_num_threads(before)  # what threads begun later start with
     asleep.set()
     over.wait()

@@ -19,8 +19,7 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import Generic, TypeVar
 
-import torch
-
+from avis_stream.stream.cores import set_own_threads
 from avis_stream.stream.two_rates import Segmenter
 
 Item = TypeVar("Item")
@@ -54,7 +53,7 @@ class Lanes(Generic[Made]):
     gone.
     """
 
-    def __init__(self, threads: Sequence[int], failed: Callable[[Exception], object]) -> None:
+    def __init__(self, threads: Sequence[int], failed: Callable[[BaseException], object]) -> None:
         """Begins them.
 
         Args:
@@ -119,18 +118,15 @@ class Lanes(Generic[Made]):
         return bool(self._lanes) and not (tried and self._quickest_ns > _QUICK_NS)
 
     def _begin(self, threads: Sequence[int]) -> None:
-        before = torch.get_num_threads()
         ready = threading.Barrier(len(threads) + 1)
         for n, own in enumerate(threads, 1):
             lane = threading.Thread(target=self._run, args=(own, ready), name=f"avis lane {n}", daemon=True)
             self._lanes.append(lane)
             lane.start()
         ready.wait()
-        torch.set_num_threads(before)  # what threads begun later start with
 
     def _run(self, threads: int, ready: threading.Barrier) -> None:
-        torch.get_num_threads()  # a thread's first look takes over what was set last anywhere, later ones do not
-        torch.set_num_threads(threads)
+        set_own_threads(threads)
         ready.wait()
         while self._did_one():
             pass
@@ -149,7 +145,7 @@ class Lanes(Generic[Made]):
             self._quickest_ns = min(self._quickest_ns, took)
             if not self._broken:
                 hand_on(made)
-        except Exception as error:
+        except BaseException as error:  # whatever a segmenter raises: the others wait for this one
             self._await_turn(number)
             if not self._broken:
                 self._broken = True
@@ -175,7 +171,7 @@ def beside(work: Callable[[Item], Made], items: Iterable[Item], shares: Sequence
         shares: Threads of each lane.
     """
     made: SimpleQueue[Made] = SimpleQueue()
-    errors: list[Exception] = []
+    errors: list[BaseException] = []
 
     def ready() -> Iterator[Made]:
         while not made.empty():

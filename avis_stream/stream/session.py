@@ -38,6 +38,7 @@ from avis_stream.stream.result_queue import ResultQueue
 from avis_stream.stream.session_config import SessionConfig
 from avis_stream.stream.stats import SessionStats, StatsKeeper
 from avis_stream.stream.two_rates import RatesConfig, Segmenter, TwoRates
+from avis_stream.threads import ComputingThread
 from avis_stream.types import NANOSECONDS, AVPair, Event, LiveResult, OnlineResult, VideoFrame
 
 Made = TypeVar("Made")
@@ -133,7 +134,7 @@ class Session:
             self.stop()  # those that have begun; nobody else would
             raise
         for name, run in (("ingest", self._take_in), ("model", self._run_model)):
-            thread = threading.Thread(target=self._guarded, args=(run,), name=f"avis {name}", daemon=True)
+            thread = ComputingThread(partial(self._guarded, run), end=partial(self._fail, None), name=f"avis {name}")
             self._threads.append(thread)
             thread.start()
         return self
@@ -142,7 +143,8 @@ class Session:
         """Ends every thread and process; returns when they are gone, after 2 s at the latest. Harmless when they are.
 
         A step of the model that is under way is not cut off. What has not ended by then, such a step or an iterator of
-        the caller's that waits, is left alone: its thread ends when it can, and holds no program back.
+        the caller's that waits, is left alone: its thread ends when it can. The end of the program waits for such a
+        step (`threads.py`), hardly for such an iterator.
         """
         deadline = time.monotonic() + _STOP_SECONDS  # one for all, however many are slow to go
         with self._change:
@@ -213,8 +215,8 @@ class Session:
 
     @property
     def over(self) -> bool:
-        """No further result will come."""
-        return self._state == "over" and not self._results
+        """No further result will come, nor an error that `next` would raise."""
+        return self._state == "over" and not self._results and self._error is None
 
     def __iter__(self) -> Iterator[LiveResult]:
         if self._state == "new":  # then it is also ended, with the last result or when the loop is left
@@ -237,7 +239,7 @@ class Session:
         """Whatever goes wrong in a thread ends the session at once, and is raised where it is read."""
         try:
             run()
-        except Exception as error:
+        except BaseException as error:  # a SystemExit of the caller's own segmenter, say: nobody else would hear of it
             self._fail(error)
 
     def _fail(self, error: BaseException | None) -> None:

@@ -126,7 +126,8 @@ AVIS_INLINE Vf exp2(Vf x) {
   const __mmask16 kept = _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-125.0f), _CMP_NLT_UQ);
   return (Vf)_mm512_maskz_scalef_ps(kept, (__m512)p, (__m512)(x - f));
 #else
-  return zero_unless(~tiny, (Vf)((Vi)p + ((Vi)shifted << 23)));
+  const Vf power = zero_unless(~tiny, (Vf)((Vi)p + ((Vi)shifted << 23)));
+  return x == x ? power : x;  // what a NaN carries would have been added to an exponent
 #endif
 }
 

@@ -6,14 +6,18 @@ namespace {
 void check_shapes(const Tensor& value, const Sizes& shapes) {
   STD_TORCH_CHECK(!shapes.empty() && shapes.size() % 2 == 0,
                   "spatial_shapes must be [H0, W0, H1, W1, ...], two numbers a level, got ", shapes.size(), " numbers");
+  STD_TORCH_CHECK(value.dim() == 4, "value must be [N, S, M, D], got ", describe(value));
   std::int64_t tokens = 0;
+  bool fits = true;
   for (std::size_t i = 0; i < shapes.size(); i += 2) {
     STD_TORCH_CHECK(shapes[i] >= 1 && shapes[i + 1] >= 1,
                     "spatial_shapes must be at least 1 everywhere; drop empty levels");
-    tokens += shapes[i] * shapes[i + 1];
+    // Not multiplied before: a product that is too large for 64 bits might come out as the right number.
+    fits = fits && shapes[i] <= value.size(1) / shapes[i + 1];
+    tokens += fits ? shapes[i] * shapes[i + 1] : 0;
   }
-  STD_TORCH_CHECK(value.dim() == 4 && value.size(1) == tokens, "value must be [N, S=", tokens,
-                  ", M, D], S the pixels of spatial_shapes, got ", describe(value));
+  STD_TORCH_CHECK(fits && value.size(1) == tokens, "value must be [N, S, M, D], S the pixels of spatial_shapes",
+                  fits ? " (" + std::to_string(tokens) + ")" : "", ", got ", describe(value));
 }
 
 }  // namespace

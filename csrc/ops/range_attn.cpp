@@ -82,7 +82,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_out, cons
   Tensor dv = zeros(q, mask[2] ? sizes_of(v) : Ints{0}, wide);
   Tensor dbias = zeros(q, mask[3] ? Ints{batch, heads, k.size(1)} : Ints{0}, wide);
 
-  if (lse.numel() > 0 && k.numel() > 0) {
+  if (lse.numel() > 0 && k.size(1) > 0) {
     // row = sum(grad_out * out) - grad_lse; see the reference. What saw no key has a grad_lse of NaN after a logaddexp.
     const Tensor grad = contiguous_as(grad_out, wide), wide_out = contiguous_as(out, wide);
     const Tensor wide_lse = contiguous_as(lse, wide);

@@ -35,6 +35,22 @@ def test_binary_by_hand() -> None:
     assert scores.fscore == pytest.approx((1 / 2 + 0.65 / 0.8) / 2)
 
 
+def test_what_is_not_zero_belongs_to_a_mask() -> None:
+    """As a PNG has it: 255."""
+    half = np.array([[255, 255, 0, 0]], np.uint8)
+    assert binary_scores([(half, half)]) == binary_scores([(half > 0, half > 0)])
+    assert binary_scores([(0 * half, half)]).miou == 0.5
+
+
+@pytest.mark.parametrize(("truth", "shown"), [((2, 3), (1, 3)), ((0, 5), (0, 5)), ((2, 3), (2, 3, 1))])
+def test_masks_of_different_sizes_are_refused(truth: tuple[int, ...], shown: tuple[int, ...]) -> None:
+    pair = np.ones(truth, np.int64), np.ones(shown, np.int64)
+    with pytest.raises(DataError, match="of one size"):
+        binary_scores([pair])
+    with pytest.raises(DataError, match="of one size"):
+        semantic_scores([pair])
+
+
 def test_semantic_by_hand() -> None:
     """Two pixels each of background, class 1 and class 2; one pixel of class 1 is called 2.
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from small_model import open_config, play, scene, small_model
@@ -41,6 +43,9 @@ def refused(
         (ShapeError, "previous must be", {"previous": torch.zeros(3, 24, 80, dtype=torch.uint8)}),
         (ClockError, "later", {"pts_ns": 4 * NANOSECONDS}),
         (ClockError, "later", {"pts_ns": 0}),
+        (ConfigError, "pts_ns must be a whole number of 64 bits", {"pts_ns": 1 << 63}),
+        (ConfigError, "pts_ns must be a whole number", {"pts_ns": 5.5e9}),
+        (ConfigError, "segment must be a whole number", {"segment": "0"}),
     ],
 )
 def test_what_is_refused_leaves_the_state(kind: type[AvisStreamError], words: str, change: dict[str, Any]) -> None:
@@ -48,6 +53,17 @@ def test_what_is_refused_leaves_the_state(kind: type[AvisStreamError], words: st
     _, state = play(online, scene(), online.init_state(), range(5))
     refused(kind, words, online, state, **change)
     play(online, scene(), state, range(5, 6))
+
+
+def test_numbers_may_come_from_numpy_and_from_results(tmp_path: Path) -> None:
+    """A state holds Python's own: it is saved, and its events are written as JSON."""
+    online, film = OnlineSegmenter(small_model(), open_config()), scene()
+    results, state = play(online, film, online.init_state(), range(3))
+    state = state.forget(results[-1].track_id[0])  # type: ignore[arg-type]
+    time, part = np.int64(3 * NANOSECONDS), np.int64(0)
+    result, state = online.step(film.frames[3], film.audio[3], state, pts_ns=time, frame_id=np.int64(3), segment=part)
+    assert {type(event.track_id) for event in result.events if event.track_id is not None} == {int}
+    state.save(tmp_path / "state.safetensors")
 
 
 def test_states_of_others_are_refused() -> None:

@@ -356,6 +356,7 @@ def test_half_locations_are_widened() -> None:
         ({"shapes": [3, 5, 6]}, r"spatial_shapes must be \[H0, W0"),
         ({"shapes": []}, r"spatial_shapes must be \[H0, W0"),
         ({"shapes": [3, 5, 6, 4, 0, 1]}, "spatial_shapes must be at least 1 everywhere"),
+        ({"shapes": [(1 << 62) + 9, 4, 1, 1, 1, 3]}, r"value must be \[N, S="),  # modulo 2^64 it is as it should be
         ({"shapes": [3, 5, 6, 4, 1, 2]}, r"value must be \[N, S=41, M, D\].* got \[2, 40, 2, 32\] float32"),
         ({"value": torch.zeros(2, 40, 64)}, "value must be"),
         ({"value": torch.zeros(2, 40, 2, 32, dtype=torch.int32)}, "value must be float32"),

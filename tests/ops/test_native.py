@@ -59,6 +59,14 @@ def results() -> dict[str, Tensor]:
             for initial in (False, True):
                 outs = torch.ops.avis.range_attn_paged(*paged_arguments(dtype, d, initial))
                 found |= {f"paged {dtype} D={d} {initial} {i}": x for i, x in enumerate(outs)}
+    broken = torch.full((1, 1), 0x7FC00001, dtype=torch.int32).view(torch.float32)  # a NaN that carries something
+    for name, bias in (("one", torch.cat([torch.zeros(1, 30), broken], 1)), ("all", broken.expand(1, 31))):
+        q, k, v = (torch.randn(1, n, 1, 32) for n in (3, 31, 31))
+        plan = ops.AttentionPlan((0, 3), (((0, 31),),))
+        groups = list(plan.q_starts), flat_ints(plan.k_ranges)
+        out, lse = torch.ops.avis.range_attn(q, k, v, *groups, bias.contiguous(), 1.0)
+        assert out.isnan().all(), "NaN stays"
+        found |= {f"NaN in {name} out": out.isnan(), f"NaN in {name} lse": lse.isnan()}
     return found
 
 

@@ -265,6 +265,15 @@ def test_autograd_and_lse() -> None:
         assert relative_error(leaf.grad, want) < 1e-5
 
 
+def test_without_channels_the_bias_alone_decides() -> None:
+    bias = torch.randn(2, 5, requires_grad=True)
+    q, k = torch.zeros(2, 3, 1, 0), torch.zeros(2, 5, 1, 0)
+    _, lse = range_attn(q, k, k, [0, 3], [[(0, 5)]], bias, scale=1.0, return_lse=True)
+    torch.testing.assert_close(lse, bias.logsumexp(-1)[:, None, None].expand(2, 1, 3))
+    (grad,) = torch.autograd.grad(lse.sum(), bias)
+    torch.testing.assert_close(grad, 3 * bias.softmax(-1))
+
+
 def test_partial_attentions_merge_by_their_lse() -> None:
     """What the lse is for: two halves of the keys, merged, are the whole."""
     q, k, v = torch.randn(1, 5, 2, 8), torch.randn(1, 12, 2, 8), torch.randn(1, 12, 2, 8)

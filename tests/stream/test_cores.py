@@ -30,6 +30,27 @@ def test_the_model_gets_its_threads_and_nobody_else_is_changed() -> None:
     assert torch.get_num_threads() == before
 
 
+def test_models_at_the_same_time_leave_what_the_program_has_chosen() -> None:
+    """torch lets a thread start with what was set last anywhere."""
+    chosen = begun_now()
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+        first, second = model_threads(chosen + 1), model_threads(chosen + 2)
+        one.submit(first.__enter__).result(60)
+        assert begun_now() == chosen
+        other.submit(second.__enter__).result(60)
+        assert begun_now() == chosen
+        assert [pool.submit(torch.get_num_threads).result(60) for pool in (one, other)] == [chosen + 1, chosen + 2]
+        one.submit(first.__exit__, None, None, None).result(60)
+        other.submit(second.__exit__, None, None, None).result(60)
+    assert begun_now() == chosen == torch.get_num_threads()
+
+
+def begun_now() -> int:
+    """How many threads a thread starts with."""
+    with ThreadPoolExecutor(1) as fresh:
+        return fresh.submit(torch.get_num_threads).result(60)
+
+
 def test_the_sleeper_goes_when_the_model_fails_and_one_thread_needs_none() -> None:
     def run() -> None:
         with model_threads(1):
