@@ -16,6 +16,11 @@ def as_file(path: str | os.PathLike[str]) -> str:
     return f"file:{os.fspath(path)}"
 
 
+def printable(name: str) -> str:
+    """A file's name as it can be shown and stored: bytes of it that are not UTF-8 become question marks (U+FFFD)."""
+    return os.fsencode(name).decode("utf-8", "replace")
+
+
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary path beside `path` that is renamed to it when the block ends well, and removed when it does not.
