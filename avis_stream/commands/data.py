@@ -12,7 +12,7 @@ from avis_stream.data.dataset import annotation_file, splits
 from avis_stream.data.statistics import SplitStatistics, split_statistics
 from avis_stream.data.validate import data_set_problems
 from avis_stream.errors import DataError
-from avis_stream.files import atomic_path
+from avis_stream.files import atomic_path, printable
 from avis_stream.writers.statistics import draw_statistics
 
 
@@ -47,7 +47,7 @@ def describe_data(root: Path, out: TextIO, *, json_file: Path | None, plot_file:
             content = {name: statistics.as_json() for name, statistics in found.items()}
             path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     if plot_file is not None:
-        draw_statistics(found, plot_file, title=str(root))
+        draw_statistics(found, plot_file, title=printable(str(root)))
 
 
 def _splits_table(found: dict[str, SplitStatistics]) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from glob import escape
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image
@@ -15,16 +17,19 @@ from scipy.io import wavfile
 
 from avis_stream.commands.progress import progress
 from avis_stream.config import AVISEG_CLASSES
-from avis_stream.data.annotations import Track, read_predictions
-from avis_stream.data.dataset import open_split
+from avis_stream.data.annotations import Track, Video, read_predictions
+from avis_stream.data.dataset import open_split, set_categories
 from avis_stream.data.images import read_image
 from avis_stream.data.labels.coco import read_coco, read_ytvis, ytvis_document
 from avis_stream.data.labels.cvat import cvat_document, read_cvat
 from avis_stream.data.labels.isat import read_isat, write_isat
 from avis_stream.data.labels.video import LabelledObject, LabelledVideo, class_names
+from avis_stream.data.rle import Rle, as_rle
 from avis_stream.errors import AvisStreamError, DataError
 from avis_stream.files import atomic_path
 from avis_stream.sources.file import sound_track
+
+logger = logging.getLogger(__name__)
 
 IMPORTS = ("coco", "ytvis", "isat", "cvat")
 EXPORTS = ("ytvis", "isat", "cvat")
@@ -63,20 +68,34 @@ def import_labels(
     for video in progress(videos, len(videos), split, "video"):
         _copy_images(video, root, out / split / "JPEGImages" / video.name)
         silent += not _copy_sound(video.name, audio, out / split / "WAVAudios" / f"{video.name}.wav")
-    names = class_names(videos)
-    classes = AVISEG_CLASSES if set(names) <= set(AVISEG_CLASSES) else names
+    categories = _categories(out, split, class_names(videos))
     kept = [replace(v, images=tuple(f"{v.name}/{t}.jpg" for t in range(len(v.images)))) for v in videos]
     with atomic_path(target) as temporary:
-        temporary.write_text(json.dumps(ytvis_document(kept, classes)) + "\n", encoding="utf-8")
-    objects = sum(len(video.objects) for video in videos)
+        temporary.write_text(json.dumps(ytvis_document(kept, categories)) + "\n", encoding="utf-8")
+    objects = [own.class_name for video in videos for own in video.objects]
     without = f", {silent} of them without sound" if silent else ""
-    return f"{len(videos)} videos{without}, {objects} objects of {len(names)} classes: {target}"
+    return f"{len(videos)} videos{without}, {len(objects)} objects of {len(set(objects))} classes: {target}"
+
+
+def _categories(out: Path, split: str, names: Sequence[str]) -> dict[int, str]:
+    """Classes by id: those of the set's other splits as they are there, then new ones.
+
+    Raises:
+        DataError: The other splits contradict each other.
+    """
+    known, problems = set_categories(out, without=split)
+    if problems:
+        raise DataError(f"{problems[0]}; import these splits anew, or give another folder")
+    if not known:
+        return dict(enumerate(AVISEG_CLASSES if set(names) <= set(AVISEG_CLASSES) else names, 1))
+    new = (name for name in names if name not in known.values())
+    return known | dict(enumerate(new, max(known) + 1))
 
 
 def _read(kind: str, source: Path, images: Path | None) -> tuple[list[LabelledVideo], Path]:
     """The videos, and the folder that their image files are relative to."""
     if kind == "isat":
-        return list(read_isat(source)), images or source
+        return list(read_isat(source, images)), images or source
     if kind == "cvat":
         return list(read_cvat(source, images)), images or (source if source.is_dir() else source.parent) / "images"
     videos = list((read_ytvis if kind == "ytvis" else read_coco)(source))
@@ -156,15 +175,16 @@ def export_labels(kind: str, data: Path, split: str, out: Path, *, predictions: 
             video.width,
             video.height,
             tuple(path.relative_to(pictures).as_posix() for path in opened.files(video).images),
-            tuple(_object(t, truth.categories, video.height, video.width) for t in tracks.get(video.id, ())),
+            tuple(_object(t, truth.categories, video) for t in tracks.get(video.id, ())),
+            tuple(_object(t, truth.categories, video) for t in truth.silent.get(video.id, ()) if predictions is None),
         )
         for video in truth.videos
     ]
-    classes = list(truth.categories.values())
     if kind == "ytvis":
         with atomic_path(out / f"{split}.json") as temporary:
-            temporary.write_text(json.dumps(ytvis_document(videos, classes)) + "\n", encoding="utf-8")
+            temporary.write_text(json.dumps(ytvis_document(videos, truth.categories)) + "\n", encoding="utf-8")
         return f"{len(videos)} videos: {out / split}.json"
+    _say_what_is_lost(kind, videos)
     for video in progress(videos, len(videos), split, "video"):
         folder = out / video.name if kind == "isat" else out / "images" / video.name
         folder.mkdir(parents=True, exist_ok=True)
@@ -175,10 +195,24 @@ def export_labels(kind: str, data: Path, split: str, out: Path, *, predictions: 
             write_isat(folder, video)
         else:
             with atomic_path(out / f"{video.name}.xml") as temporary:
-                temporary.write_text(cvat_document(video, classes), encoding="utf-8")
+                temporary.write_text(cvat_document(video, list(truth.categories.values())), encoding="utf-8")
     return f"{len(videos)} videos: {out}"
 
 
-def _object(track: Track, categories: Mapping[int, str], height: int, width: int) -> LabelledObject:
-    masks = {t: mask for t, mask in enumerate(track.rles(height, width)) if mask is not None}
-    return LabelledObject(categories[track.category_id], masks, track.crowd)
+def _say_what_is_lost(kind: str, videos: Sequence[LabelledVideo]) -> None:
+    """Other tools know one mask a frame, and not whether its object sounds."""
+    never = sum(len(video.silent) for video in videos)
+    pausing = sum(bool((own.visible or {}).keys() - own.masks.keys()) for video in videos for own in video.objects)
+    if never or pausing:
+        logger.warning(
+            "%s knows sounding objects alone: %d that never sound, and silent seconds of %d others, are left out; "
+            "--to ytvis keeps them", kind, never, pausing,
+        )  # fmt: skip
+
+
+def _object(track: Track, categories: Mapping[int, str], video: Video) -> LabelledObject:
+    def by_frame(stored: Sequence[Any]) -> dict[int, Rle]:
+        return {t: as_rle(mask, video.height, video.width) for t, mask in enumerate(stored) if mask is not None}
+
+    visible = None if track.visible is None else by_frame(track.visible)
+    return LabelledObject(categories[track.category_id], by_frame(track.segmentations), track.crowd, visible)

@@ -15,7 +15,8 @@ from avis_stream.errors import AvisStreamError
 def output_folder(out: Path, *, force: bool) -> Iterator[Path]:
     """A folder to write to, whose contents appear in `out` when the block ends well, and vanish when it does not.
 
-    With `force`, files of the same name in an existing `out` are replaced; other files in it stay.
+    With `force`, files of the same name in an existing `out` are replaced; other files in it stay. If `out` is a link,
+    what it leads to is meant.
 
     Raises:
         AvisStreamError: `out` is there already and `force` is not given.
@@ -24,12 +25,14 @@ def output_folder(out: Path, *, force: bool) -> Iterator[Path]:
         raise AvisStreamError(f"--out {out} is a file; give a folder")
     if out.exists() and any(out.iterdir()) and not force:
         raise AvisStreamError(f"--out {out} holds files already; give another folder, or --force to replace them")
+    out = out.resolve()
     out.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    # Renaming works within a file system alone, and a folder that is there may lie on another than its parent.
+    work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out if out.exists() else out.parent))
     try:
         yield work
         out.mkdir(exist_ok=True)
-        for made in work.iterdir():
+        for made in list(work.iterdir()):
             target = out / made.name
             if target.is_dir():
                 shutil.rmtree(target)

@@ -24,15 +24,48 @@ from torch import Tensor
 
 from avis_stream.audio.resample import mono_seconds
 from avis_stream.data import rle
-from avis_stream.data.annotations import Annotations, Track, Video, read_annotations
+from avis_stream.data.annotations import Annotations, Track, Video, read_annotations, read_json
 from avis_stream.data.aviseg import VideoFolder, numbered_images
 from avis_stream.data.images import read_image
+from avis_stream.data.problems import Problem
 from avis_stream.errors import DataError
 
 
 def splits(root: str | Path) -> list[str]:
     """Names of the splits in a data set's folder: those of its `.json` files."""
     return sorted(path.stem for path in Path(root).glob("*.json"))
+
+
+def set_categories(root: str | Path, *, without: str | None = None) -> tuple[dict[int, str], list[Problem]]:
+    """Classes by id over the splits of a set, and where a split contradicts one before it.
+
+    Files that cannot be read, or have no categories, are passed over here.
+
+    Args:
+        root: The set's folder; it need not be there.
+        without: A split that is not asked.
+    """
+    known: dict[int, str] = {}
+    problems: list[Problem] = []
+    for split in (name for name in splits(root) if name != without):
+        path = Path(root) / f"{split}.json"
+        try:
+            document = read_json(path)
+        except DataError:
+            continue
+        entries = document.get("categories") if isinstance(document, dict) else None
+        for n, entry in enumerate(entries if isinstance(entries, list) else ()):
+            number, name = (entry.get(key) if isinstance(entry, dict) else None for key in ("id", "name"))
+            if not isinstance(number, int) or not isinstance(name, str):
+                continue
+            before = next((i for i, known_name in known.items() if known_name == name), number)
+            if before != number:
+                problems.append(Problem(path, f"categories[{n}].id", f"{name} is {number}, in other splits {before}"))
+            elif known.setdefault(number, name) != name:
+                problems.append(
+                    Problem(path, f"categories[{n}]", f"{number} is {name}, in other splits {known[number]}")
+                )
+    return known, problems
 
 
 def annotation_file(root: str | Path, split: str) -> Path:

@@ -14,7 +14,7 @@ from avis_stream.config import AVISEG_CLASSES
 from avis_stream.data import rle
 from avis_stream.data.annotations import Track, Video, parse_annotations, read_json
 from avis_stream.data.aviseg import numbered_images
-from avis_stream.data.dataset import DataSplit, annotation_file, splits
+from avis_stream.data.dataset import DataSplit, annotation_file, set_categories, splits
 from avis_stream.data.images import read_image
 from avis_stream.data.problems import Problem, structure_problems
 from avis_stream.errors import DataError
@@ -25,7 +25,8 @@ _AREA_SLACK = 0.02
 _BOX_SLACK_PX = 2.0
 
 _SOUND_SLACK_SECONDS = 1.0
-"""The last second of a recording may be missing: the official front end fills it with zeros."""
+"""The last second of a recording may be missing: the official front end fills it with zeros. One that is longer by more
+has seconds without a picture, and then perhaps others than the labels mean."""
 
 
 def data_set_problems(root: str | Path) -> Iterator[Problem]:
@@ -40,6 +41,7 @@ def data_set_problems(root: str | Path) -> Iterator[Problem]:
         annotation_file(root, "train")
     for name in names:
         yield from split_problems(root, name)
+    yield from set_categories(root)[1]
 
 
 def split_problems(root: Path, name: str) -> Iterator[Problem]:
@@ -152,7 +154,7 @@ def _sound_problems(split: DataSplit, video: Video) -> Iterator[Problem]:
         except (wave.Error, EOFError, OSError, ZeroDivisionError) as error:
             yield Problem(wav, "", f"is no WAV of plain samples ({error})")
         else:
-            if seconds < video.length - _SOUND_SLACK_SECONDS:
+            if abs(seconds - video.length) > _SOUND_SLACK_SECONDS:
                 yield Problem(wav, "", f"lasts {seconds:.1f} s, its video has {video.length} frames, one a second")
     if features is not None:
         try:

@@ -9,6 +9,7 @@ from typing import Literal
 from urllib.parse import parse_qsl
 
 from avis_stream.errors import ConfigError
+from avis_stream.files import printable
 
 Kind = Literal["camera", "network", "pipeline", "synthetic", "file", "microphone"]
 
@@ -49,7 +50,7 @@ class Address:
             return f"camera:{self.text}"
         if self.kind == "microphone":
             return f"mic:{self.text}" if self.text else "mic"
-        return Path(self.text).name if self.kind == "file" else redacted(self.text)
+        return printable(Path(self.text).name) if self.kind == "file" else redacted(self.text)
 
     @property
     def options(self) -> dict[str, str]:

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import torch
 
+from avis_stream.files import printable
 from avis_stream.sources.container import BrokenMedia
 from avis_stream.sources.pictures import MediaPictures, Picture
 from avis_stream.sources.sound import SecondsOfSound, SoundBlock, SoundTrack
@@ -50,7 +51,7 @@ class Clip:
     def __init__(
         self, name: str, pictures: Pictures, track: SoundTrack | None, fps: Fraction, *, previous: bool = True
     ) -> None:
-        self.name = name
+        self.name = printable(name)
         self._pictures = pictures
         self._track = track
         self._fps = fps

@@ -72,6 +72,15 @@ def time_of(frame: av.VideoFrame | av.AudioFrame) -> Fraction | None:
     return None if stamp is None else stamp * Fraction(frame.time_base or 0)
 
 
+def announced_end(container: InputContainer) -> Fraction | None:
+    """The file's own time, in seconds, at which it says that its longest stream ends; None where it does not say."""
+    if container.duration is None or container.duration <= 0:
+        return None
+    # What FFmpeg hands on of Matroska's header is when the last stream ends; elsewhere it is how long the file lasts.
+    begin = 0 if "matroska" in container.format.name else container.start_time or 0
+    return Fraction(container.duration + begin, av.time_base)
+
+
 def first_frame(container: InputContainer, stream: Stream) -> tuple[av.VideoFrame | av.AudioFrame | None, str]:
     """Decodes up to the first frame of a stream; None and the reason where there is none.
 

@@ -17,11 +17,12 @@ from avis_stream.checks import require
 from avis_stream.data.aviseg import video_folder
 from avis_stream.errors import MediaError
 from avis_stream.sources.clip import Clip
-from avis_stream.sources.container import first_frame, opened, time_of
+from avis_stream.sources.container import announced_end, first_frame, opened, time_of
 from avis_stream.sources.folder import FolderPictures, read_picture
 from avis_stream.sources.orientation import orientation_of
 from avis_stream.sources.pictures import MediaPictures
 from avis_stream.sources.sound import SoundTrack
+from avis_stream.sources.worker.tracks import default_first
 
 logger = logging.getLogger(__name__)
 
@@ -90,34 +91,37 @@ def _first_picture(path: Path) -> tuple[int, Fraction, Fraction | None, Fraction
     stored pixel, and that picture.
     """
     with opened(path) as container:
-        # A cover is a picture of the sound, not a video.
-        streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
-        if not streams:
+        stream = _video_in(container)
+        if stream is None:
             what = "only sound" if container.streams.audio else "no video track"
             raise MediaError(f"{path}: {what}, nothing to segment; give a file with pictures")
-        stream = streams[0]
         frame, reason = first_frame(container, stream)
         if not isinstance(frame, av.VideoFrame):
             raise MediaError(f"{path}: not one picture can be decoded ({reason}); record or convert it again")
         start = time_of(frame) or Fraction(0)
-        end = _announced_end(container, stream, start)
+        end = _pictures_end(container, stream)
         return stream.index, start, end, stream.average_rate, stream.sample_aspect_ratio or Fraction(1), frame
 
 
-def _announced_end(container: InputContainer, stream: VideoStream, start: Fraction) -> Fraction | None:
+def _pictures_end(container: InputContainer, stream: VideoStream) -> Fraction | None:
     """File time at which the pictures end, as far as the headers tell."""
     if stream.duration and stream.time_base:
         return (stream.duration + (stream.start_time or 0)) * stream.time_base
     if match := re.fullmatch(r"(\d+):(\d+):([\d.]+)", stream.metadata.get("DURATION", "").strip()):
         hours, minutes, seconds = match.groups()  # Matroska's own tag: the stamp at which the track ends
         return Fraction(int(hours) * 3600 + int(minutes) * 60) + Fraction(seconds)
-    if container.duration and container.duration > 0:
-        return start + Fraction(container.duration, av.time_base)
-    return None
+    return announced_end(container)
+
+
+def _video_in(container: InputContainer) -> VideoStream | None:
+    """The video of a file: a cover is a picture of the sound."""
+    return next((s for s in container.streams.video if not s.disposition & Disposition.attached_pic), None)
 
 
 def sound_track(path: Path) -> SoundTrack:
-    """The sound of a file that holds nothing but sound for us; its clock is its own.
+    """The sound of a file that holds nothing but sound for us.
+
+    Its clock is its own, and begins with the file: with its first picture, where it has some and sound comes later.
 
     Raises:
         MediaError: There is no sound in it.
@@ -125,16 +129,23 @@ def sound_track(path: Path) -> SoundTrack:
     track = _track_in(path)
     if track is None:
         raise MediaError(f"{path}: no sound in it; give an audio file such as WAV, or leave audio out for silence")
-    # A WAV begins at 0. Where stamps begin elsewhere, the file's own beginning is the beginning of the clip.
-    return track
+    with opened(path) as container:
+        video = _video_in(container)
+        frame = None if video is None else first_frame(container, video)[0]
+    start = None if frame is None else time_of(frame)
+    return track if start is None else replace(track, origin=min(track.origin, start))
 
 
 def _track_in(path: Path) -> SoundTrack | None:
-    """The first sound of a file that can be decoded, with its first stamp as origin; None without any."""
+    """A file's default sound, else the first that can be decoded, with its first stamp as origin; None without any."""
     with opened(path) as container:
-        for stream in container.streams.audio:
+        streams = default_first(container.streams.audio)
+        for stream in streams:
             frame, reason = first_frame(container, stream)
             if isinstance(frame, av.AudioFrame):
+                if len(streams) > 1:
+                    number = container.streams.audio.index(stream) + 1
+                    logger.warning("%s: has %d audio tracks; number %d is taken", path, len(streams), number)
                 start = time_of(frame) or Fraction(0)
                 return SoundTrack(path, stream.index, start, frame.sample_rate, len(frame.layout.channels))
             logger.warning("%s: the audio track cannot be decoded (%s)", path, reason)

@@ -17,7 +17,6 @@ from typing import Any
 import av
 import numpy as np
 import torch
-from av.container import InputContainer
 from av.packet import Packet
 from av.stream import Stream
 from av.video.stream import VideoStream
@@ -25,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from avis_stream.errors import MediaError
-from avis_stream.sources.container import BrokenMedia, opened, reason_of, time_of
+from avis_stream.sources.container import BrokenMedia, announced_end, opened, reason_of, time_of
 from avis_stream.sources.orientation import Orientation
 
 PREVIOUS_SECONDS = Fraction(1, 10)
@@ -117,7 +116,7 @@ class MediaPictures:
             assert isinstance(stream, VideoStream)
             stream.thread_type = "AUTO"
             interval = 1 / (stream.average_rate or stream.guessed_rate or Fraction(25))
-            announced = _announced_end(container)
+            announced = announced_end(container)
             packets = container.demux()
             packet: Packet[Stream] | None = None
             while True:
@@ -149,13 +148,6 @@ class MediaPictures:
 
     def _broke(self, seconds: Fraction, reason: str) -> BrokenMedia:
         return BrokenMedia(f"{self.path} breaks off at {float(seconds):.2f} s ({reason})")
-
-
-def _announced_end(container: InputContainer) -> Fraction | None:
-    """The file's own time, in seconds, at which it says that its longest stream ends."""
-    if container.duration is None or container.duration <= 0:
-        return None
-    return Fraction(container.duration + (container.start_time or 0), av.time_base)
 
 
 def _forget(window: deque[tuple[Fraction, av.VideoFrame]], time: Fraction) -> None:

@@ -256,6 +256,15 @@ def test_every_problem_is_listed_with_its_file_and_field(root: Path) -> None:
         assert found.startswith(words), found
 
 
+@pytest.mark.parametrize(("seconds", "good"), [(3.0, True), (5.0, True), (5.5, False), (2.5, False)])
+def test_sound_is_as_long_as_its_pictures(root: Path, seconds: float, *, good: bool) -> None:
+    write_wav(root / "test" / "WAVAudios" / "hall.wav", seconds)
+    problems = [str(problem) for problem in data_set_problems(root)]
+    assert [f"hall.wav: lasts {seconds} s, its video has 4 frames" in problem for problem in problems] == [True] * (
+        not good
+    )
+
+
 def test_official_classes_under_other_numbers(root: Path) -> None:
     document = truth()
     document["categories"] = [{"id": n, "name": name} for n, name in enumerate(reversed(AVISEG_CLASSES), 1)]

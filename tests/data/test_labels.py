@@ -96,6 +96,72 @@ def test_what_goes_out_comes_back(made: Path, tmp_path: Path, capsys: pytest.Cap
     assert torch.allclose(before.seconds(one, [1]), after.seconds(two, [1]), atol=1e-4)
 
 
+def test_what_is_seen_and_not_heard_comes_back_in_ytvis_and_is_missed_elsewhere(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    document = json.loads((made / "val.json").read_text())
+    some = square_rle(96, 64)
+    first, last = document["annotations"][0], document["annotations"][-1]
+    last["iscrowd"] = 1
+    first |= {"segmentations": [some, None, None], "visible_segmentations": [some, None, some]}
+    first |= {"areas": [100, None, None], "bboxes": [[4, 4, 10, 10], None, None]}
+    never = {"video_id": 1, "category_id": 3, "iscrowd": 0, "visible_segmentations": [None, some, some]}
+    document["silent_annotations"] = [never]
+    shutil.copytree(made, tmp_path / "set")
+    (tmp_path / "set" / "val.json").write_text(json.dumps(document))
+    for kind in ("ytvis", "isat", "cvat"):
+        caplog.clear()
+        ask(capsys, "labels", tmp_path / kind, "--to", kind, "--data", tmp_path / "set", "--split", "val")
+        assert ("1 that never sound" in caplog.text) == (kind != "ytvis")
+        source = tmp_path / kind / "val.json" if kind == "ytvis" else tmp_path / kind
+        images = ["--images", made / "val" / "JPEGImages"] if kind == "ytvis" else []
+        ask(capsys, "import", source, tmp_path / f"{kind}_back", "--from", kind, "--split", "val", *images)
+        back = read_annotations(tmp_path / f"{kind}_back" / "val.json")
+        crowds = [back.categories[t.category_id] for own in back.tracks.values() for t in own if t.crowd]
+        assert crowds == [back.categories[last["category_id"]]], kind
+        if kind == "ytvis":
+            track = back.tracks[1][0]
+            assert track.visible is not None
+            assert [mask is not None for mask in track.segmentations] == [True, False, False]
+            assert [mask is not None for mask in track.visible] == [True, False, True]
+            (silent,) = back.silent[1]
+            assert (silent.category_id, silent.visible) == (3, (None, some, some))
+
+
+def test_splits_of_one_set_agree_on_their_classes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], made: Path
+) -> None:
+    """Whatever comes first in each, and with classes of which there is nothing yet."""
+    picture(tmp_path / "labels" / "v" / "1.png")
+    images = [{"id": 1, "file_name": "v/1.png", "width": 40, "height": 30}]
+    categories = [{"id": n, "name": name} for n, name in ((3, "horn"), (7, "drum"), (9, "siren"))]
+    for split, order, listed in (
+        ("train", (7, 3), categories),
+        ("val", (9, 3), categories),
+        ("test", (5, 9), [{"id": 5, "name": "whistle"}, *reversed(categories)]),
+    ):
+        annotations = [{"id": c, "image_id": 1, "category_id": c, "segmentation": [square(c, c)]} for c in order]
+        document = {"images": images, "annotations": annotations, "categories": listed}
+        (tmp_path / "labels" / f"{split}.json").write_text(json.dumps(document))
+        source = tmp_path / "labels" / f"{split}.json"
+        printed = ask(capsys, "import", source, tmp_path / "set", "--from", "coco", "--split", split)
+        assert "2 objects of 2 classes" in printed
+        found = read_annotations(tmp_path / "set" / f"{split}.json")
+        assert list(found.categories.items())[:3] == [(1, "horn"), (2, "drum"), (3, "siren")]
+        assert list(found.categories.items())[3:] == ([(4, "whistle")] if split == "test" else [])
+    assert not [p for p in data_set_problems(tmp_path / "set") if "WAVAudios" not in str(p)]
+    document = json.loads((tmp_path / "set" / "val.json").read_text())
+    document["categories"][0]["id"], document["categories"][1]["id"] = 2, 1
+    (tmp_path / "set" / "val.json").write_text(json.dumps(document))
+    problems = [str(p) for p in data_set_problems(tmp_path / "set") if "WAVAudios" not in str(p)]
+    assert [p.partition("val.json: ")[2] for p in problems] == [
+        "categories[0].id horn is 2, in other splits 1",
+        "categories[1].id drum is 1, in other splits 2",
+    ]
+    again = ["import", tmp_path / "labels" / "test.json", tmp_path / "set", "--from", "coco", "--split", "more"]
+    assert "horn is 2, in other splits 1; import these splits anew" in refused(capsys, *again)
+
+
 def test_answers_go_out_too(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     mask = torch.zeros(64, 96, dtype=torch.bool)
     mask[10:30, 20:50] = True
@@ -120,6 +186,30 @@ def picture(path: Path, size: tuple[int, int] = (40, 30)) -> None:
 
 def square(x: int, y: int, side: int = 10) -> list[float]:
     return [x, y, x + side, y, x + side, y + side, x, y + side]
+
+
+def square_rle(width: int, height: int) -> dict[str, Any]:
+    mask = torch.zeros(height, width, dtype=torch.bool)
+    mask[4:14, 4:14] = True
+    return dict(rle.encode(mask))
+
+
+def test_frames_that_coco_leaves_out_are_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Or the pictures after them would come with the sound of earlier seconds."""
+    for frames, good in (((0, 30, 59, 89), True), ((1, 3, 4), False)):
+        images = [
+            {"id": n, "file_name": f"v/{n}.png", "width": 40, "height": 30, "video_id": 1, "frame_id": n}
+            for n in frames
+        ]
+        for image in images:
+            picture(tmp_path / str(image["file_name"]))
+        labels = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "kettle"}]}
+        (tmp_path / "coco.json").write_text(json.dumps(labels))
+        command = ["import", tmp_path / "coco.json", tmp_path / f"set{good}", "--from", "coco"]
+        if good:
+            ask(capsys, *command)
+        else:
+            assert "1 has frame 3 after 1, others follow by 1; list every frame" in refused(capsys, *command)
 
 
 def test_coco_images_become_videos_by_folder_and_objects_by_track(
@@ -262,8 +352,31 @@ def test_isat_layers_groups_and_holes(tmp_path: Path, capsys: pytest.CaptureFixt
     assert cat[22, 32]
 
 
+@pytest.mark.parametrize("beside", [True, False])
+def test_a_picture_that_isat_did_not_save_is_a_second_without_objects(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], *, beside: bool
+) -> None:
+    info = {"width": 40, "height": 30, "depth": 3, "name": ""}
+    points = [[2, 2], [12, 2], [12, 12], [2, 12]]
+    (tmp_path / "isat" / "v").mkdir(parents=True)
+    pictures = tmp_path / ("isat" if beside else "pictures")
+    for t in range(4):
+        picture(pictures / "v" / f"f{t + 8}.png")
+    picture(pictures / "v" / "f9.jpg")  # the same frame again, which a tool may leave
+    picture(pictures / "v" / "cover.png")
+    for t in (1, 3):
+        objects = [{"category": "dog", "group": 1, "segmentation": points, "layer": 1.0}]
+        content = {"info": info | {"name": f"f{t + 8}.png"}, "objects": objects}
+        (tmp_path / "isat" / "v" / f"f{t + 8}.json").write_text(json.dumps(content))
+    images = [] if beside else ["--images", pictures]
+    ask(capsys, "import", tmp_path / "isat", tmp_path / "set", "--from", "isat", *images)
+    ((_, masks),) = tracks_of(read_annotations(tmp_path / "set" / "train.json"))["v"]
+    assert [bool(mask.any()) for mask in masks] == [False, True, False, True]
+
+
 CVAT = """<?xml version="1.0" encoding="utf-8"?>
 <annotations><version>1.1</version><meta><task><name>t</name><size>4</size>
+<labels><label><name>car</name></label><label><name>horse</name></label><label><name>sheep</name></label></labels>
 <original_size><width>40</width><height>30</height></original_size></task></meta>
 <track id="0" label="horse" source="manual">
  <polygon frame="0" keyframe="1" outside="0" occluded="0" points="2.00,3.00;12.00,3.00;12.00,13.00;2.00,13.00"/>
@@ -287,9 +400,31 @@ def test_a_cvat_shape_holds_until_the_next(tmp_path: Path, capsys: pytest.Captur
     assert found["car"][1].nonzero().tolist() == [[10, 21], [10, 22]]
 
 
+@pytest.mark.parametrize("level", ["task", "job"])
+def test_cvat_counts_frames_of_the_film(tmp_path: Path, capsys: pytest.CaptureFixture[str], level: str) -> None:
+    """A task of every 25th frame from 100 on."""
+    for t in range(4):
+        picture(tmp_path / "task" / "images" / f"frame_{100 + 25 * t:06d}.png")
+    text = CVAT.replace("<size>", "<start_frame>100</start_frame><frame_filter>step=25</frame_filter><size>")
+    text = text.replace("<task>", f"<{level}>").replace("</task>", f"</{level}>").replace("sheep", "unicorn")
+    for t in range(4):
+        text = text.replace(f'frame="{t}"', f'frame="{100 + 25 * t}"')
+    (tmp_path / "task" / "annotations.xml").write_text(text)
+    command = ["import", tmp_path / "task" / "annotations.xml", tmp_path / "set", "--from", "cvat"]
+    ask(capsys, *command)
+    annotations = read_annotations(tmp_path / "set" / "train.json")
+    assert list(annotations.categories.values()) == ["car", "horse", "unicorn"]
+    found = dict(tracks_of(annotations)["task"])
+    assert [int(mask.nonzero()[0, 1]) if mask.any() else None for mask in found["horse"]] == [2, 2, 5, None]
+    (tmp_path / "task" / "annotations.xml").write_text(text.replace('frame="150"', 'frame="151"'))
+    assert "has frame 151, but its task takes 100, 125, ..." in refused(capsys, *command, "--force")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (("<size>", "<frame_filter>step=0</frame_filter><size>"), "must be like start=0 step=25, got start=0 step=0"),
+        (("<size>4", "<size>5"), "its task has 5 frames, there are 4 images; give those"),
         (("<original_size>", "<size_of>"), "cannot be read as XML"),
         (('<mask frame="1"', '<box frame="1"'), "has a box; only polygons and masks outline an object"),
         (('width="3" height="2"', 'width="30" height="2"'), "does not fit its box of 30x2 at 20,10"),

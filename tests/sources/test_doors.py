@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from media_files import RATE, Media, regular, seconds_shown, tone, write_media
 from PIL import Image
 
 from avis_stream.errors import MediaError
+from avis_stream.sources.address import Address
 from avis_stream.sources.file import open_clip
 
 SHORT = regular(1, 10)
@@ -249,6 +251,15 @@ def test_a_whole_file_is_not_called_broken(tmp_path: Path) -> None:
     assert clip.broken is None
 
 
+def test_a_whole_part_of_a_longer_recording_is_not_called_broken(tmp_path: Path) -> None:
+    """As `-f segment` cuts it: stamps go on, and Matroska's header says when it ends, not how long it lasts."""
+    path = write_media(tmp_path / "b.mkv", Media(regular(3, start=6), sound=tone(3), sound_start=6))
+    clip = open_clip(path, fps=4)
+    assert clip.duration_seconds == pytest.approx(3, abs=0.05)
+    assert len(list(clip)) == 12
+    assert clip.broken is None
+
+
 # --- folders ----------------------------------------------------------------------------------------------------------
 
 
@@ -353,6 +364,55 @@ def test_sound_of_another_file_takes_the_place_of_its_own(tmp_path: Path) -> Non
     path = write_media(tmp_path / "a.mp4", Media(regular(2), sound=tone(2, level=0.1)))
     clip = open_clip(path, audio=wav(tmp_path / "b.wav", 2, level=0.6))
     assert [round(float(pair.audio.abs().max()), 1) for pair in clip] == [0.6, 0.6]
+
+
+def test_sound_of_another_film_begins_with_that_film(tmp_path: Path) -> None:
+    path = write_media(tmp_path / "a.mp4", Media(regular(3)))
+    late = write_media(tmp_path / "late.mkv", Media(regular(3), sound=tone(1.5), sound_start=1.5))
+    samples = np.concatenate([pair.audio.numpy() for pair in open_clip(path, audio=late)])
+    assert int(np.flatnonzero(np.abs(samples) > 0.2)[0]) / 16_000 == pytest.approx(1.5, abs=0.03)
+
+
+def two_tracks(path: Path, *, default: int | None) -> Path:
+    """Sound of 0.1 and of 0.6, of which one is marked."""
+    with av.open(str(path), "w", options={"default_mode": "passthrough"}) as out:
+        video = out.add_stream("libx264", rate=10)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        sounds = [out.add_stream("pcm_s16le", rate=RATE, layout="mono") for _ in range(2)]
+        for number, stream in enumerate(sounds):
+            stream.disposition = av.stream.Disposition.default if number == default else av.stream.Disposition(0)
+        for _ in range(10):
+            out.mux(video.encode(av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), format="rgb24")))
+        out.mux(video.encode(None))
+        for stream, level in zip(sounds, (0.1, 0.6), strict=True):
+            samples = (tone(1, level=level) * 32767).astype(np.int16)
+            frame = av.AudioFrame.from_ndarray(samples, format="s16", layout="mono")
+            frame.sample_rate = RATE
+            out.mux(stream.encode(frame))
+            out.mux(stream.encode(None))
+    return path
+
+
+@pytest.mark.parametrize(("default", "level"), [(None, 0.1), (0, 0.1), (1, 0.6)])
+def test_of_several_tracks_of_sound_the_default_is_heard(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, default: int | None, level: float
+) -> None:
+    path = two_tracks(tmp_path / "two.mkv", default=default)
+    clip = open_clip(path)
+    assert f"{path}: has 2 audio tracks; number {2 if level == 0.6 else 1} is taken" in caplog.messages
+    assert [float(pair.audio.abs().max()) for pair in clip] == pytest.approx([level], abs=0.03)
+    written = np.concatenate([block.samples for block in clip.sound()], axis=1)  # as the overlay gets it
+    assert np.abs(written).max() == pytest.approx(level, abs=0.03)
+
+
+def test_a_name_that_is_not_utf_8_can_be_shown(tmp_path: Path) -> None:
+    whole = write_media(tmp_path / "a.mp4", Media(SHORT))
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.mp4"))
+    whole.rename(odd)
+    clip = open_clip(odd)
+    assert clip.name == "caf\N{REPLACEMENT CHARACTER}"
+    assert [pair.frame.source_id for pair in clip] == [clip.name]
+    assert Address("file", str(odd)).shown == f"{clip.name}.mp4"
 
 
 def test_no_sound_where_sound_was_promised(tmp_path: Path) -> None:

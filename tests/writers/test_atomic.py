@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from fake_results import CLASSES, pair_at, result_for
 
+from avis_stream.commands.output import output_folder
+from avis_stream.files import atomic_path
 from avis_stream.writers.base import Writer, Writers
 from avis_stream.writers.jsonl import JsonlWriter
 from avis_stream.writers.masks import PngMaskWriter, RleMaskWriter
@@ -114,3 +119,74 @@ def test_what_happens_only_once_is_kept_on_errors(tmp_path: Path) -> None:
 def test_no_frame_makes_no_film(tmp_path: Path) -> None:
     OverlayWriter(tmp_path / "overlay.mp4", CLASSES, fps=1).close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_on_another_file_system_gets_its_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing can be renamed into it from outside, as from one file system into another."""
+    (mounted := tmp_path / "mounted").mkdir()
+    (tmp_path / "out").symlink_to(mounted)
+    rename = Path.replace
+
+    def within(path: Path, target: Path) -> Path:
+        if (mounted in path.resolve().parents) != (mounted in target.resolve().parents):
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "replace", within)
+    for out in (tmp_path / "out", mounted):
+        with output_folder(out, force=out == mounted) as folder:
+            (folder / "summary.json").write_text(out.name)
+        assert [path.name for path in mounted.iterdir()] == ["summary.json"]
+        assert (mounted / "summary.json").read_text() == out.name
+
+    def failing() -> None:
+        with output_folder(mounted, force=True) as folder:
+            (folder / "summary.json").write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        failing()
+    assert (mounted / "summary.json").read_text() == "mounted"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mounted", "out"]
+
+
+def write_text(path: Path, text: str) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(text)
+
+
+def test_a_link_stays_and_its_file_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    link, file = tmp_path / "report.json", tmp_path / "elsewhere" / "kept"
+    link.symlink_to(file)
+    for text in ("new", "newer"):  # there is nothing behind it at first
+        with atomic_path(link) as temporary:
+            assert temporary.suffix == ".json"
+            temporary.write_text(text)
+        assert link.is_symlink()
+        assert file.read_text() == text
+    assert [path.name for path in file.parent.iterdir()] == ["kept"]
+
+
+def test_a_pipe_stays_and_gets_the_bytes(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe.json"
+    os.mkfifo(pipe)
+    got: list[bytes] = []
+    reader = threading.Thread(target=lambda: got.append(pipe.read_bytes()), daemon=True)
+    reader.start()
+    write_text(pipe, "all of it")
+    assert pipe.is_fifo()
+    reader.join(5)
+    assert got == [b"all of it"]
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe.json"]
+
+
+def test_an_open_file_is_added_to(tmp_path: Path) -> None:
+    """As `/dev/stdout` is, where the shell sends it to a file: what was printed before stays, and so what is later."""
+    with (tmp_path / "printed.txt").open("w") as printed:
+        printed.write("a table\n")
+        printed.flush()
+        (tmp_path / "stdout").symlink_to(f"/proc/self/fd/{printed.fileno()}")
+        write_text(tmp_path / "stdout", "{}\n")
+        assert os.fstat(printed.fileno()).st_ino == (tmp_path / "printed.txt").stat().st_ino
+    assert (tmp_path / "printed.txt").read_text() == "a table\n{}\n"

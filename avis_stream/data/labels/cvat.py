@@ -1,12 +1,16 @@
 """CVAT's XML for videos (version 1.1): tracks with polygons, masks or boxes, each valid until the next of its track.
 
 Source: CVAT's description of its XML format, https://docs.cvat.ai/docs/other/xml_format. A mask is given inside its
-box, as run lengths row by row, nothing first. Boxes are not outlines and are refused.
+box, as run lengths row by row, nothing first. Boxes are not outlines and are refused. Frames are counted as in the film
+that the task was made of: one that takes every 25th from 100 on has images 100, 125, 150. Whether an object stands for
+many is not in the format: it is an attribute `iscrowd` of ours.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from xml.etree import ElementTree as Xml
@@ -21,6 +25,9 @@ from avis_stream.data.labels.video import LabelledObject, LabelledVideo
 from avis_stream.data.rle import Rle
 from avis_stream.errors import DataError
 
+_CROWD = "iscrowd"
+_CROWD_ATTRIBUTE = {"name": _CROWD, "mutable": "False", "input_type": "checkbox", "default_value": "false"}
+
 
 def read_cvat(path: Path, images: Path | None = None) -> Iterator[LabelledVideo]:
     """The video of an `annotations.xml`, or of each `.xml` in a folder.
@@ -30,7 +37,8 @@ def read_cvat(path: Path, images: Path | None = None) -> Iterator[LabelledVideo]
         images: Where the images of the video lie; of several, in one folder each, named like the XML; None: `images`
             beside the XML.
     Raises:
-        DataError: The file is broken, has boxes, or names frames for which there is no image.
+        DataError: The file is broken, has boxes, names frames that its task does not have, or there are more or fewer
+            images than those.
     """
     files = sorted(path.glob("*.xml")) if path.is_dir() else [path]
     if not files:
@@ -53,23 +61,63 @@ def _video(file: Path, name: str, images: tuple[str, ...]) -> LabelledVideo:
     if size is None:
         raise DataError(f"{file} has no original_size; export the task as `CVAT for video 1.1`")
     width, height = int(size.findtext("width", "0")), int(size.findtext("height", "0"))
-    objects = [_object(file, track, (width, height), len(images)) for track in root.iter("track")]
-    return LabelledVideo(name, width, height, images, tuple(o for o in objects if o.masks))
+    frames = _Frames.of(file, root, len(images))
+    announced = root.findtext("./meta//size")
+    if announced and int(announced) != len(images):
+        raise DataError(
+            f"{file}: its task has {announced} frames, there are {len(images)} images; give those (--images)"
+        )
+    objects = [_object(file, track, (width, height), frames) for track in root.iter("track")]
+    classes = tuple(str(label.text) for label in root.findall("./meta//labels/label/name"))
+    return LabelledVideo(name, width, height, images, tuple(o for o in objects if o.masks), classes=classes)
 
 
-def _object(file: Path, track: Xml.Element, size: tuple[int, int], frames: int) -> LabelledObject:
+@dataclass(frozen=True, slots=True)
+class _Frames:
+    """Which frames of its film a task takes."""
+
+    start: int
+    step: int
+    count: int
+
+    @classmethod
+    def of(cls, file: Path, root: Xml.Element, count: int) -> _Frames:
+        said = f"start={root.findtext('./meta//start_frame') or 0} {root.findtext('./meta//frame_filter') or 'step=1'}"
+        found = re.fullmatch(r"start=(\d+)\s+step\s*=\s*([1-9]\d*)\s*", said)
+        if found is None:
+            raise DataError(
+                f"{file}: start_frame and frame_filter must be like start=0 step=25, got {said}; correct them"
+            )
+        return cls(int(found.group(1)), int(found.group(2)), count)
+
+    def place(self, file: Path, where: str, frame: int) -> int:
+        """Of a frame among the task's images."""
+        place, beside = divmod(frame - self.start, self.step)
+        if place < 0 or beside:
+            raise DataError(
+                f"{file}: {where} has frame {frame}, but its task takes {self.start}, {self.start + self.step}, ... "
+                "(start_frame and frame_filter); export it from CVAT again"
+            )
+        if place >= self.count:
+            raise DataError(f"{file}: {where} goes to frame {frame}, but there are {self.count} images (--images)")
+        return place
+
+
+def _object(file: Path, track: Xml.Element, size: tuple[int, int], frames: _Frames) -> LabelledObject:
     where = f"track {track.get('id')}"
     shapes = sorted(track, key=lambda shape: int(shape.get("frame", 0)))
     masks: dict[int, Rle] = {}
-    at = [(frame, list(group)) for frame, group in groupby(shapes, key=lambda shape: int(shape.get("frame", 0)))]
-    for (frame, group), (following, _) in zip(at, [*at[1:], (frames, [])], strict=True):
-        if frame >= frames:
-            raise DataError(f"{file}: {where} goes to frame {frame}, but there are {frames} images (--images)")
+    at = [
+        (frames.place(file, where, frame), list(group))
+        for frame, group in groupby(shapes, key=lambda shape: int(shape.get("frame", 0)))
+    ]
+    for (frame, group), (following, _) in zip(at, [*at[1:], (frames.count, [])], strict=True):
         shown = [shape for shape in group if shape.get("outside") != "1"]
         if shown:
             parts = torch.stack([_mask(file, where, shape, size) for shape in shown])
             masks |= dict.fromkeys(range(frame, following), rle.encode(parts.any(dim=0)))
-    return LabelledObject(str(track.get("label")), masks)
+    said = {(a.text or "").strip().lower() for a in track.iter("attribute") if a.get("name") == _CROWD}
+    return LabelledObject(str(track.get("label")), masks, crowd=bool(said & {"true", "1", "yes"}))
 
 
 def _mask(file: Path, where: str, shape: Xml.Element, size: tuple[int, int]) -> Tensor:
@@ -98,7 +146,12 @@ def cvat_document(video: LabelledVideo, classes: Sequence[str]) -> str:
         Xml.SubElement(task, key).text = value
     labels = Xml.SubElement(task, "labels")
     for name in classes:
-        Xml.SubElement(Xml.SubElement(labels, "label"), "name").text = name
+        label = Xml.SubElement(labels, "label")
+        Xml.SubElement(label, "name").text = name
+        if any(own.crowd for own in video.objects):
+            attribute = Xml.SubElement(Xml.SubElement(label, "attributes"), "attribute")
+            for key, value in _CROWD_ATTRIBUTE.items():
+                Xml.SubElement(attribute, key).text = value
     original = Xml.SubElement(task, "original_size")
     Xml.SubElement(original, "width").text = str(video.width)
     Xml.SubElement(original, "height").text = str(video.height)
@@ -111,6 +164,8 @@ def cvat_document(video: LabelledVideo, classes: Sequence[str]) -> str:
                 last = Xml.SubElement(track, "mask", _shape(t, mask))
             elif last is not None and last.get("outside") == "0":  # gone: said once, at the first frame without it
                 last = Xml.SubElement(track, "mask", {**last.attrib, "frame": str(t), "outside": "1"})
+        for shape in track if own.crowd else ():
+            Xml.SubElement(shape, "attribute", name=_CROWD).text = "true"
     Xml.indent(root)
     return '<?xml version="1.0" encoding="utf-8"?>\n' + Xml.tostring(root, encoding="unicode") + "\n"
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from avis_stream.data import rle
 from avis_stream.data.annotations import read_json
-from avis_stream.data.aviseg import number_of
+from avis_stream.data.aviseg import number_of, numbered_images
 from avis_stream.data.labels.outlines import outlines
 from avis_stream.data.labels.video import LabelledVideo, TrackBook, field_of
 from avis_stream.errors import DataError
@@ -24,11 +24,15 @@ from avis_stream.errors import DataError
 BACKGROUND = "__background__"
 
 
-def read_isat(folder: Path) -> Iterator[LabelledVideo]:
+def read_isat(folder: Path, images: Path | None = None) -> Iterator[LabelledVideo]:
     """Videos of a folder of folders of JSON files; a folder that holds JSON files itself is one video.
 
-    An object is one over the frames of its video in which `group` and `category` are the same.
+    An object is one over the frames of its video in which `group` and `category` are the same. A numbered picture
+    without a JSON is a frame without objects: ISAT writes none for what nobody opened and saved.
 
+    Args:
+        folder: That ISAT saves to.
+        images: Where the pictures lie, in the same folders; None: beside the JSON files.
     Raises:
         DataError: There is no such file, one is broken, or sizes differ within a video.
     """
@@ -38,20 +42,34 @@ def read_isat(folder: Path) -> Iterator[LabelledVideo]:
     if not files:
         raise DataError(f"{folder}: no .json file in it or below; give the folder that ISAT saves to")
     for parent, paths in files.items():
-        paths.sort(key=lambda path: (number_of(path) or 0, path.name))
-        book, images, sizes = TrackBook(), [], set()
-        for t, path in enumerate(paths):
-            document = read_json(path)
+        book, sizes, place = TrackBook(), set(), parent.relative_to(folder)
+        files_of = _frames(paths, (folder if images is None else images) / place)
+        for t, (_, path, document) in enumerate(files_of):
+            if document is None:
+                continue
             info = field_of(document, "info", path, "the document")
             width, height = (int(field_of(info, side, path, "info")) for side in ("width", "height"))
             sizes.add((width, height))
-            images.append(str(Path(parent.relative_to(folder), field_of(info, "name", path, "info"))))
             for key, label, mask, crowd in _objects(document, path, (width, height)):
                 book.add(key, label, t, rle.encode(mask), crowd=crowd)
         if len(sizes) > 1:
             raise DataError(f"{parent}: images differ in size ({sorted(sizes)[:3]}, ...); one folder must be one video")
         ((width, height),) = sizes
-        yield LabelledVideo(parent.name, width, height, tuple(images), book.objects())
+        pictures = tuple(str(place / name) for name, *_ in files_of)
+        yield LabelledVideo(parent.name, width, height, pictures, book.objects())
+
+
+def _frames(paths: Sequence[Path], pictures: Path) -> list[tuple[str, Path, Mapping[str, Any] | None]]:
+    """A video's frames in order: the picture's name, its JSON and what that holds, or else the picture and None."""
+    frames: list[tuple[str, Path, Mapping[str, Any] | None]] = []
+    for path in paths:
+        document = read_json(path)
+        info = field_of(document, "info", path, "the document")
+        frames.append((str(field_of(info, "name", path, "info")), path, document))
+    labelled = {number_of(path) for path in paths}
+    there = numbered_images(pictures) if pictures.is_dir() else ()
+    frames += [(picture.name, picture, None) for picture in there if number_of(picture) not in labelled]
+    return sorted(frames, key=lambda frame: (number_of(frame[1]) or 0, frame[1].name))
 
 
 def _objects(

@@ -20,8 +20,10 @@ class LabelledObject:
 
     class_name: str
     masks: Mapping[int, Rle]
-    """By frame; frames that are missing have no mask."""
+    """By frame, while it sounds; frames that are missing have no mask."""
     crowd: bool = False
+    visible: Mapping[int, Rle] | None = None
+    """By frame, of its silent seconds too; None: nothing is known about those."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,6 +36,10 @@ class LabelledVideo:
     images: tuple[str, ...]
     """File of each frame, relative to the folder of images."""
     objects: tuple[LabelledObject, ...]
+    silent: tuple[LabelledObject, ...] = ()
+    """Those that are seen and never sound: they have `visible` alone."""
+    classes: tuple[str, ...] = ()
+    """All that the tool lists, in its order, with and without objects; empty where it lists none."""
 
 
 @dataclass(slots=True)
@@ -77,8 +83,12 @@ def united(one: Rle, other: Rle) -> Rle:
 
 
 def class_names(videos: Iterable[LabelledVideo]) -> list[str]:
-    """Every class, in order of appearance."""
-    return list(dict.fromkeys(o.class_name for video in videos for o in video.objects))
+    """Every class: those that the tool lists, in its order, then others in order of appearance."""
+    return list(
+        dict.fromkeys(
+            name for v in videos for name in (*v.classes, *(own.class_name for own in (*v.objects, *v.silent)))
+        )
+    )
 
 
 def field_of(entry: Mapping[str, Any], name: str, path: Path, where: str) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from .tracks import default_first
 from .wire import AUDIO, NO_STAMP, OPENED, SAMPLE_RATE, VIDEO, Ended, Hopeless, Outlet, words_of
 
 
@@ -27,7 +28,7 @@ def read_ffmpeg(wanted: dict[str, Any], out: Outlet) -> None:
         raise Ended(words_of(error)) from error
     with container:
         video = next(iter(container.streams.video), None)
-        sound = next(iter(container.streams.audio), None) if wanted["audio"] else None
+        sound = next(iter(default_first(container.streams.audio)), None) if wanted["audio"] else None
         if video is None and wanted["video"]:
             raise Ended("no video in it")
         finite = not wanted["url"].startswith(("rtsp", "/dev/")) and (
