@@ -66,6 +66,8 @@ def need(there: bool, what: Need, why: str) -> None:
 
 
 def need_gstreamer(*programs: str) -> None:
+    from matplotlib.backends import backend_agg  # noqa: F401 (docs/live.md: not for the first time after GStreamer)
+
     need(has_gstreamer(), "gst", "GStreamer's Python bindings are not there (make test prints what to install)")
     for program in programs:
         need(shutil.which(program) is not None, "gst", f"{program} is not there (make test prints what to install)")
