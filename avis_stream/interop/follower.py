@@ -32,6 +32,12 @@ from avis_stream.types import NANOSECONDS, SAMPLE_RATE, AVPair, OnlineResult, Vi
 from avis_stream.writers.draw import draw_result
 
 _MILLISECOND = 1_000_000
+_RING_SECONDS = 16.0
+_AHEAD_NS = 8 * NANOSECONDS
+"""Sound of a file may be so far ahead of the pictures, before it would push out what frames to come belong to."""
+_LOOK_SECONDS = 0.05
+_STUCK_NS = 10 * NANOSECONDS
+"""Without a picture for so long, pictures wait for the sound that is held back."""
 
 
 class Picture(Protocol):
@@ -149,9 +155,10 @@ class Follower:
         """Nothing is waited for: the stream is about to be forgotten."""
         self._thread: threading.Thread | None = None
         self._lanes = Lanes[Answer]((num_threads,), self._fail)
-        self._over = False
+        self._over = self._in_hand = False
         self.failure: BaseException | None = None
         """Why there are no more answers."""
+        self._first_sound_ns: int | None = None
         self.stats = StatsKeeper()
         self.counts: Counter[str] = Counter()
         self.reset()
@@ -162,7 +169,9 @@ class Follower:
         `keeps_sound`: what there is of sound, or that it has ended, belongs to the new one already.
         """
         with self._change:
-            self._flushing = False
+            self._flushing = self._ended = False
+            self._moved_ns = time.monotonic_ns()
+            """When a picture came or had its answer last."""
             if not keeps_sound:
                 self._forget_sound()
             self._take()
@@ -180,6 +189,41 @@ class Follower:
         with self._change:
             self._has_sound = True
             self._ring.push(samples, pts_ns)
+            self._change.notify_all()
+
+    def await_pictures(self, pts_ns: int, playing: Callable[[], bool]) -> bool:
+        """Waits while sound from there on is too far ahead of the pictures to be kept for them.
+
+        For sound of files, which nobody else paces: demuxers hand out a whole track while the other waits.
+
+        Args:
+            pts_ns: Of the sound that has come.
+            playing: Whether pictures should be coming.
+        Returns:
+            False: no picture came for long. They wait for this sound, so no more of it is held back.
+        """
+        with self._change:
+            if self._first_sound_ns is None:
+                self._first_sound_ns = pts_ns
+            while self._outruns(pts_ns):
+                self._change.wait(_LOOK_SECONDS)
+                if self._in_hand or not playing():
+                    self._moved_ns = time.monotonic_ns()
+                elif time.monotonic_ns() - self._moved_ns > _STUCK_NS:
+                    self._paces_sound = False
+                    return False
+        return True
+
+    def _outruns(self, pts_ns: int) -> bool:
+        gone = self._over or self._flushing or self._ended or self.failure is not None
+        if gone or not self._has_sound or not self._paces_sound or self._first_sound_ns is None:
+            return False
+        return pts_ns > (self._stamps[-1] if self._stamps else self._first_sound_ns) + _AHEAD_NS
+
+    def frames_over(self) -> None:
+        """No frame comes any more: sound waits for none."""
+        with self._change:
+            self._ended = True
             self._change.notify_all()
 
     def no_sound(self, begin_ns: int, end_ns: int) -> None:
@@ -209,8 +253,10 @@ class Follower:
             self._forget_sound()
 
     def _forget_sound(self) -> None:
-        self._ring = SoundRing()
+        self._ring = SoundRing(_RING_SECONDS)
         self._has_sound = False
+        self._paces_sound = True
+        self._first_sound_ns = None
 
     def expect_sound(self) -> None:
         """Sound is about to come."""
@@ -235,8 +281,10 @@ class Follower:
         if arrived is None or self.failure is not None:
             return None
         set_own_threads(self._num_threads)
+        self._in_hand = True
         with self._failing():
             self._think(self._paired(arrived), arrived.rates)
+        self._in_hand, self._moved_ns = False, time.monotonic_ns()
         return None if self.failure is not None else self.answer
 
     def _arrived(self, picture: Picture, pts_ns: int) -> _Arrived | None:
@@ -247,6 +295,7 @@ class Follower:
             self.counts["out_of_order"] += 1
             return None
         self._stamps.append(pts_ns)
+        self._moved_ns = time.monotonic_ns()
         arrived = _Arrived(picture, pts_ns, number, time.monotonic_ns(), self._rates)
         if self._wants_previous:
             self._earlier.append(arrived)

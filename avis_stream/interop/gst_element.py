@@ -194,6 +194,7 @@ class AvisSeg(Gst.Element):  # type: ignore[misc]
         self._stream = Stream(
             self.get_name(), self._pads, self._values, self._loaded[1], post=self._post, warn=self._warn,
             fail=lambda text, detail: self._fail(text, detail, Gst.LibraryError.FAILED),
+            playing=lambda: self.current_state == Gst.State.PLAYING,
         )  # fmt: skip
 
     def _post(self, structure: Any) -> None:

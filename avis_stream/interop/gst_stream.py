@@ -42,6 +42,7 @@ class Stream:
     def __init__(
         self, name: str, pads: Mapping[str, Any], values: Mapping[str, Any], model: tuple[Any, tuple[str, ...], bool],
         *, post: Callable[[Any], object], warn: Callable[[str, str], object], fail: Callable[[str, str], object],
+        playing: Callable[[], bool],
     ) -> None:  # fmt: skip
         """Starts the model's thread, unless frames wait for their results.
 
@@ -53,11 +54,13 @@ class Stream:
             post: Takes the structure of an element message; from the thread that runs the model.
             warn: Takes a warning and its remedy.
             fail: Takes an error and its remedy; from any thread.
+            playing: Whether the pipeline is, rather than paused.
         """
         segmenter, self._classes, wants_previous = model
         self._sync = bool(values["sync"])
         """For the whole run: there is a model's thread, or the frames' own is it; two would share one state."""
         self._pads, self._values, self._post, self._warn, self._fail = pads, values, post, warn, fail
+        self._playing = playing
         self._follower = Follower(
             segmenter, self._classes, num_threads=values["num-threads"] or usual_threads(),
             audio_wait_ms=values["audio-wait-ms"], draw=lambda: bool(values["overlay"]), told=self._tell,
@@ -219,8 +222,17 @@ class Stream:
         if good:
             samples = np.frombuffer(info.data, np.float32).copy()
             buffer.unmap(info)
-            self._follower.sound(samples, pts_ns)
+            if not self._is_live() and not self._follower.await_pictures(pts_ns, self._playing):
+                self._warn("no picture comes while sound is held back for them, so it runs ahead now and frames hear "
+                           "nothing", "put a larger queue before video_sink and audio_sink")  # fmt: skip
+            if "audio_sink" in self._pads:
+                self._follower.sound(samples, pts_ns)
         return Gst.FlowReturn.OK
+
+    def _is_live(self) -> bool:
+        """Whether sound comes when it happens, so that holding it back would lose it elsewhere; assumed if unknown."""
+        pad, query = self._pads.get("audio_sink"), Gst.Query.new_latency()
+        return pad is None or not pad.peer_query(query) or bool(query.parse_latency()[0])
 
     def _take_gap(self, event: Any) -> None:
         """Sound that will not come: a paused microphone, a muted track."""
@@ -254,7 +266,9 @@ class Stream:
                 self.audio_pad_changed()
         if kind in (Gst.EventType.EOS, Gst.EventType.FLUSH_START, Gst.EventType.FLUSH_STOP):
             self._masks.hand_on(event, self._pads.get("mask_src"))
-            if kind != Gst.EventType.EOS:  # `end_texts`
+            if kind == Gst.EventType.EOS:  # its texts: `end_texts`
+                self._follower.frames_over()
+            else:
                 self._texts.hand_on(event, self._pads.get("json_src"))
 
     def _take_caps(self, caps: Any) -> None:

@@ -241,6 +241,34 @@ def test_the_wait_for_an_answer_ends_when_none_will_come(end: str) -> None:
         stopping.join(20)
 
 
+@pytest.mark.parametrize("end", ["picture", "frames_over", "sound_over", "flush", "stop", "stuck", "paused"])
+def test_sound_far_ahead_waits_for_pictures(end: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until one comes, or none will; and where they wait for it, it goes on, unless the whole is paused."""
+    if end in ("stuck", "paused"):
+        monkeypatch.setattr("avis_stream.interop.follower._STUCK_NS", 100 * MS)
+    one = follower(StubSegmenter())
+    one.expect_sound()
+    one.frame(picture(), 0)
+    assert one.await_pictures(0, lambda: True)
+    assert one.await_pictures(7_000 * MS, lambda: True)
+    found: list[bool] = []
+    waiting = threading.Thread(target=lambda: found.append(one.await_pictures(9_000 * MS, lambda: end != "paused")))
+    waiting.start()
+    waiting.join(0.3)
+    assert waiting.is_alive() == (end != "stuck")
+    if end == "picture":
+        one.frame(picture(), 40 * MS)
+        waiting.join(0.2)
+        assert waiting.is_alive(), "not yet far enough"
+        one.frame(picture(), 2_000 * MS)
+    elif end != "stuck":
+        getattr(one, "stop" if end == "paused" else end)()
+    waiting.join(15)
+    assert found == [end != "stuck"]
+    if end == "stuck":
+        assert one.await_pictures(90_000 * MS, lambda: True), "none is held back any more"
+
+
 def test_a_flush_lets_go_a_frame_that_waits_for_sound_though_more_of_it_comes() -> None:
     segmenter = StubSegmenter()
     one = follower(segmenter, audio_wait_ms=60_000)

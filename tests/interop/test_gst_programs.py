@@ -10,7 +10,7 @@ from pathlib import Path
 import av
 import pytest
 from gst_runs import video
-from live_tools import need_gstreamer
+from live_tools import flash_and_beep, lines_of, need_gstreamer
 
 from avis_stream.commands.gst import environment
 from avis_stream.errors import AvisStreamError
@@ -50,6 +50,24 @@ def test_launch_records_a_film_with_overlay_and_sound(shell: dict[str, str], tmp
     with av.open(str(film)) as container:
         assert {s.type: s.codec_context.name for s in container.streams} == {"video": "h264", "audio": "aac"}
         assert sum(1 for _ in container.decode(video=0)) == 60
+
+
+def test_the_sound_of_a_file_waits_for_its_pictures(shell: dict[str, str], tmp_path: Path) -> None:
+    """As docs/live.md has it. The demuxer would hand out all of it while pictures wait for their results."""
+    clip, told = flash_and_beep(tmp_path / "clip.mp4", seconds=40), tmp_path / "results.jsonl"
+    text = (
+        f"avisseg name=m weights=random sync=true filesrc location={clip} ! decodebin name=d d. ! queue ! videorate ! "
+        "videoconvert ! video/x-raw,format=RGB,framerate=1/1 ! queue ! m.video_sink d. ! queue ! audioconvert ! "
+        "audioresample ! queue ! m.audio_sink m.video_src ! queue ! fakesink "
+        f"m.json_src ! queue ! filesink location={told}"
+    )
+    done = subprocess.run(
+        ["gst-launch-1.0", "-e", *text.split()], env=shell, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    heard = [record["audio_valid"] for record in lines_of(told.read_text())]
+    assert len(heard) in (40, 41)
+    assert min(heard[1:39]) > 0.9
 
 
 def test_an_environment_that_is_missing_is_an_error_with_a_remedy_and_is_not_remembered(

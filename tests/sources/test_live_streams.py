@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
@@ -272,7 +273,7 @@ def test_workers_end_with_a_parent_that_is_killed(backend: str) -> None:
 
 
 def test_a_film_over_http_ends(backend: str, tmp_path: Path) -> None:
-    flash_and_beep(tmp_path / "clip.ts", seconds=4)
+    flash_and_beep(tmp_path / "clip.ts", seconds=40)
     handler = functools.partial(QuietHandler, directory=str(tmp_path))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -284,8 +285,10 @@ def test_a_film_over_http_ends(backend: str, tmp_path: Path) -> None:
         server.shutdown()
         server.server_close()
     # What a live stream's reader passes over at the beginning is half a second; a file is read faster than that.
-    assert session.stats().frames_in == 100
-    assert len(results) + session.stats().dropped_frames == 100
+    assert session.stats().frames_in == 1000
+    assert len(results) + session.stats().dropped_frames == 1000
+    # The first second begins before the film, and what FFmpeg's reader passes over has no sound either.
+    assert sum(r.pair.audio_valid > 0.99 for r in results) > 940
 
 
 class QuietHandler(http.server.SimpleHTTPRequestHandler):
@@ -321,6 +324,23 @@ _TEXT = (
     "appsink name=video audiotestsrc is-live=true num-buffers=100 samplesperbuffer=960 ! audio/x-raw,rate=48000 ! "
     "audioconvert ! audioresample ! appsink name=audio"
 )
+
+
+_FILM = (
+    "gst: filesrc location={path} ! decodebin name=d d. ! queue ! videoconvert ! appsink name=video "
+    "d. ! queue ! audioconvert ! audioresample ! appsink name=audio"
+)
+
+
+def test_a_film_in_a_pipeline_happens_now_and_is_heard(tmp_path: Path) -> None:
+    """Nobody but the reader paces it; its sound must not run away from its pictures."""
+    need_gstreamer()
+    clip = flash_and_beep(tmp_path / "clip.mp4", seconds=30)
+    with open_session(_FILM.format(path=clip), "auto") as session:
+        begin = time.monotonic()
+        results = results_until(session, lambda r: r.frame_id >= 75)
+        assert time.monotonic() - begin > 2, "three seconds of film"
+    assert all(r.pair.audio_valid > 0.99 for r in results[30:])
 
 
 def test_any_pipeline_with_two_appsinks() -> None:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 _MAX_WAITING = 30
 """Decoded pictures that may wait here for the reader."""
+_AHEAD_NS = 2_000_000_000
+"""Sound of a film may be sent so far ahead of its pictures: demuxers hand out a whole track while the other waits."""
 _PICTURES = "video/x-raw,format=RGB"
 _SOUND = f"audio/x-raw,format=F32LE,rate={SAMPLE_RATE},channels=1,layout=interleaved"
 
@@ -48,6 +50,9 @@ class _GStreamerReader:
         self.sound_decoders: set[Any] = set()
         """What decodes nothing else: pictures go on without it."""
         self.linking = threading.Lock()
+        self.live = True
+        self.first_sound = self.last_sound = self.last_picture = NO_STAMP
+        """When, by their stamps."""
         self.told = False
         """Whether the reader knows what this source has."""
         self.pipeline = self._of_address(wanted["url"]) if wanted.get("url") else self._of_text(wanted["pipeline"])
@@ -147,6 +152,10 @@ class _GStreamerReader:
 
     def run(self) -> None:
         gst = self.gst
+        self.live = self.pipeline.set_state(gst.State.PAUSED) == gst.StateChangeReturn.NO_PREROLL
+        for kind in ("video", "audio") if not self.live and not self.wanted.get("url") else ():
+            if (appsink := self.pipeline.get_by_name(kind)) is not None:
+                appsink.set_property("sync", True)  # of files it happens now, as what a camera sees does
         self.pipeline.set_state(gst.State.PLAYING)
         bus = self.pipeline.get_bus()
         begin = last = time.monotonic()
@@ -195,20 +204,34 @@ class _GStreamerReader:
         self.out.send(OPENED, json.dumps(about | {"finite": self._is_finite()}).encode())
 
     def _drain(self) -> bool:
-        """Sends what is there; waits for a picture for a little while."""
-        video, audio = self.pipeline.get_by_name("video"), self.pipeline.get_by_name("audio")
-        got = False
-        while audio is not None and (sample := audio.try_pull_sample(0)) is not None:
-            self._send_sound(sample)
-            got = got or not self.wanted["video"]
-        wait = 10 * self.gst.MSECOND
+        """Sends what is there, sound before pictures; waits for a picture for a little while."""
+        video = self.pipeline.get_by_name("video")
+        got = self._drain_sound(video) and not self.wanted["video"]
         if video is None:
             time.sleep(0.01)
             return got
+        wait = 10 * self.gst.MSECOND
         while (sample := video.try_pull_sample(wait)) is not None:
             self._send_picture(sample)
+            self._drain_sound(video)
             got, wait = True, 0
         return got
+
+    def _drain_sound(self, video: Any) -> bool:
+        audio, got = self.pipeline.get_by_name("audio"), False
+        while audio is not None and not self._sound_is_ahead(video):
+            if (sample := audio.try_pull_sample(0)) is None:
+                break
+            self._send_sound(sample)
+            got = True
+        return got
+
+    def _sound_is_ahead(self, video: Any) -> bool:
+        """Whether sound waits for its pictures, if there will be any: they are looked at with what is kept of it."""
+        if self.live or not self.wanted["video"] or self.last_sound == NO_STAMP or (video and video.is_eos()):
+            return False
+        shown = self.first_sound if self.last_picture == NO_STAMP else self.last_picture
+        return self.last_sound > shown + _AHEAD_NS
 
     def _time_of(self, sample: Any) -> int:
         running = sample.get_segment().to_running_time(self.gst.Format.TIME, sample.get_buffer().pts)
@@ -225,13 +248,16 @@ class _GStreamerReader:
                 pixels = layout.packed(data)
             except ValueError as error:
                 raise Ended(str(error)) from error
-            self.out.send(VIDEO, pixels, self._time_of(sample), *layout.size)
+            self.last_picture = self._time_of(sample)
+            self.out.send(VIDEO, pixels, self.last_picture, *layout.size)
 
     def _send_sound(self, sample: Any) -> None:
         if not self.wanted["video"]:
             self._tell()
         with _mapped(self.gst, sample.get_buffer()) as data:
-            self.out.send(AUDIO, data, self._time_of(sample), SAMPLE_RATE)
+            self.last_sound = self._time_of(sample)
+            self.first_sound = self.last_sound if self.first_sound == NO_STAMP else self.first_sound
+            self.out.send(AUDIO, data, self.last_sound, SAMPLE_RATE)
 
 
 @contextlib.contextmanager
