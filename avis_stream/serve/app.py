@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from avis_stream.checks import require
 from avis_stream.errors import AvisStreamError, ConfigError
@@ -170,8 +170,10 @@ class _Door:
         if wanted is None:
             return True
         bearer = connection.headers.get("authorization", "").removeprefix("Bearer ")
-        given = (connection.query_params.get("token"), connection.cookies.get(_COOKIE), bearer)
-        return any(value and hmac.compare_digest(value.encode(), wanted.encode()) for value in given)
+        cookie = unquote(connection.cookies.get(_COOKIE, ""))
+        given = [(value or "").encode() for value in (connection.query_params.get("token"), cookie, bearer)]
+        given.append(bearer.encode("latin-1"))  # a header's bytes as they came: some programs send UTF-8, some Latin-1
+        return any(value and hmac.compare_digest(value, wanted.encode()) for value in given)
 
 
 def _of_a_source(
@@ -195,7 +197,8 @@ class _Views:
     async def page(self, _request: Request) -> Response:
         response = _asset("viewer.html", "text/html")
         if self._config.token is not None:
-            response.set_cookie(_COOKIE, self._config.token, httponly=True, samesite="strict")
+            token = quote(self._config.token, safe="")  # headers hold no letters outside Latin-1
+            response.set_cookie(_COOKIE, token, httponly=True, samesite="strict")
         return response
 
     async def script(self, _request: Request) -> Response:

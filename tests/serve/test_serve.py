@@ -284,6 +284,20 @@ def test_the_address_that_is_told_holds_the_token_as_it_is(token: str) -> None:
     assert asked(door, url.path, query=url.query) == 200
 
 
+@pytest.mark.parametrize("token", ["ключ", "Käse", "50%20 a;b,c", "sesame"])
+def test_a_token_of_any_letters_opens_the_page(token: str) -> None:
+    """By the address that is told, by the cookie that comes with the page, and as a header of either encoding."""
+    with Running(token=token) as running:
+        url = URL(running.config.url)
+        status, headers, _ = running.get(f"{url.path}?{url.query}")
+        assert status == 200
+        assert running.get("/stats", Cookie=headers["set-cookie"].partition(";")[0])[0] == 200
+        assert running.get("/stats", Authorization=f"Bearer {token}".encode())[0] == 200
+        if token != "ключ":
+            assert running.get("/stats", Authorization=f"Bearer {token}".encode("latin-1"))[0] == 200
+        assert running.get("/stats", Authorization="Bearer wrong")[0] == 401
+
+
 def test_elsewhere_a_token_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("avis_stream.serve.app._GUESSES_PER_SECOND", 100.0)  # more than are made here
     made_up = ServeConfig(host="0.0.0.0").with_token()
