@@ -225,17 +225,22 @@ class _Views:
         return JSONResponse(found, 200 if hub.state == "ok" else 503, _HEADERS)
 
     @_of_a_source
-    async def results(self, _request: Request, one: Watched) -> Response:
-        return self._stream(one.hub, LineSlot(), "application/x-ndjson", b"", b"")
+    async def results(self, request: Request, one: Watched) -> Response:
+        return self._stream(request, one.hub, LineSlot(), "application/x-ndjson", b"", b"")
 
     @_of_a_source
-    async def mjpeg(self, _request: Request, one: Watched) -> Response:
+    async def mjpeg(self, request: Request, one: Watched) -> Response:
         head = b"--frame\r\nContent-Type: image/jpeg\r\n\r\n"
-        return self._stream(one.hub, Slot("mjpeg"), "multipart/x-mixed-replace; boundary=frame", head, b"\r\n")
+        kind = "multipart/x-mixed-replace; boundary=frame"
+        return self._stream(request, one.hub, Slot("mjpeg"), kind, head, b"\r\n")
 
-    def _stream(self, hub: Hub, slot: Slot, kind: str, head: bytes, tail: bytes) -> Response:
+    def _stream(self, request: Request, hub: Hub, slot: Slot, kind: str, head: bytes, tail: bytes) -> Response:
         if self.sources.viewers >= self._config.max_viewers:
             return PlainTextResponse("too many viewers; close one\n", 503, _HEADERS)
+        if request.method == "HEAD":  # left to the server a stream without end would be made and thrown away
+            answer = Response(media_type=kind, headers=_HEADERS)
+            del answer.headers["content-length"]  # GET tells of none
+            return answer
 
         async def parts() -> AsyncIterator[bytes]:
             hub.join(slot)
@@ -325,14 +330,7 @@ class _SourcesApi:
             if len(body) > _LONGEST_REQUEST:
                 return _refused("a request must be shorter", 413)
         try:
-            wanted = json.loads(body)
-            video, audio = wanted["video"], wanted.get("audio", "source")
-        except (ValueError, KeyError, TypeError, AttributeError):
-            return _refused('a request must be JSON such as {"video": "rtsp://10.0.0.7/cam", "audio": "source"}', 400)
-        if not isinstance(video, str) or not isinstance(audio, (str, type(None))):
-            return _refused("video must be a text, audio a text or null", 400)
-        try:
-            return JSONResponse((await self.sources.add(video, audio)).record(), 201, _HEADERS)
+            return JSONResponse((await self.sources.add(*_asked_for(body))).record(), 201, _HEADERS)
         except AvisStreamError as error:
             return _refused(str(error), 400)
 
@@ -348,6 +346,24 @@ class _SourcesApi:
         except AvisStreamError as error:
             return _refused(str(error), 409)
         return JSONResponse(one.record(), headers=_HEADERS)
+
+
+def _asked_for(body: bytes) -> tuple[str, str | None]:
+    """Addresses of the pictures and of the sound that a request names; raises ConfigError if it names none."""
+    try:
+        wanted = json.loads(body)
+        video, audio = wanted["video"], wanted.get("audio", "source")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:  # the last: "[[[[..."
+        raise ConfigError(
+            'a request must be JSON such as {"video": "rtsp://10.0.0.7/cam", "audio": "source"}'
+        ) from error
+    if not isinstance(video, str) or not isinstance(audio, (str, type(None))):
+        raise ConfigError("video must be a text, audio a text or null")
+    try:
+        f"{video}{audio}".encode()
+    except UnicodeEncodeError as error:  # nobody could be told of it: lists and pages are UTF-8
+        raise ConfigError(f"video and audio must be whole characters, got {error.object[error.start]!a}") from error
+    return video, audio
 
 
 def _refused(why: str, status: int) -> Response:

@@ -28,6 +28,7 @@ pytest.importorskip("starlette", reason="starlette is not there (make test insta
 
 from serving import CLASSES, SCENE, Running, next_picture, read_on
 from starlette.datastructures import URL
+from starlette.requests import Request
 from websockets.exceptions import ConnectionClosed
 
 from avis_stream.errors import ConfigError
@@ -132,6 +133,22 @@ def test_results_for_programs() -> None:
     assert lines[0]["tracks"][0]["segmentation"]["size"] == [180, 320]
 
 
+@pytest.mark.parametrize("path", ["/results", "/mjpeg"])
+def test_the_head_of_a_stream_ends(path: str) -> None:
+    """It says what GET would, takes no viewer's place, and leaves the connection to the next request."""
+    with Running(max_viewers=1) as running:
+        connection = http.client.HTTPConnection("127.0.0.1", running.config.port, timeout=20)
+        with contextlib.closing(connection):
+            for _ in range(2):
+                connection.request("HEAD", path)
+                answer = connection.getresponse()
+                assert (answer.status, answer.read(), running.sources.viewers) == (200, b"", 0)
+            connection.request("GET", path)
+            full = connection.getresponse()
+            told = {"content-type", "content-length", "cache-control", "content-security-policy"}
+            assert {name: full.getheader(name) for name in told} == {name: answer.getheader(name) for name in told}
+
+
 @pytest.mark.parametrize("ending", [False, True])
 def test_lines_that_wait_when_a_source_or_the_server_ends_are_handed_out(ending: bool) -> None:
     class Ended:
@@ -147,7 +164,8 @@ def test_lines_that_wait_when_a_source_or_the_server_ends_are_handed_out(ending:
         sources = Sources(lambda *_: None, CLASSES)  # type: ignore[arg-type, return-value]
         sources.ending = ending
         views = _Views(sources, ServeConfig())
-        response: Any = views._stream(Ended(), LineSlot(), "application/x-ndjson", b"", b"\n")  # type: ignore[arg-type]
+        request, kind = Request({"type": "http", "method": "GET"}), "application/x-ndjson"
+        response: Any = views._stream(request, Ended(), LineSlot(), kind, b"", b"\n")  # type: ignore[arg-type]
         return [line async for line in response.body_iterator]
 
     assert asyncio.run(lines()) == [b"{0}\n", b"{1}\n", b"{2}\n"]

@@ -205,6 +205,9 @@ def test_what_visitors_may_not_add() -> None:
             ({}, "such as"),
             ([], "such as"),
             (b"{", "such as"),
+            (b"[" * 4000, "such as"),
+            ({"video": "rtsp://\ud800/cam"}, "whole characters"),
+            ({"video": other(2), "audio": "mic:\udfff"}, "whole characters"),
             ({"video": SCENE}, "watched already"),
         ):
             status, text = refusal(wanted)
