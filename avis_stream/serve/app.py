@@ -19,6 +19,7 @@ from avis_stream.errors import AvisStreamError, ConfigError
 from avis_stream.needs import install_extra
 from avis_stream.serve.allowance import Allowances
 from avis_stream.serve.hub import Hub, LineSlot, Slot
+from avis_stream.serve.message import is_text
 from avis_stream.serve.sources import Sources, Watched, together
 from avis_stream.sources.address import redacted
 
@@ -290,7 +291,7 @@ class _Views:
                 await socket.close()
 
     async def _send(self, socket: WebSocket, message: bytes) -> None:
-        if message.startswith(b"{"):
+        if is_text(message):
             await socket.send_text(message.decode())
         else:
             await socket.send_bytes(message)
