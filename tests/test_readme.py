@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -26,9 +28,9 @@ SMALL_TRAINING = [
 SMALL_MODEL = [word for setting in SMALL for word in ("--set", setting)]
 
 
-def blocks(language: str) -> list[str]:
+def blocks(language: str, text: str = README) -> list[str]:
     """Contents of the fenced blocks of a language, "" for none; all fences are read, so that they pair up."""
-    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
     return [body for found, body in fenced if found == language]
 
 
@@ -44,6 +46,21 @@ def test_python_blocks_show_something(
     for name in re.findall(r'\.save\("(.*)"\)', block):
         with Image.open(tmp_path / name) as picture:
             assert picture.size == (640, 360)
+
+
+DOCS = {
+    f"{path.name}:{number}": block
+    for path in sorted((ROOT / "docs").rglob("*.md"))
+    for number, block in enumerate(blocks("python", path.read_text()), 1)
+}
+
+
+@pytest.mark.parametrize("block", DOCS.values(), ids=DOCS)
+def test_python_blocks_of_the_docs_lack_nothing(block: str) -> None:
+    """They want servers, or run for long; but they are Python, whose names are all imported or defined, and used."""
+    command = [sys.executable, "-m", "ruff", "check", "--isolated", "--no-cache", "--select", "F", "-"]
+    found = subprocess.run(command, input=block, capture_output=True, text=True, timeout=60, check=False)
+    assert found.returncode == 0, found.stdout + found.stderr
 
 
 def commands() -> list[str]:

@@ -12,13 +12,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from avis_stream.checks import require
 from avis_stream.errors import AvisStreamError, ConfigError
 from avis_stream.needs import install_extra
 from avis_stream.serve.allowance import Allowances
 from avis_stream.serve.hub import Hub, LineSlot, Slot
+from avis_stream.serve.message import is_text
 from avis_stream.serve.sources import Sources, Watched, together
 from avis_stream.sources.address import redacted
 
@@ -170,8 +171,10 @@ class _Door:
         if wanted is None:
             return True
         bearer = connection.headers.get("authorization", "").removeprefix("Bearer ")
-        given = (connection.query_params.get("token"), connection.cookies.get(_COOKIE), bearer)
-        return any(value and hmac.compare_digest(value.encode(), wanted.encode()) for value in given)
+        cookie = unquote(connection.cookies.get(_COOKIE, ""))
+        given = [(value or "").encode() for value in (connection.query_params.get("token"), cookie, bearer)]
+        given.append(bearer.encode("latin-1"))  # a header's bytes as they came: some programs send UTF-8, some Latin-1
+        return any(value and hmac.compare_digest(value, wanted.encode()) for value in given)
 
 
 def _of_a_source(
@@ -195,7 +198,8 @@ class _Views:
     async def page(self, _request: Request) -> Response:
         response = _asset("viewer.html", "text/html")
         if self._config.token is not None:
-            response.set_cookie(_COOKIE, self._config.token, httponly=True, samesite="strict")
+            token = quote(self._config.token, safe="")  # headers hold no letters outside Latin-1
+            response.set_cookie(_COOKIE, token, httponly=True, samesite="strict")
         return response
 
     async def script(self, _request: Request) -> Response:
@@ -222,17 +226,22 @@ class _Views:
         return JSONResponse(found, 200 if hub.state == "ok" else 503, _HEADERS)
 
     @_of_a_source
-    async def results(self, _request: Request, one: Watched) -> Response:
-        return self._stream(one.hub, LineSlot(), "application/x-ndjson", b"", b"")
+    async def results(self, request: Request, one: Watched) -> Response:
+        return self._stream(request, one.hub, LineSlot(), "application/x-ndjson", b"", b"")
 
     @_of_a_source
-    async def mjpeg(self, _request: Request, one: Watched) -> Response:
+    async def mjpeg(self, request: Request, one: Watched) -> Response:
         head = b"--frame\r\nContent-Type: image/jpeg\r\n\r\n"
-        return self._stream(one.hub, Slot("mjpeg"), "multipart/x-mixed-replace; boundary=frame", head, b"\r\n")
+        kind = "multipart/x-mixed-replace; boundary=frame"
+        return self._stream(request, one.hub, Slot("mjpeg"), kind, head, b"\r\n")
 
-    def _stream(self, hub: Hub, slot: Slot, kind: str, head: bytes, tail: bytes) -> Response:
+    def _stream(self, request: Request, hub: Hub, slot: Slot, kind: str, head: bytes, tail: bytes) -> Response:
         if self.sources.viewers >= self._config.max_viewers:
             return PlainTextResponse("too many viewers; close one\n", 503, _HEADERS)
+        if request.method == "HEAD":  # left to the server a stream without end would be made and thrown away
+            answer = Response(media_type=kind, headers=_HEADERS)
+            del answer.headers["content-length"]  # GET tells of none
+            return answer
 
         async def parts() -> AsyncIterator[bytes]:
             hub.join(slot)
@@ -282,7 +291,7 @@ class _Views:
                 await socket.close()
 
     async def _send(self, socket: WebSocket, message: bytes) -> None:
-        if message.startswith(b"{"):
+        if is_text(message):
             await socket.send_text(message.decode())
         else:
             await socket.send_bytes(message)
@@ -322,14 +331,7 @@ class _SourcesApi:
             if len(body) > _LONGEST_REQUEST:
                 return _refused("a request must be shorter", 413)
         try:
-            wanted = json.loads(body)
-            video, audio = wanted["video"], wanted.get("audio", "source")
-        except (ValueError, KeyError, TypeError, AttributeError):
-            return _refused('a request must be JSON such as {"video": "rtsp://10.0.0.7/cam", "audio": "source"}', 400)
-        if not isinstance(video, str) or not isinstance(audio, (str, type(None))):
-            return _refused("video must be a text, audio a text or null", 400)
-        try:
-            return JSONResponse((await self.sources.add(video, audio)).record(), 201, _HEADERS)
+            return JSONResponse((await self.sources.add(*_asked_for(body))).record(), 201, _HEADERS)
         except AvisStreamError as error:
             return _refused(str(error), 400)
 
@@ -345,6 +347,24 @@ class _SourcesApi:
         except AvisStreamError as error:
             return _refused(str(error), 409)
         return JSONResponse(one.record(), headers=_HEADERS)
+
+
+def _asked_for(body: bytes) -> tuple[str, str | None]:
+    """Addresses of the pictures and of the sound that a request names; raises ConfigError if it names none."""
+    try:
+        wanted = json.loads(body)
+        video, audio = wanted["video"], wanted.get("audio", "source")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:  # the last: "[[[[..."
+        raise ConfigError(
+            'a request must be JSON such as {"video": "rtsp://10.0.0.7/cam", "audio": "source"}'
+        ) from error
+    if not isinstance(video, str) or not isinstance(audio, (str, type(None))):
+        raise ConfigError("video must be a text, audio a text or null")
+    try:
+        f"{video}{audio}".encode()
+    except UnicodeEncodeError as error:  # nobody could be told of it: lists and pages are UTF-8
+        raise ConfigError(f"video and audio must be whole characters, got {error.object[error.start]!a}") from error
+    return video, audio
 
 
 def _refused(why: str, status: int) -> Response:

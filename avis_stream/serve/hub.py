@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import secrets
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-from avis_stream.serve.message import drawn_picture_of, ids_of, packed, picture_of, viewer_record
+from avis_stream.serve.message import drawn_picture_of, ids_of, is_text, packed, picture_of, viewer_record
 from avis_stream.stream.news import TROUBLE, News, sentence
 from avis_stream.stream.session import Session
 from avis_stream.types import Event, LiveResult
+from avis_stream.writers.colors import identity_color
 from avis_stream.writers.jsonl import result_record
 
 _HISTORY_SECONDS = 60.0
@@ -23,21 +25,26 @@ _STALLED_SECONDS = 10.0
 
 
 class Slot:
-    """The newest picture for one viewer, an older one that was not taken is gone; and the texts that wait."""
+    """What waits for one viewer, in the order in which it came: texts, and of pictures only the newest.
 
-    def __init__(self, kind: str) -> None:
+    So that nothing overtakes: after the text that says that all is over there is nothing more.
+    """
+
+    def __init__(self, kind: str, *, most: int = _EVENTS) -> None:
+        """`most`: texts that may wait; when they are too many the oldest go."""
         self.kind = kind
         """`ws`, `mjpeg` or `lines`."""
+        self._most = most
         self._ready = asyncio.Event()
-        self._texts: deque[bytes] = deque(maxlen=_EVENTS)
-        self._message: bytes | None = None
+        self._waiting: deque[bytes] = deque()
 
     def put(self, message: bytes) -> None:
-        """Replaces the picture, or adds a text; on the loop's thread."""
-        if message.startswith(b"{"):
-            self._texts.append(message)
-        else:
-            self._message = message
+        """Adds a message, in the place of one that is too old now; on the loop's thread."""
+        text = is_text(message)
+        alike = [other for other in self._waiting if is_text(other) == text]
+        if len(alike) >= (self._most if text else 1):
+            self._waiting.remove(alike[0])
+        self._waiting.append(message)
         self._ready.set()
 
     async def take(self, timeout: float) -> bytes | None:
@@ -46,11 +53,8 @@ class Slot:
             await asyncio.wait_for(self._ready.wait(), timeout)
         if not self._ready.is_set():  # that time is up says nothing: with 0 Python 3.11 has not even looked
             return None
-        if self._texts:
-            message: bytes | None = self._texts.popleft()
-        else:
-            message, self._message = self._message, None
-        if not self._texts and self._message is None:
+        message = self._waiting.popleft()
+        if not self._waiting:
             self._ready.clear()
         return message
 
@@ -59,8 +63,7 @@ class LineSlot(Slot):
     """For programs: some lines may wait; when they are too many the oldest go, which their `frame_id`s show."""
 
     def __init__(self) -> None:
-        super().__init__("lines")
-        self._texts = deque(maxlen=256)
+        super().__init__("lines", most=256)
 
 
 class Hub:
@@ -68,6 +71,8 @@ class Hub:
 
     def __init__(self, session: Session, classes: Sequence[str]) -> None:
         self.session, self.classes = session, tuple(classes)
+        self._id = secrets.token_hex(8)
+        """Tells viewers that come back whether the identities that they know are those of this session."""
         self.error: str | None = None
         """Why the session ended, unless it ended well."""
         self._trouble: dict[str, str] = {}
@@ -134,9 +139,10 @@ class Hub:
     def hello(self) -> dict[str, Any]:
         """What a viewer needs to know of the time before it came."""
         return {
-            "hello": True, "sources": self.session.source_ids, "history_seconds": _HISTORY_SECONDS,
+            "hello": True, "session": self._id, "sources": self.session.source_ids,
+            "history_seconds": _HISTORY_SECONDS,
             "history": [[pts, sounding] for pts, sounding in list(self._history)], "events": list(self._events),
-            "over": self.over, "error": self.error,
+            "away": bool(self._trouble), "over": self.over, "error": self.error,
         }  # fmt: skip
 
     # --- on its own thread -------------------------------------------------------------------------------------------
@@ -160,7 +166,7 @@ class Hub:
         self.last_result_at = time.monotonic()
         self._tell(self._news.of(result.events, step=not result.refreshed))
         sounding = [
-            [int(i), self.classes[int(c)]]
+            [int(i), self.classes[int(c)], identity_color(int(i))]
             for i, c, s in zip(result.track_id, result.class_id, result.sounding, strict=True) if s
         ]  # fmt: skip
         self._history.append((round(result.pts_seconds, 3), sounding))
@@ -191,7 +197,7 @@ class Hub:
             elif event.kind in ("connected", "reconnected"):
                 self._trouble.pop(event.source_id, None)
         if told:
-            self._publish("ws", lambda: json.dumps({"events": told}).encode())
+            self._publish("ws", lambda: json.dumps({"events": told, "away": bool(self._trouble)}).encode())
 
     def _publish(self, kind: str, make: Callable[[], bytes]) -> None:
         slots = [slot for slot in list(self._slots) if slot.kind == kind]

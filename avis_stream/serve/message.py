@@ -36,6 +36,11 @@ def packed(record: Mapping[str, Any], picture: bytes, ids: bytes) -> bytes:
     return struct.pack(">III", len(text), len(picture), len(ids)) + text + picture + ids
 
 
+def is_text(message: bytes) -> bool:
+    """Whether it is JSON alone, not one with a picture."""
+    return message.startswith(b"{")
+
+
 def viewer_record(result: LiveResult, classes: Sequence[str], stats: SessionStats) -> dict[str, Any]:
     """The JSON part: the record of `docs/formats.md` without masks, colours, the level of the sound, and figures."""
     record = result_record(

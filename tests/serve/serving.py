@@ -78,10 +78,12 @@ class Running:
         assert first is not None
         return first.hub
 
-    def get(self, path: str, **headers: str) -> tuple[int, dict[str, str], bytes]:
+    def get(self, path: str, **headers: str | bytes) -> tuple[int, dict[str, str], bytes]:
         return self.ask("GET", path, **headers)
 
-    def ask(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, dict[str, str], bytes]:
+    def ask(
+        self, method: str, path: str, body: Any = None, **headers: str | bytes
+    ) -> tuple[int, dict[str, str], bytes]:
         connection = http.client.HTTPConnection("127.0.0.1", self.config.port, timeout=20)
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         connection.request(method, path, body if isinstance(body, bytes) else json.dumps(body).encode(), named)

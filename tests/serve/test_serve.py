@@ -9,10 +9,12 @@ import json
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +30,16 @@ pytest.importorskip("starlette", reason="starlette is not there (make test insta
 
 from serving import CLASSES, SCENE, Running, next_picture, read_on
 from starlette.datastructures import URL
+from starlette.requests import Request
 from websockets.exceptions import ConnectionClosed
 
 from avis_stream.errors import ConfigError
 from avis_stream.serve.allowance import Allowances
 from avis_stream.serve.app import ServeConfig, _Door, _Views, run_server
-from avis_stream.serve.hub import Hub, LineSlot
+from avis_stream.serve.hub import Hub, LineSlot, Slot
 from avis_stream.serve.sources import Sources
 from avis_stream.stream.session import Session
+from avis_stream.types import Event
 from avis_stream.writers.colors import identity_color
 
 
@@ -132,6 +136,22 @@ def test_results_for_programs() -> None:
     assert lines[0]["tracks"][0]["segmentation"]["size"] == [180, 320]
 
 
+@pytest.mark.parametrize("path", ["/results", "/mjpeg"])
+def test_the_head_of_a_stream_ends(path: str) -> None:
+    """It says what GET would, takes no viewer's place, and leaves the connection to the next request."""
+    with Running(max_viewers=1) as running:
+        connection = http.client.HTTPConnection("127.0.0.1", running.config.port, timeout=20)
+        with contextlib.closing(connection):
+            for _ in range(2):
+                connection.request("HEAD", path)
+                answer = connection.getresponse()
+                assert (answer.status, answer.read(), running.sources.viewers) == (200, b"", 0)
+            connection.request("GET", path)
+            full = connection.getresponse()
+            told = {"content-type", "content-length", "cache-control", "content-security-policy"}
+            assert {name: full.getheader(name) for name in told} == {name: answer.getheader(name) for name in told}
+
+
 @pytest.mark.parametrize("ending", [False, True])
 def test_lines_that_wait_when_a_source_or_the_server_ends_are_handed_out(ending: bool) -> None:
     class Ended:
@@ -147,7 +167,8 @@ def test_lines_that_wait_when_a_source_or_the_server_ends_are_handed_out(ending:
         sources = Sources(lambda *_: None, CLASSES)  # type: ignore[arg-type, return-value]
         sources.ending = ending
         views = _Views(sources, ServeConfig())
-        response: Any = views._stream(Ended(), LineSlot(), "application/x-ndjson", b"", b"\n")  # type: ignore[arg-type]
+        request, kind = Request({"type": "http", "method": "GET"}), "application/x-ndjson"
+        response: Any = views._stream(request, Ended(), LineSlot(), kind, b"", b"\n")  # type: ignore[arg-type]
         return [line async for line in response.body_iterator]
 
     assert asyncio.run(lines()) == [b"{0}\n", b"{1}\n", b"{2}\n"]
@@ -163,6 +184,30 @@ def test_a_slot_hands_out_all_before_it_says_that_there_is_nothing() -> None:
         return [*found, await slot.take(5), await slot.take(0.01)]
 
     assert asyncio.run(taken()) == [b"{0}", b"{1}", b"{2}", b"{3}", None]
+
+
+def test_nothing_overtakes_in_a_slot() -> None:
+    async def taken() -> list[bytes | None]:
+        slot = Slot("ws", most=2)
+        for message in (b"1st", b"{a}", b"2nd", b"{b}", b"{c}", b"3rd", b"{over}"):
+            slot.put(message)
+        return [await slot.take(0) for _ in range(4)]
+
+    assert asyncio.run(taken()) == [b"{c}", b"3rd", b"{over}", None]
+
+
+def test_a_slow_viewer_gets_the_last_picture_before_the_end() -> None:
+    with Running(SCENE + "&seconds=1") as running, running.socket() as socket:
+        assert json.loads(socket.recv(30))["over"] is False
+        wait_for(lambda: running.hub.over, 30, "the end")
+        messages = []
+        while not messages or isinstance(messages[-1], bytes) or not json.loads(messages[-1]).get("over"):
+            socket.send("ok")
+            messages.append(socket.recv(30))
+        (last,) = running.hub.hello()["history"][-1:]
+        pictures = [message for message in messages if isinstance(message, bytes)]
+        (length,) = struct.unpack(">I", pictures[-1][:4])
+        assert json.loads(pictures[-1][12 : 12 + length])["pts"] == pytest.approx(last[0], abs=0.001)
 
 
 def test_why_a_session_ended_is_known_even_if_no_one_was_waiting() -> None:
@@ -282,6 +327,20 @@ def test_the_address_that_is_told_holds_the_token_as_it_is(token: str) -> None:
     url = URL(ServeConfig(token=token).url)
     door = _Door(silent, ServeConfig(host="0.0.0.0", token=token))
     assert asked(door, url.path, query=url.query) == 200
+
+
+@pytest.mark.parametrize("token", ["ключ", "Käse", "50%20 a;b,c", "sesame"])
+def test_a_token_of_any_letters_opens_the_page(token: str) -> None:
+    """By the address that is told, by the cookie that comes with the page, and as a header of either encoding."""
+    with Running(token=token) as running:
+        url = URL(running.config.url)
+        status, headers, _ = running.get(f"{url.path}?{url.query}")
+        assert status == 200
+        assert running.get("/stats", Cookie=headers["set-cookie"].partition(";")[0])[0] == 200
+        assert running.get("/stats", Authorization=f"Bearer {token}".encode())[0] == 200
+        if token != "ключ":
+            assert running.get("/stats", Authorization=f"Bearer {token}".encode("latin-1"))[0] == 200
+        assert running.get("/stats", Authorization="Bearer wrong")[0] == 401
 
 
 def test_elsewhere_a_token_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -414,6 +473,65 @@ def test_a_page_in_a_browser(tmp_path: Path) -> None:
             time.sleep(float(os.environ.get("AVIS_STREAM_SCREENSHOT_AFTER", "0")))
             browser.screenshot(shot)
             assert Image.open(shot).size[0] == 1280
+        finally:
+            browser.close()
+
+
+NO_PICTURE = """{pts: 132, tracks: [], level: 0, latency_ms: null, audio_valid: 1, stats:
+    {fps_in: 0, masks_hz: 0, steps_hz: 0, latency_p95_ms: 0, dropped: 0, reconnects: 0}}"""
+STATE = "document.querySelector('#state')?.textContent"
+
+
+def test_the_page_of_what_has_ended(tmp_path: Path) -> None:
+    """It says so, whatever the news before were and pictures come late, and tells them once, however often it asks."""
+    with Running(SCENE + "&seconds=1") as running:
+        wait_for(lambda: running.hub.over, 30, "the end")
+        hub = running.hub
+        hub._tell([Event(kind=kind, source_id="camera:0") for kind in ("lost", "reconnected")])
+        # As if it had run for two minutes before; the last that they were seen is a while ago then.
+        hub._history = deque((pts + 130, sounding) for pts, sounding in hub._history)
+        browser = Browser(tmp_path)
+        try:
+            browser.open(running.config.url)
+            browser.until(f"{STATE} === 'ended'", "that it has ended")
+            news = "[...document.querySelectorAll('#events li')].map(e => e.textContent.split(' ').pop()).join()"
+            assert browser.run(news).endswith("reconnected,lost")
+            once = browser.run(news)
+
+            browser.run(f"update({NO_PICTURE})")
+            for number, label in enumerate(CLASSES, 1):
+                shown = browser.run(f"document.querySelector('[data-id=\"{number}\"] .name').textContent")
+                assert shown == f"#{number} {label.replace('_', ' ')}"
+                assert browser.run(f"known.get({number}).color") == list(identity_color(number))
+
+            browser.run("document.querySelector('#source').textContent = ''; socket.close()")
+            browser.until("document.querySelector('#source').textContent !== ''", "another hello")
+            assert browser.run(news) == once
+            browser.until(f"{STATE} === 'ended'", "that it is over still")
+            late = "new OffscreenCanvas(8, 8).getContext('2d').canvas.convertToBlob().then(b => b.arrayBuffer())"
+            assert (
+                browser.run(
+                    f"(async () => {{ const png = await {late}, text = new TextEncoder().encode(JSON.stringify("
+                    f"Object.assign({NO_PICTURE}, {{width: 8, height: 8}}))), data = new Uint8Array(12 + text.length + "
+                    "2 * png.byteLength); [text.length, png.byteLength, png.byteLength].forEach((n, i) => "
+                    "new DataView(data.buffer).setUint32(4 * i, n)); data.set(text, 12); [0, 1].forEach(i => data.set("
+                    "new Uint8Array(png), 12 + text.length + i * png.byteLength)); await shown(data.buffer); "
+                    f"return last.record.pts + ' ' + {STATE}; }})()"
+                )
+                == "132 ended"
+            )
+        finally:
+            browser.close()
+
+
+def test_the_page_says_that_a_source_is_away(tmp_path: Path) -> None:
+    """To whoever comes later, too."""
+    with Running(f"rtsp://127.0.0.1:{free_port()}/cam") as running:
+        wait_for(lambda: running.hub.hello()["away"], 60, "that it is away")
+        browser = Browser(tmp_path)
+        try:
+            browser.open(running.config.url)
+            browser.until(f"{STATE} === 'source is away'", "that the source is away")
         finally:
             browser.close()
 

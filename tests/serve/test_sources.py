@@ -205,6 +205,9 @@ def test_what_visitors_may_not_add() -> None:
             ({}, "such as"),
             ([], "such as"),
             (b"{", "such as"),
+            (b"[" * 4000, "such as"),
+            ({"video": "rtsp://\ud800/cam"}, "whole characters"),
+            ({"video": other(2), "audio": "mic:\udfff"}, "whole characters"),
             ({"video": SCENE}, "watched already"),
         ):
             status, text = refusal(wanted)
@@ -226,6 +229,27 @@ def test_figures_of_several_sources_are_one_text() -> None:
     )
     assert together([text("x")]) == text("x")
     assert together([]) == ""
+
+
+def test_the_page_forgets_who_was_there_before_a_restart(tmp_path: Path) -> None:
+    """Numbers are given anew, to others."""
+    with Running() as running:
+        browser = Browser(tmp_path)
+        try:
+            browser.open(running.config.url)
+            browser.until("document.querySelectorAll('#tracks li').length === 2", "two identities")
+            browser.click('[data-id="1"] input')
+            assert browser.run("hidden.size") == 1
+            browser.run("document.querySelector('#source').textContent = ''; socket.close()")
+            browser.until("document.querySelector('#source').textContent !== ''", "another hello of the same session")
+            assert browser.run("hidden.size") == 1
+            browser.run("identity(7, 'dog', [1, 2, 3], 0)")
+            assert running.ask("POST", "/api/sources/1/restart")[0] == 200
+            browser.until("hidden.size === 0 && known.size === 2 && known.has(1)", "the new ones alone")
+            assert browser.run("document.querySelector('[data-id=\"1\"] input').checked") is True
+            assert browser.run("document.querySelector('[data-id=\"7\"]')") is None
+        finally:
+            browser.close()
 
 
 def test_a_page_has_a_choice_of_sources(tmp_path: Path) -> None:

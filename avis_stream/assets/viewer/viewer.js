@@ -5,13 +5,14 @@
 const $ = (id) => document.getElementById(id);
 const picture = $("picture"), timeline = $("timeline");
 const hidden = new Set();            // ids whose masks are not wanted
-const known = new Map();             // id -> {label, color, score, sounding, row, seen}
+const known = new Map();             // id -> {label, color, seen, row and what is in it}
 let history = [], historySeconds = 60, now = 0, last = null, socket = null, retry = 500;
+let session = null, ended = null;    // of the last hello: which session it is, and how it ended, if it has
 let source = new URLSearchParams(location.search).get("source"); // an id of /api/sources; null: the first
 
 function connect() {
   state("waiting", "connecting");
-  socket = new WebSocket((location.protocol === "https:" ? "wss://" : "ws://") + location.host
+  const own = socket = new WebSocket((location.protocol === "https:" ? "wss://" : "ws://") + location.host
     + "/ws" + (source === null ? "" : `?source=${encodeURIComponent(source)}`));
   socket.binaryType = "arraybuffer";
   socket.onmessage = async (event) => {
@@ -19,7 +20,7 @@ function connect() {
       if (typeof event.data === "string") told(JSON.parse(event.data));
       else await shown(event.data);
     } finally {
-      if (socket.readyState === WebSocket.OPEN) socket.send("ok"); // one message on its way at a time
+      if (own.readyState === WebSocket.OPEN) own.send("ok"); // one message on its way at a time
     }
   };
   socket.onclose = () => {
@@ -47,8 +48,15 @@ function forget() {
   known.clear();
   hidden.clear();
   history = [];
-  $("events").replaceChildren();
+  noNews();
   $("empty").hidden = false;
+}
+
+function noNews() {
+  const item = document.createElement("li");
+  item.textContent = "no news";
+  $("events").replaceChildren(item);
+  delete $("events").dataset.any;
 }
 
 $("choice").addEventListener("change", (event) => {
@@ -65,12 +73,15 @@ function state(kind, text) {
 
 function told(message) {
   if (message.hello) {
+    if (message.session !== session) forget(); // its identities are others, though their numbers are the same
+    session = message.session;
+    ended = message.over ? "ended" + (message.error ? `: ${message.error}` : "") : null;
+    noNews(); // a hello tells all of it
     history = message.history;
     historySeconds = message.history_seconds;
     $("source").textContent = message.sources.join(", ");
     if (history.length) now = history[history.length - 1][0];
-    for (const [, sounding] of history) for (const [id, label] of sounding) identity(id, label);
-    if (message.over) state("lost", message.error ? "ended: " + message.error : "ended");
+    for (const [pts, sounding] of history) for (const [id, label, color] of sounding) identity(id, label, color, pts);
     retry = 500;
     listSources();
     drawTimeline();
@@ -86,8 +97,10 @@ function told(message) {
       + (event.detail ? `: ${event.detail}` : "");
     $("events").prepend(item);
     while ($("events").children.length > 20) $("events").lastChild.remove();
-    if (event.kind === "lost" || event.kind === "unreachable") state("waiting", "source is away");
   }
+  // Not told by the events: those of a hello are old.
+  if (ended) state("lost", ended);
+  else if (message.away) state("waiting", "source is away");
 }
 
 async function shown(data) {
@@ -104,9 +117,9 @@ async function shown(data) {
   last = { record, image, ids: pixels(ids) };
   ids.close();
   now = record.pts;
-  history.push([record.pts, record.tracks.filter((t) => t.sounding).map((t) => [t.id, t.label])]);
+  history.push([record.pts, record.tracks.filter((t) => t.sounding).map((t) => [t.id, t.label, t.color])]);
   while (history.length && history[0][0] < now - historySeconds) history.shift();
-  state("live", "live");
+  if (!ended) state("live", "live");
   $("notice").hidden = true;
   update(record);
   drawPicture();
@@ -170,9 +183,16 @@ function drawLabels(record, colors) {
 
 const css = (color) => `rgb(${color.join(",")})`;
 
-function identity(id, label) {
-  let one = known.get(id);
-  if (one) return one;
+// The identity of an id, as it was seen at a time.
+function identity(id, label, color, pts) {
+  const one = known.get(id) || added(id);
+  Object.assign(one, { label, color, seen: pts });
+  one.name.textContent = `#${id} ${label.replaceAll("_", " ")}`;
+  one.swatch.style.background = one.bar.style.background = css(color);
+  return one;
+}
+
+function added(id) {
   const row = document.createElement("li"), line = document.createElement("label");
   row.dataset.id = id;
   line.innerHTML = '<input type="checkbox" checked><span class="swatch"></span><span class="name"></span>'
@@ -184,8 +204,8 @@ function identity(id, label) {
     if (last) drawPicture();
   });
   find("input").setAttribute("aria-label", `show #${id}`);
-  one = { label, color: [128, 128, 128], row, name: find(".name"), swatch: find(".swatch"), score: find(".score"),
-    status: find(".status"), bar: find(".bar i"), seen: 0 };
+  const one = { row, name: find(".name"), swatch: find(".swatch"), score: find(".score"), status: find(".status"),
+    bar: find(".bar i") };
   known.set(id, one);
   $("tracks").append(row);
   $("empty").hidden = true;
@@ -196,15 +216,11 @@ function update(record) {
   const present = new Set();
   for (const track of record.tracks) {
     present.add(track.id);
-    const one = identity(track.id, track.label);
-    Object.assign(one, { label: track.label, color: track.color, seen: record.pts });
-    one.name.textContent = `#${track.id} ${track.label.replaceAll("_", " ")}`;
-    one.swatch.style.background = css(track.color);
+    const one = identity(track.id, track.label, track.color, record.pts);
     one.score.textContent = track.score.toFixed(2);
     one.status.textContent = track.sounding ? "sounding" : "silent";
     one.row.className = track.sounding ? "sounding" : "";
     one.bar.style.width = track.sounding ? `${Math.round(record.level * 100)}%` : "0";
-    one.bar.style.background = css(track.color);
   }
   for (const [id, one] of known) {
     if (present.has(id)) continue;
