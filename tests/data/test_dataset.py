@@ -222,6 +222,7 @@ def test_every_problem_is_listed_with_its_file_and_field(root: Path) -> None:
     dog["segmentations"][1] = SQUARE_RLE | {"size": [WIDTH, HEIGHT]}
     piano["segmentations"][0] = [[2, 2, 60, 2, 60, 12]]
     piano["segmentations"][1] = [[2, 2, 3]]
+    piano["segmentations"][2] = [[2, 2, float("nan"), 2, 30, 12]]
     person["segmentations"][1] = {"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH]}
     person["segmentations"][2] = {"size": [HEIGHT, WIDTH], "counts": "nonsense"}
     (root / "test.json").write_text(json.dumps(document))
@@ -245,6 +246,7 @@ def test_every_problem_is_listed_with_its_file_and_field(root: Path) -> None:
         "test/FEATAudios/yard.npy: must be floats [4 or more, A], got float32 [2, 128]",
         "test.json: annotations[1].segmentations[0] a polygon leaves the picture of 32x24",
         "test.json: annotations[1].segmentations[1] a polygon needs at least three points",
+        "test.json: annotations[1].segmentations[2] cannot be read (a polygon's points must be finite",
         "test.json: annotations[2].segmentations[1] is a mask without a pixel; silence is null",
         "test.json: annotations[2].segmentations[2] cannot be read",
         "test/JPEGImages/hall: has 1 images that videos[1].file_names does not list",

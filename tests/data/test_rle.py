@@ -68,6 +68,15 @@ def test_runs_that_do_not_fill_the_picture_are_refused(counts: str | list[int]) 
         rle.as_rle({"size": [4, 5], "counts": counts})
 
 
+@pytest.mark.parametrize("far", [float("nan"), float("inf"), -float("inf"), 1e12, -1e7])
+def test_polygons_without_end_are_refused(far: float) -> None:
+    """Given to pycocotools they take all memory."""
+    with pytest.raises(DataError, match="a polygon's points must be finite and within 1000000 pixels"):
+        rle.decode([[0, 0, 5, 0, far, 5]], 4, 5)
+    beyond = rle.from_polygons([[-1e4, -1e4, 1e4, -1e4, 1e4, 1e4, -1e4, 1e4]], 4, 5)
+    assert rle.area(beyond) == 20
+
+
 def test_runs_of_any_length_are_read() -> None:
     """Text of one to five characters a number, growing and shrinking runs, a picture of ones."""
     random = np.random.default_rng(0)
