@@ -123,6 +123,8 @@ def areas(rles: Sequence[Rle]) -> NDArray[np.int64]:
 
 def box(rle: Rle) -> list[float]:
     """[x, y, width, height] in pixels; zeros for an empty mask."""
+    if not area(rle):  # of none that ends in a run of no pixels pycocotools makes a box of 2^32
+        return [0.0] * 4
     return [float(value) for value in coco.toBbox(_for_coco(rle))]
 
 

@@ -55,6 +55,12 @@ def test_polygons_are_joined_and_crumbs_ignored() -> None:
     assert rle.box(rle.from_polygons([], 8, 8)) == [0, 0, 0, 0]
 
 
+@pytest.mark.parametrize("counts", [[20], [20, 0], [12, 0, 8, 0], [0, 0, 20]])
+def test_a_mask_without_pixels_has_no_box(counts: list[int]) -> None:
+    """Of runs that end in one of no pixels pycocotools makes a box of 2^32."""
+    assert rle.box(rle.as_rle({"size": [4, 5], "counts": counts})) == [0, 0, 0, 0]
+
+
 @pytest.mark.parametrize("wrong", [None, "abc", {"size": [1, 1]}, [[0, 0, 1, 1, 2, 2]]])
 def test_anything_else_is_refused(wrong: object) -> None:
     with pytest.raises(DataError, match="a segmentation must be"):
