@@ -158,6 +158,7 @@ def test_broken_files_are_refused(root: Path, harm: Callable[[Path], Any], words
         (["videos", 0, "height"], "24", r"videos\[0\] height must be int"),
         (["videos", 0, "length"], 5, r"videos\[0\].file_names has 4 entries, length says 5"),
         (["categories", 0, "name"], None, r"categories\[0\] name must be str, got nothing"),
+        (["categories", 0, "id"], 0, r"categories\[0\].id must be at least 1, got 0"),
         (["annotations", 1, "video_id"], 7, r"annotations\[1\].video_id 7 is no video"),
         (["annotations", 1, "category_id"], 2, r"annotations\[1\].category_id 2 is no category.*which has 1, 6, 14"),
         (["annotations", 1, "segmentations"], [None], r"annotations\[1\].segmentations has 1 entries, its video 4"),
