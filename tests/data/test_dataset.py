@@ -81,6 +81,15 @@ def test_sound_of_any_depth(root: Path, dtype: Any, silence: float, loud: float)
     assert torch.allclose(half, torch.tensor(0.5))
 
 
+def test_how_much_of_a_second_there_was(root: Path) -> None:
+    split = open_split(root, "test")
+    hall = split.annotations.videos[1]
+    write_wav(root / "test" / "WAVAudios" / "hall.wav", 2.5)
+    assert split.sound(hall, [1, 2, 3])[1].tolist() == [16_000, 8_000, 0]
+    (root / "test" / "WAVAudios" / "hall.wav").unlink()
+    assert split.sound(hall, [1])[1].tolist() == [0]
+
+
 def test_sound_of_24_bits(root: Path) -> None:
     split = open_split(root, "test")
     yard = split.annotations.videos[0]
