@@ -61,6 +61,7 @@ def test_eval_writes_json_and_picture(here: Path) -> None:
         ({"segmentations": [None]}, "[0].segmentations has 1 entries, its video 4 frames"),
         ({"segmentations": [{"size": [5, 5], "counts": [25]}] * 4}, "a mask of 5x5 in a video of 32x24"),
         ({"segmentations": [{"size": [24, 32], "counts": [[1], "x"]}] * 4}, "video 'yard', a track of category 14"),
+        ({"segmentations": [[[0, 0, 5, 0, float("inf"), 5]]] * 4}, "a polygon's points must be finite"),
     ],
 )
 def test_predictions_that_do_not_fit(

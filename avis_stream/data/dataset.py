@@ -191,12 +191,21 @@ class DataSplit:
         Raises:
             DataError: The WAV is broken.
         """
+        return self.sound(video, frames)[0]
+
+    def sound(self, video: Video, frames: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """`seconds`, and how many samples of each there were, int64 [len(frames)]: a WAV may end within a second.
+
+        Raises:
+            DataError: The WAV is broken.
+        """
         wav = self._wav(video)
         if wav is None:
-            return torch.zeros(len(frames), 16_000)
+            return torch.zeros(len(frames), 16_000), torch.zeros(len(frames), dtype=torch.int64)
         rate, samples = _samples(wav)
         waves = [_as_floats(samples[t * rate : (t + 1) * rate]) for t in frames]
-        return torch.cat([mono_seconds(w.T if w.dim() == 2 else w, rate, 1)[0] for w in waves])
+        cut = [mono_seconds(w.T if w.dim() == 2 else w, rate, 1) for w in waves]
+        return torch.cat([second for second, _ in cut]), torch.cat([valid for _, valid in cut])
 
     def _read(self, path: Path, video: Video) -> Tensor:
         picture = read_image(path)

@@ -60,8 +60,11 @@ def structure_problems(path: Path, document: Any) -> Iterator[Problem]:
         missing = _wrong_fields(category, {"id": int, "name": str})
         if missing:
             yield Problem(path, f"categories[{index}]", missing)
-        else:
-            known.add(category["id"])
+            continue
+        if category["id"] < 1:
+            text = f"must be at least 1, got {category['id']}: 0 is no class; `import --from ytvis` counts them anew"
+            yield Problem(path, f"categories[{index}].id", text)
+        known.add(category["id"])
     for index, entry in enumerate(lists["annotations"]):
         yield from _track_problems(path, f"annotations[{index}]", entry, lengths, known)
     silent = document.get("silent_annotations", [])

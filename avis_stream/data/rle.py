@@ -16,6 +16,9 @@ from avis_stream.errors import DataError
 _AT_ONCE = 255
 """Masks that pycocotools counts the pixels of together."""
 
+_FARTHEST_PX = 1e6
+"""From the picture's corner to a point of a polygon: pycocotools walks edges pixel by pixel, and keeps every one."""
+
 
 class Rle(TypedDict):
     """A mask as it stands in JSON."""
@@ -87,9 +90,19 @@ def _runs(text: bytes) -> NDArray[np.int64]:
 
 
 def from_polygons(polygons: Sequence[Sequence[float]], height: int, width: int) -> Rle:
-    """Fills polygons [[x, y, x, y, ...], ...] in pixels and joins them."""
+    """Fills polygons [[x, y, x, y, ...], ...] in pixels and joins them.
+
+    Raises:
+        DataError: A number is not finite, or farther away than any outline goes.
+    """
     # Fewer than three points enclose nothing, and pycocotools takes four numbers for a box.
     flat = [[float(value) for value in polygon] for polygon in polygons if len(polygon) >= 6]
+    far = [value for polygon in flat for value in polygon if not abs(value) <= _FARTHEST_PX]  # NaN is not, either
+    if far:
+        raise DataError(
+            f"a polygon's points must be finite and within {_FARTHEST_PX:.0f} pixels of the corner, got {far[0]:g}; "
+            "outline the object again or take it away"
+        )
     if not flat:
         return encode(np.zeros((height, width), bool))
     merged = coco.merge(coco.frPyObjects(flat, height, width))
@@ -110,6 +123,8 @@ def areas(rles: Sequence[Rle]) -> NDArray[np.int64]:
 
 def box(rle: Rle) -> list[float]:
     """[x, y, width, height] in pixels; zeros for an empty mask."""
+    if not area(rle):  # of none that ends in a run of no pixels pycocotools makes a box of 2^32
+        return [0.0] * 4
     return [float(value) for value in coco.toBbox(_for_coco(rle))]
 
 

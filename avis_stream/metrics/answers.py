@@ -62,14 +62,22 @@ def parse_answers(path: Path, document: Any, truth: Annotations) -> Answers:
     for n, entry in enumerate(document):
         if not isinstance(entry, dict):
             raise DataError(f"{path}: [{n}] must be an object, got {str(entry)[:40]!r}")
-        video = names.get(str(entry.get("video"))) or videos.get(entry.get("video_id", -1))
+        video = names.get(str(entry.get("video"))) or videos.get(_number(path, n, entry, "video_id"))
         if video is None:
             raise DataError(f"{path}: [{n}] must name a video of {truth.path.name} by video or video_id")
-        category: Any = categories.get(_plain(str(entry.get("label", "")))) or entry.get("category_id")
+        category = categories.get(_plain(str(entry.get("label", "")))) or _number(path, n, entry, "category_id")
         answer = Answer(int(category) if category in truth.categories else 0, _place(path, n, entry, video))
         for t in _seconds(path, n, entry, video.length):
             found[video.id][t].append(answer)
     return found
+
+
+def _number(path: Path, n: int, entry: Mapping[str, Any], name: str) -> Any:
+    """An id of an answer; None where it gives none."""
+    value = entry.get(name)
+    if value is not None and not isinstance(value, int | float):
+        raise DataError(f"{path}: [{n}].{name} must be a number, got {str(value)[:40]!r}")
+    return value
 
 
 def _plain(label: str) -> str:

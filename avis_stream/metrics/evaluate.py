@@ -2,7 +2,8 @@
 
 Three modes. `official` gives the numbers of the official AVISeg evaluator, oddities included, to compare with published
 results. `fixed` is what the same scores were meant to be: an empty mask is no detection, classes without truth do not
-count, a silent second is right when nothing is shown. `paper` reads FSLA as the paper's text has it.
+count, a silent second is right when nothing is shown, and what lies on a crowd is not asked. `paper` reads FSLA as the
+paper's text has it.
 """
 
 from __future__ import annotations
@@ -150,19 +151,20 @@ def evaluation(truth: Annotations, predictions: Predictions, mode: Mode) -> Eval
 def _scored(pair: VideoPair, categories: Mapping[int, str], mode: Mode) -> ScoredVideo:
     if mode != "official":
         pair = pair.without_empty_masks()
+    counted = pair if mode == "official" else pair.without_crowds()
     classes = {}
     for category in np.unique(np.concatenate([pair.truth.category, pair.predicted.category])).tolist():
-        own = pair.of_category(category)
+        own = counted.of_category(category)
         classes[category] = ClassInVideo(
             hota=hota_sums(own),
             identity=identity_counts(own),
-            tracks=match_tracks(own, free_first_track=mode == "official"),
+            tracks=match_tracks(pair.of_category(category), official=mode == "official"),
             masks=match_masks(own),
         )
     seconds: Counter[str] = Counter()
     for category, present in zip(pair.truth.category.tolist(), pair.truth.present.T, strict=True):
         seconds[categories[category]] += int(present.sum())
-    return ScoredVideo(judge_frames(pair, mode), scenario_of_video(seconds), classes)
+    return ScoredVideo(judge_frames(counted, mode), scenario_of_video(seconds), classes)
 
 
 def _percent(share: float | None) -> float | None:

@@ -24,6 +24,8 @@ IntArray = NDArray[np.int64]
 _EMPTY_AT_720P = "PPTl0"
 """The run lengths of an all-zero mask of 1280x720: how the official FSLA knows an empty mask (quirk Q6)."""
 
+_HALF = 0.5
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrackTable:
@@ -90,14 +92,42 @@ class VideoPair:
         truth, predicted = (side.take(those) for side, those in zip(sides, seen, strict=True))
         return VideoPair(self.name, truth, predicted, self.iou[:, seen[0]][:, :, seen[1]])
 
-    def track_iou(self) -> FloatArray:
-        """Overlap of whole tracks [G, P]: pixels in common through pixels of either, summed over the video."""
-        both = self.truth.area[:, :, None] + self.predicted.area[:, None, :]  # [T, G, P]
-        # The per-frame ratio i / (a + b - i) gives i back exactly: it is a whole number far below 2^52.
-        common = np.rint(self.iou * both / (1 + self.iou)).sum(axis=0)
-        union = both.sum(axis=0) - common
+    def without_crowds(self) -> VideoPair:
+        """The same video without crowds, and without what is shown on them: who of many sounds there is not asked.
+
+        A mask goes that lies with more than half of its pixels on a crowd of its class, unless it is an object's of
+        that class, by an IoU of 0.5. Source: COCO's ignored regions, frame by frame as TrackEval has them.
+        """
+        crowd = self.truth.crowd
+        if not crowd.any():
+            return self
+        same = self.truth.category[:, None] == self.predicted.category[None, :]  # [G, P]
+        on_crowd = (self._common() * (same & crowd[:, None])).max(axis=1) > _HALF * self.predicted.area  # [T, P]
+        an_object = ((self.iou >= _HALF) & same & ~crowd[:, None]).any(axis=1)
+        gone = on_crowd & ~an_object
+        shown = replace(self.predicted, area=np.where(gone, 0, self.predicted.area))
+        iou = np.where(gone[:, None, :], 0.0, self.iou)[:, ~crowd]
+        return VideoPair(self.name, self.truth.take(~crowd), shown, iou).without_empty_masks()
+
+    def track_iou(self, *, crowds_hold_many: bool = False) -> FloatArray:
+        """Overlap of whole tracks [G, P]: pixels in common through pixels of either, summed over the video.
+
+        Args:
+            crowds_hold_many: Of a crowd and a track through pixels of the track alone, which is one of many in it.
+        """
+        own = self.predicted.area.sum(axis=0)[None, :]
+        common = self._common().sum(axis=0)
+        union = self.truth.area.sum(axis=0)[:, None] + own - common
+        if crowds_hold_many:
+            union = np.where(self.truth.crowd[:, None], own, union)
         share: FloatArray = np.divide(common, union, out=np.zeros_like(common), where=union > 0)
         return share
+
+    def _common(self) -> FloatArray:
+        """Pixels in common [T, G, P]."""
+        both = self.truth.area[:, :, None] + self.predicted.area[:, None, :]
+        # The per-frame ratio i / (a + b - i) gives i back exactly: it is a whole number far below 2^52.
+        return np.rint(self.iou * both / (1 + self.iou))
 
 
 def pair_videos(truth: Annotations, predictions: Predictions) -> Iterator[VideoPair]:

@@ -50,17 +50,19 @@ class TrackCurves:
     """[4, 10]."""
 
 
-def match_tracks(pair: VideoPair, *, free_first_track: bool) -> TrackMatches:
+def match_tracks(pair: VideoPair, *, official: bool) -> TrackMatches:
     """Matches one video's tracks of one class, greedily by score, in each area range.
 
     Args:
         pair: The video, tracks of one class only.
-        free_first_track: Let the first track of the data set take an object without blocking it for others: official
-            code takes id 0 for "not matched yet" (quirk Q26).
+        official: Let the first track of the data set take an object without blocking it for others: official code takes
+            id 0 for "not matched yet" (quirk Q26). And let crowds be matched as single objects are, by one track each;
+            otherwise as many tracks as lie on one are ignored.
     """
     order = np.argsort(-pair.predicted.score, kind="mergesort")
-    overlaps = pair.track_iou().T[order]  # [P, G]
-    blocks = pair.predicted.id[order] > 0 if free_first_track else np.ones(len(order), bool)
+    overlaps = pair.track_iou(crowds_hold_many=not official).T[order]  # [P, G]
+    blocks = np.ones((len(order), len(pair.truth)), bool)
+    blocks &= pair.predicted.id[order, None] > 0 if official else ~pair.truth.crowd
     shape = (len(AREA_RANGES), len(THRESHOLDS), len(order))
     matched, ignored = np.zeros(shape, bool), np.zeros(shape, bool)
     wanted = np.zeros((len(AREA_RANGES), len(pair.truth)), bool)
@@ -69,14 +71,17 @@ def match_tracks(pair: VideoPair, *, free_first_track: bool) -> TrackMatches:
         out_of_range = ~_within(pair.predicted.mean_area[order], low, high)
         last = np.argsort(~wanted[n], kind="mergesort")  # tracks that do not count come last
         for k, threshold in enumerate(THRESHOLDS):
-            found = _greedy(overlaps[:, last], wanted[n][last], blocks, threshold)
+            found = _greedy(overlaps[:, last], wanted[n][last], blocks[:, last], threshold)
             matched[n, k] = found >= 0
             ignored[n, k] = np.where(found >= 0, ~np.append(wanted[n][last], False)[found], out_of_range)
     return TrackMatches(pair.predicted.score[order], matched, ignored, wanted)
 
 
 def _greedy(overlaps: FloatArray, wanted: BoolArray, blocks: BoolArray, threshold: float) -> IntArray:
-    """Column matched by each row [P], -1 for none: each row takes the best free column, wanted ones before others."""
+    """Column matched by each row [P], -1 for none: each row takes the best free column, wanted ones before others.
+
+    Whether it is free no more says `blocks` [P, G].
+    """
     found = np.full(len(overlaps), -1)
     taken = np.zeros(len(wanted), bool)
     for row, own in enumerate(overlaps):
@@ -87,7 +92,7 @@ def _greedy(overlaps: FloatArray, wanted: BoolArray, blocks: BoolArray, threshol
             if own[column] >= best - EPS:
                 best, found[row] = own[column], column
         if found[row] >= 0:
-            taken[found[row]] = blocks[row]
+            taken[found[row]] = blocks[row, found[row]]
     return found
 
 

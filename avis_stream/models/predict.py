@@ -15,6 +15,7 @@ from avis_stream.models.avism import AVISM
 from avis_stream.models.clip import ClipResult
 from avis_stream.models.mask_store import MaskStore
 from avis_stream.models.offline import ClipFrame, mask_features_again, segment_clip
+from avis_stream.types import SAMPLE_RATE
 
 _SECONDS_AT_ONCE = 8
 """Of sound, listened to together."""
@@ -49,8 +50,10 @@ def predict_video(model: AVISM, split: DataSplit, video: Video, seconds: Tensor 
     frames = list(range(video.length))
     features = split.features(video) if model.audio_encoder is None else None
     if features is None or seconds is not None:
-        heard = split.seconds(video, frames) if seconds is None else seconds
-        features = torch.cat([model.hear(part).cpu() for part in heard.split(_SECONDS_AT_ONCE)])
+        whole = torch.full((len(frames),), SAMPLE_RATE)
+        heard, valid = split.sound(video, frames) if seconds is None else (seconds, whole)
+        parts = zip(heard.split(_SECONDS_AT_ONCE), valid.split(_SECONDS_AT_ONCE), strict=True)
+        features = torch.cat([model.hear(part, there).cpu() for part, there in parts])
 
     def again() -> Iterator[ClipFrame]:
         for t in frames:

@@ -63,8 +63,8 @@ def run_video(online: OnlineSegmenter, split: DataSplit, video: Video) -> Iterat
     wants_previous = online.model.wants_previous
     for t in range(video.length):
         previous = split.previous(video, t) if wants_previous else None
-        sound = split.seconds(video, [t])[0]
-        result, state = online.step(split.image(video, t), sound, state, previous=previous)
+        (sound,), (valid,) = split.sound(video, [t])
+        result, state = online.step(split.image(video, t), sound[:valid], state, previous=previous)
         if result.frame_id >= 0:
             yield result
     yield from online.finish(state)

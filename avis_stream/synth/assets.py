@@ -11,8 +11,8 @@ without the parts that count variants.
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -36,6 +36,8 @@ _LARGEST_PART = 0.85
 _FEW = 4
 """Classes with at most so many cut-outs are looked through at once, so that none is offered without a usable one."""
 _SOLIDITY = 0.45
+_MOST_SHOWN = 4
+"""Objects of a photograph that a scene tells of."""
 Part = TypeVar("Part")
 
 
@@ -49,11 +51,11 @@ class AssetLibrary:
             folder: As above.
             protocol: Says which file belongs to which split.
             split: `train`, `val` or `test`.
-            only: Classes to use; None: all that have both cut-outs and sounds.
+            only: Classes to use, in photographs too; None: all that have both cut-outs and sounds.
         Raises:
             DataError: No class has both cut-outs and sounds.
         """
-        self._protocol, self._split, self._folder = protocol, split, folder
+        self._protocol, self._split, self._folder, self._only = protocol, split, folder, only
         self._sprites = {c: self._pictures(folder / "sprites" / c, c) for c in folders(folder / "sprites")}
         self._sounds = {c: self._recordings(folder / "sounds" / c, c) for c in folders(folder / "sounds")}
         usable = (c for c in self._sprites if self._sprites[c] and self._sounds.get(c))
@@ -88,7 +90,15 @@ class AssetLibrary:
 
     def photograph(self, rng: Rng) -> Photograph:
         """A labelled photograph; at most four of its objects, the largest."""
-        return first_good(self._photographs, rng, _read_photograph)
+        return first_good(self._photographs, rng, self._of_wanted)
+
+    def _of_wanted(self, label: Path) -> Photograph | None:
+        """A photograph with those of its objects that are of classes to use; None without any."""
+        photograph = _read_photograph(label)
+        if photograph is None:
+            return None
+        objects = tuple(own for own in photograph.objects if self._only is None or own[0] in self._only)
+        return replace(photograph, objects=objects[:_MOST_SHOWN]) if objects else None
 
     def _pictures(self, folder: Path, class_name: str) -> list[Path]:
         paths = [p for p in sorted(folder.glob("*.png")) if picture_key(p.stem) not in self._protocol.excluded_pictures]
@@ -114,13 +124,16 @@ class AssetLibrary:
         return own
 
     def _labelled(self) -> list[Path]:
+        """Labels of this split; none at all where none of them has a class to use."""
         labels = sorted(p for kind in ("coco", "pet") for p in (self._folder / f"{kind}_labels").glob("*.txt"))
-        return [
+        own = [
             p
             for p in labels
             if p.stem not in self._protocol.excluded_pictures
             and self._protocol.split_of("pictures", p.stem) == self._split
         ]
+        # The others stay: the order in which photographs are drawn, and so every made set, depends on their number.
+        return own if self._only is None or any(name in self._only for p in own for name, _ in _outlines(p)) else []
 
 
 def picture_key(stem: str) -> str:
@@ -213,24 +226,32 @@ def _read_picture(path: Path) -> NDArray[np.uint8]:
     return np.asarray(Image.open(path).convert("RGB"))
 
 
+def _outlines(label: Path) -> list[tuple[str, list[tuple[float, float]]]]:
+    """Class and points, in parts of the picture, of each object of a known class; empty lines say nothing."""
+    found = []
+    for line in filter(str.strip, label.read_text().splitlines()):
+        number, *points = line.split()
+        class_name = COCO_CLASSES.get(int(float(number)))
+        if class_name is not None and len(points) >= 6:
+            numbers = [float(value) for value in points]
+            found.append((class_name, list(zip(numbers[::2], numbers[1::2], strict=False))))
+    return found
+
+
 @functools.lru_cache(maxsize=512)
 def _read_photograph(label: Path) -> Photograph | None:
+    """A photograph with all its objects of known classes, the largest first; None without any."""
     picture = label.parents[1] / label.parent.name.replace("labels", "images") / f"{label.stem}.jpg"
     if not picture.is_file():
         return None
     rgb = _read_picture(picture)
     height, width = rgb.shape[:2]
     objects = []
-    for line in label.read_text().splitlines():
-        number, *points = re.split(r"\s+", line.strip())
-        class_name = COCO_CLASSES.get(int(float(number)))
-        if class_name is None or len(points) < 6:
-            continue
-        outline = [(float(x) * width, float(y) * height) for x, y in zip(points[::2], points[1::2], strict=False)]
+    for class_name, points in _outlines(label):
         canvas = Image.new("1", (width, height))
-        ImageDraw.Draw(canvas).polygon(outline, fill=1)
+        ImageDraw.Draw(canvas).polygon([(x * width, y * height) for x, y in points], fill=1)
         mask = np.asarray(canvas)
         if mask.sum() >= 0.004 * mask.size:
             objects.append((class_name, mask))
     objects.sort(key=lambda entry: -int(entry[1].sum()))
-    return Photograph(rgb, tuple(objects[:4]), label.stem) if objects else None
+    return Photograph(rgb, tuple(objects), label.stem) if objects else None

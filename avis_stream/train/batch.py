@@ -36,6 +36,8 @@ class ClipSample:
     """uint8 [T, 3, H, W], the pictures 100 ms earlier; None: no motion is known."""
     tags: Tensor | None = None
     """float32 [T, K], 1 for classes heard, sources outside the picture included; None: of the sounding objects."""
+    valid_samples: Tensor | None = None
+    """int64 [T], how many samples of each of `seconds` there were; None: all."""
 
     def __post_init__(self) -> None:
         frames, _, height, width = check_shape(self.images, "images", "T 3 H W", dtype=torch.uint8).shape
@@ -49,6 +51,8 @@ class ClipSample:
             check_shape(self.previous, "previous", "T 3 H W", dtype=torch.uint8, T=frames, H=height, W=width)
         if self.tags is not None:
             check_shape(self.tags, "tags", "T K", dtype=torch.float32, T=frames)
+        if self.valid_samples is not None:
+            check_shape(self.valid_samples, "valid_samples", "T", dtype=torch.int64, T=frames)
 
     def to(self, device: torch.device) -> ClipSample:
         """The same on a device."""
@@ -62,10 +66,17 @@ class ClipSample:
         kept: dict[str, Any] = {"masks": self.masks[:, frames]}
         if self.sounding is not None:
             kept["sounding"] = self.sounding[:, frames]
-        for name in ("images", "seconds", "features", "previous", "tags"):
+        for name in ("images", "seconds", "features", "previous", "tags", "valid_samples"):
             value = getattr(self, name)
             kept[name] = None if value is None else value[frames]
         return replace(self, **kept)
+
+    @property
+    def there(self) -> Tensor:
+        """`valid_samples`, where nothing is known all of them."""
+        if self.valid_samples is not None:
+            return self.valid_samples
+        return torch.full((len(self.seconds),), self.seconds.shape[1], device=self.seconds.device)
 
     def sounding_alone(self) -> ClipSample:
         """The truth that AVISM knows: objects have masks only while they sound."""

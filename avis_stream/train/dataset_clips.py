@@ -60,15 +60,19 @@ class DatasetClips:
         if self._config.silent_first_frame_has_no_class and len(labels):
             labels[~together[:, 0].flatten(1).any(dim=1)] = self._nothing
         features = self._features(video)
+        seconds, valid = torch.zeros(len(frames), 16_000), None
+        if features is None:
+            seconds, valid = self._seconds(video, frames, rng)
         return ClipSample(
             images=images.contiguous(),
-            seconds=self._seconds(video, frames, rng) if features is None else torch.zeros(len(frames), 16_000),
+            seconds=seconds,
             labels=labels,
             masks=together.contiguous(),
             name=f"{video.name} frames {frames}",
             features=None if features is None else features[frames],
             sounding=sounding.view(len(tracks), len(frames)) if visible else None,
             previous=previous,
+            valid_samples=valid,
         )
 
     def _features(self, video: Video) -> Tensor | None:
@@ -96,13 +100,17 @@ class DatasetClips:
             tracks += self._split.annotations.silent.get(video.id, ())
         return [t for t in tracks if not t.crowd and t.category_id in self._class_of], visible
 
-    def _seconds(self, video: Video, frames: list[int], rng: np.random.Generator) -> Tensor:
-        """What is heard, changed as configured; what is mixed in is as old in its video as the frames in theirs."""
+    def _seconds(self, video: Video, frames: list[int], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """What is heard, changed as configured; what is mixed in is as old in its video as the frames in theirs.
+
+        And how much of each second its video has.
+        """
         config, other = self._config.sound, None
         if config.mix_share > 0:
             beside = self._videos[rng.integers(len(self._videos))]
             other = self._split.seconds(beside, [t % beside.length for t in frames]).numpy()
-        return torch.from_numpy(change_seconds(self._split.seconds(video, frames).numpy(), config, rng, other))
+        seconds, valid = self._split.sound(video, frames)
+        return torch.from_numpy(change_seconds(seconds.numpy(), config, rng, other)), valid
 
     def _previous(self, video: Video, frames: list[int], geometry: Geometry) -> Tensor | None:
         """The pictures 100 ms earlier, changed like their frames; None if any of them is missing."""

@@ -53,6 +53,11 @@ DISJOINT_SHARE = 0.6
 """Scenes of those classes alone that have enough cut-outs to learn more than these cut-outs from."""
 
 
+_CLIP = 0xC11B
+"""Keeps a clip's draws apart from its scene's, which are of [version, seed, number]: with seed 1 both were the same,
+and where the sound ends told whether two of one class are in the picture."""
+
+
 class SynthClips:
     """Clips of made scenes, one scene each, at the size at which the network sees them."""
 
@@ -95,7 +100,7 @@ class SynthClips:
         The second of sound of a frame ends anywhere from the frame itself (live) to a second later (as data sets have
         it), so that a model does not come to depend on where it ends (ADR 0004).
         """
-        rng = np.random.default_rng([self._seed, 1, number])
+        rng = np.random.default_rng([self._seed, 1, number, _CLIP])
         few, ends = rng.random() < DISJOINT_SHARE, float(rng.uniform(0, 1))
         scene = make_scene(
             self._libraries[few],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -67,10 +67,12 @@ class ClipLosses(nn.Module):
     @torch.no_grad()
     def _hear(self, samples: Sequence[ClipSample]) -> Tensor:
         """What is heard in each frame of each clip, [B, T, A]; all that must be listened to is, in one batch."""
-        unheard = [sample.seconds for sample in samples if sample.features is None]
-        with torch.autocast(self.model.device.type, enabled=False):
-            heard = self.model.hear(torch.cat(unheard)).split([len(part) for part in unheard]) if unheard else ()
-        fresh = iter(heard)
+        unheard = [sample for sample in samples if sample.features is None]
+        fresh: Iterator[Tensor] = iter(())
+        if unheard:
+            seconds, there = (torch.cat([getattr(s, name) for s in unheard]) for name in ("seconds", "there"))
+            with torch.autocast(self.model.device.type, enabled=False):
+                fresh = iter(self.model.hear(seconds, there).split([len(sample.seconds) for sample in unheard]))
         return torch.stack([next(fresh) if sample.features is None else sample.features for sample in samples])
 
     def _motion(self, samples: Sequence[ClipSample], images: Tensor) -> Tensor | None:

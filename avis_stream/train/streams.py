@@ -104,7 +104,7 @@ def localized(model: AVISM, sample: ClipSample, config: LossConfig, draw: DrawPo
     """Lets the localizer see every frame of a stream, and finds out which of its queries answer for what."""
     if not model.config.localizer.sounding_head:
         sample = sample.sounding_alone()
-    heard = model.hear(sample.seconds) if sample.features is None else sample.features
+    heard = model.hear(sample.seconds, sample.there) if sample.features is None else sample.features
     queries, features, chances, found = [], [], [], []
     for first in range(0, len(sample.images), _AT_ONCE):
         part = sample.part(slice(first, first + _AT_ONCE))

@@ -81,6 +81,15 @@ def test_sound_of_any_depth(root: Path, dtype: Any, silence: float, loud: float)
     assert torch.allclose(half, torch.tensor(0.5))
 
 
+def test_how_much_of_a_second_there_was(root: Path) -> None:
+    split = open_split(root, "test")
+    hall = split.annotations.videos[1]
+    write_wav(root / "test" / "WAVAudios" / "hall.wav", 2.5)
+    assert split.sound(hall, [1, 2, 3])[1].tolist() == [16_000, 8_000, 0]
+    (root / "test" / "WAVAudios" / "hall.wav").unlink()
+    assert split.sound(hall, [1])[1].tolist() == [0]
+
+
 def test_sound_of_24_bits(root: Path) -> None:
     split = open_split(root, "test")
     yard = split.annotations.videos[0]
@@ -158,6 +167,7 @@ def test_broken_files_are_refused(root: Path, harm: Callable[[Path], Any], words
         (["videos", 0, "height"], "24", r"videos\[0\] height must be int"),
         (["videos", 0, "length"], 5, r"videos\[0\].file_names has 4 entries, length says 5"),
         (["categories", 0, "name"], None, r"categories\[0\] name must be str, got nothing"),
+        (["categories", 0, "id"], 0, r"categories\[0\].id must be at least 1, got 0"),
         (["annotations", 1, "video_id"], 7, r"annotations\[1\].video_id 7 is no video"),
         (["annotations", 1, "category_id"], 2, r"annotations\[1\].category_id 2 is no category.*which has 1, 6, 14"),
         (["annotations", 1, "segmentations"], [None], r"annotations\[1\].segmentations has 1 entries, its video 4"),
@@ -222,6 +232,7 @@ def test_every_problem_is_listed_with_its_file_and_field(root: Path) -> None:
     dog["segmentations"][1] = SQUARE_RLE | {"size": [WIDTH, HEIGHT]}
     piano["segmentations"][0] = [[2, 2, 60, 2, 60, 12]]
     piano["segmentations"][1] = [[2, 2, 3]]
+    piano["segmentations"][2] = [[2, 2, float("nan"), 2, 30, 12]]
     person["segmentations"][1] = {"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH]}
     person["segmentations"][2] = {"size": [HEIGHT, WIDTH], "counts": "nonsense"}
     (root / "test.json").write_text(json.dumps(document))
@@ -245,6 +256,7 @@ def test_every_problem_is_listed_with_its_file_and_field(root: Path) -> None:
         "test/FEATAudios/yard.npy: must be floats [4 or more, A], got float32 [2, 128]",
         "test.json: annotations[1].segmentations[0] a polygon leaves the picture of 32x24",
         "test.json: annotations[1].segmentations[1] a polygon needs at least three points",
+        "test.json: annotations[1].segmentations[2] cannot be read (a polygon's points must be finite",
         "test.json: annotations[2].segmentations[1] is a mask without a pixel; silence is null",
         "test.json: annotations[2].segmentations[2] cannot be read",
         "test/JPEGImages/hall: has 1 images that videos[1].file_names does not list",

@@ -328,6 +328,24 @@ def test_masks_without_pixels_are_silence(made: Path, tmp_path: Path, capsys: py
     assert [mask is not None for mask in track.segmentations] == [False, True, False]
 
 
+def test_masks_without_pixels_are_silence_in_coco_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And have no box."""
+    counts = ([100, 20, 1080], [1200, 0])
+    images = [{"id": t, "file_name": f"v/{t}.png", "width": 40, "height": 30} for t in range(2)]
+    for image in images:
+        picture(tmp_path / str(image["file_name"]))
+    annotations = [
+        {"id": t, "image_id": t, "category_id": 1, "track_id": 1, "segmentation": {"size": [30, 40], "counts": own}}
+        for t, own in enumerate(counts)
+    ]
+    labels = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "kettle"}]}
+    (tmp_path / "coco.json").write_text(json.dumps(labels))
+    ask(capsys, "import", tmp_path / "coco.json", tmp_path / "set", "--from", "coco")
+    (entry,) = json.loads((tmp_path / "set" / "train.json").read_text())["annotations"]
+    assert entry["segmentations"][0] is not None
+    assert [entry[name][1] for name in ("segmentations", "bboxes", "areas")] == [None] * 3
+
+
 def test_isat_layers_groups_and_holes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def entry(label: str, group: int, points: list[float], layer: float) -> dict[str, Any]:
         pairs = [list(p) for p in zip(points[::2], points[1::2], strict=True)]

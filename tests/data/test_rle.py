@@ -55,6 +55,12 @@ def test_polygons_are_joined_and_crumbs_ignored() -> None:
     assert rle.box(rle.from_polygons([], 8, 8)) == [0, 0, 0, 0]
 
 
+@pytest.mark.parametrize("counts", [[20], [20, 0], [12, 0, 8, 0], [0, 0, 20]])
+def test_a_mask_without_pixels_has_no_box(counts: list[int]) -> None:
+    """Of runs that end in one of no pixels pycocotools makes a box of 2^32."""
+    assert rle.box(rle.as_rle({"size": [4, 5], "counts": counts})) == [0, 0, 0, 0]
+
+
 @pytest.mark.parametrize("wrong", [None, "abc", {"size": [1, 1]}, [[0, 0, 1, 1, 2, 2]]])
 def test_anything_else_is_refused(wrong: object) -> None:
     with pytest.raises(DataError, match="a segmentation must be"):
@@ -66,6 +72,15 @@ def test_runs_that_do_not_fill_the_picture_are_refused(counts: str | list[int]) 
     """Given to pycocotools as they are, some of these never return."""
     with pytest.raises(DataError, match="do not fill a picture of 5x4"):
         rle.as_rle({"size": [4, 5], "counts": counts})
+
+
+@pytest.mark.parametrize("far", [float("nan"), float("inf"), -float("inf"), 1e12, -1e7])
+def test_polygons_without_end_are_refused(far: float) -> None:
+    """Given to pycocotools they take all memory."""
+    with pytest.raises(DataError, match="a polygon's points must be finite and within 1000000 pixels"):
+        rle.decode([[0, 0, 5, 0, far, 5]], 4, 5)
+    beyond = rle.from_polygons([[-1e4, -1e4, 1e4, -1e4, 1e4, 1e4, -1e4, 1e4]], 4, 5)
+    assert rle.area(beyond) == 20
 
 
 def test_runs_of_any_length_are_read() -> None:

@@ -103,6 +103,8 @@ def test_our_own_predictions_on_the_same_ruler(tmp_path: Path) -> None:
     ("change", "words"),
     [
         ({"video": "video9"}, r"\[0\] must name a video of truth.json"),
+        ({"video": None, "video_id": [1]}, r"\[0\].video_id must be a number, got '\[1\]'"),
+        ({"label": "", "category_id": [1]}, r"\[0\].category_id must be a number, got '\[1\]'"),
         ({"interval": [2, 1]}, r"\[0\].interval must be \[begin, end\] in seconds"),
         ({"interval": 3}, r"\[0\].interval must be"),
         ({"box": [1, 2, 3]}, r"\[0\].box must be \[x, y, width, height\]"),

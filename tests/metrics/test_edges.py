@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import EMPTY, SIZE, Box, Tracks, mask, score
+from tiny import CATEGORIES, EMPTY, SIZE, Box, Tracks, mask, score, write
 
 from avis_stream.data.annotations import Track, Video
+from avis_stream.metrics import evaluate
 from avis_stream.metrics.fsla import judge_frames
 from avis_stream.metrics.hota import hota_sums
 from avis_stream.metrics.identity import identity_counts
@@ -89,6 +91,37 @@ def test_edges(
     scores = score(tmp_path, "official", video)
     assert {key: scores[key] for key in official} == official
     score(tmp_path, "paper", video)
+
+
+ON_B: Box = (6, 6, 2, 2)
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [[], [("dog", [B, B])], [("dog", [B, B])] * 2, [("dog", [ON_B, ON_B])] * 2, [("dog", [ON_B, None])]],
+)
+def test_what_is_shown_on_a_crowd_does_not_count(shown: Tracks, tmp_path: Path) -> None:
+    video = (2, [("dog", [A, A]), ("dog", [B, B])], [*shown, ("dog", [A, A])])
+    paths = write(tmp_path, [video])
+    document = json.loads(paths[0].read_text())
+    document["annotations"][1]["iscrowd"] = 1
+    paths[0].write_text(json.dumps(document))
+    names = ("FA", "FAs", "HOTA", "IDF1", "AP_all", "AR_all", "frame_AP50")
+    for mode in ("fixed", "paper"):
+        scores = evaluate(*paths, mode=mode)
+        assert {name: scores[name] for name in names} == dict.fromkeys(names, 100), mode
+    document["annotations"][1]["category_id"] = CATEGORIES["cat"]
+    paths[0].write_text(json.dumps(document))
+    assert (evaluate(*paths, mode="fixed")["FA"] == 100) is (not shown)  # dogs on a crowd of cats are wrong
+
+
+def test_an_object_in_front_of_a_crowd_is_found(tmp_path: Path) -> None:
+    paths = write(tmp_path, [(1, [("dog", [A]), ("dog", [(0, 0, 10, 10)])], [("dog", [A])])])
+    document = json.loads(paths[0].read_text())
+    document["annotations"][1]["iscrowd"] = 1
+    paths[0].write_text(json.dumps(document))
+    scores = evaluate(*paths, mode="fixed")
+    assert scores["FA"] == scores["HOTA"] == scores["AP_all"] == 100
 
 
 def random_pair(seed: int, order: bool = False) -> VideoPair:

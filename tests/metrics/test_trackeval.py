@@ -135,7 +135,7 @@ def test_track_map_of_random_tracks() -> None:
             truth = [Track(n, 1, tuple(map(mask, boxes)), crowd=c) for boxes, c in zip(objects, crowd, strict=True)]
             predicted = [Track(n, 1, tuple(map(mask, boxes)), score=float(random.random())) for boxes in answers]
             pair = pair_video(video, truth, predicted, first_id)
-            ours.append(match_tracks(pair, free_first_track=False))
+            ours.append(match_tracks(pair, official=True))
             order = np.argsort([-track.score for track in predicted], kind="mergesort")
             sides = {"gt": truth, "dt": [predicted[i] for i in order]}
             data: dict[str, Any] = {"iou_type": "mask", "gt_track_iscrowd": crowd}

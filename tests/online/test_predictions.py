@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from scipy.io import wavfile
 from small_model import SMALL, open_config, small_model
+from torch import Tensor
 
 from avis_stream.cli import main
 from avis_stream.data.annotations import parse_predictions
 from avis_stream.data.dataset import DataSplit, open_split
+from avis_stream.models.predict import predict
 from avis_stream.online import OnlineSegmenter
 from avis_stream.online.predictions import StreamPredictions, predict_streams, run_video
 from avis_stream.synth.procedural import ProceduralLibrary
@@ -44,6 +50,30 @@ def test_a_video_is_stepped_through_frame_by_frame(split: DataSplit) -> None:
     found = next(iter(predict_streams(online, split)))
     assert [(e["score"], e["segmentations"]) for e in found] == [(e["score"], e["segmentations"]) for e in entries]
     parse_predictions(Path("streams"), found, split.annotations)
+
+
+def test_a_second_that_the_recording_ends_in_is_heard_as_segment_hears_it(
+    split: DataSplit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Encoders are told how much of it was there (quirk Q20)."""
+    shutil.copytree(split.root, tmp_path / "made")
+    (wav, *_) = sorted((tmp_path / "made" / "test" / "WAVAudios").glob("*.wav"))
+    wavfile.write(wav, 16_000, np.full(72_000, 5000, np.int16))
+    short = open_split(tmp_path / "made", "test", small_model().classes)
+    video = next(own for own in short.annotations.videos if own.name == wav.stem)
+    model, told = small_model(), list[int]()
+    hear = model.hear
+
+    def spy(seconds: Tensor, valid_samples: Tensor | None = None) -> Tensor:
+        told.extend([-1] * len(seconds) if valid_samples is None else valid_samples.tolist())
+        return hear(seconds, valid_samples)
+
+    monkeypatch.setattr(model, "hear", spy)
+    images = torch.stack([short.image(video, t) for t in range(video.length)])
+    model.segment(images, torch.full((72_000,), 0.1))
+    list(predict(model, short, [video]))
+    list(run_video(OnlineSegmenter(model, open_config(silence_dbfs=None)), short, video))
+    assert told == [16_000, 16_000, 16_000, 16_000, 8_000] * 3
 
 
 @pytest.mark.parametrize("settings", [{"refine_delay": 2}, {"alignment": "official"}])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -217,6 +218,19 @@ def test_photographs_make_scenes(assets: Path) -> None:
     mask = made.stage.shot(1.0).visible[0]
     assert mask is not None
     assert 0.2 < mask.mean() < 0.6
+
+
+def test_photographs_show_classes_to_use_alone(assets: Path, tmp_path: Path) -> None:
+    """A model of few classes has no number for the others."""
+    shutil.copytree(assets, tmp_path / "assets")
+    for label in (tmp_path / "assets" / "pet_labels").glob("*.txt"):
+        label.write_text("17 0 0 0.9 0 0.9 0.9 0 0.9\n\n18 0.2 0.2 0.8 0.2 0.8 0.8 0.2 0.8\n")
+    shown = {}
+    for only in (None, ("cat", "dog"), ("dog", "tuba"), ("tuba",)):
+        library = AssetLibrary(tmp_path / "assets", SMALL, "train", only=only)
+        if library.has_photographs:
+            shown[only] = [name for name, _ in library.photograph(np.random.default_rng(0)).objects]
+    assert shown == {None: ["cat", "dog"], ("cat", "dog"): ["cat", "dog"], ("dog", "tuba"): ["dog"]}
 
 
 def test_folders_without_assets_say_so(tmp_path: Path) -> None:

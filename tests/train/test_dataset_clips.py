@@ -14,6 +14,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from scipy.io import wavfile
+from torch import Tensor
 
 from avis_stream.cli import main
 from avis_stream.config import AVISEG_CLASSES, AudioConfig, AugmentConfig, AVISMConfig, LossConfig, TrainConfig
@@ -26,6 +28,7 @@ from avis_stream.synth.scene import make_scene
 from avis_stream.synth.write import write_set
 from avis_stream.train.augment import Geometry, apply_geometry, draw_frames, draw_geometry
 from avis_stream.train.dataset_clips import DatasetClips
+from avis_stream.train.step import ClipLosses
 from avis_stream.weights import load
 from avis_stream.weights.files import save_weights
 from avis_stream.weights.load import unfolded_model
@@ -72,12 +75,32 @@ def test_an_epoch_shows_every_video(data: Path) -> None:
 def test_sound_is_that_of_the_frame(data: Path) -> None:
     sample = clips(data).clip(0)
     name, _, frames = sample.name.partition(" frames ")
-    from scipy.io import wavfile
-
     _, wave = wavfile.read(data / "train" / "WAVAudios" / f"{name}.wav")
     for second, t in zip(sample.seconds, json.loads(frames), strict=True):
         expected = wave[t * 16_000 : (t + 1) * 16_000, 0] / 32768
         np.testing.assert_allclose(second.numpy(), expected, atol=1e-6)
+
+
+def test_what_a_recording_lacks_is_known_to_the_encoder(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a model would learn to hear seconds that `segment` gives it as none (quirk Q20)."""
+    shutil.copytree(data, tmp_path / "set")
+    for wav in (tmp_path / "set" / "train" / "WAVAudios").glob("*.wav"):
+        wavfile.write(wav, 16_000, np.zeros(88_000, np.int16))
+    sample = next(s for n in range(20) if "5]" in (s := clips(tmp_path / "set").clip(n)).name)
+    frames = json.loads(sample.name.partition(" frames ")[2])
+    wanted = [8_000 if t == 5 else 16_000 for t in frames]
+    model, told = unfolded_model(LISTENS, None, ""), list[int]()
+
+    def spy(seconds: Tensor, valid_samples: Tensor) -> Tensor:
+        told.extend(valid_samples.tolist())
+        return torch.zeros(len(seconds), 1024)
+
+    monkeypatch.setattr(model, "hear", spy)
+    ClipLosses(model, TrainConfig())._hear([sample, replace(sample, valid_samples=None)])
+    assert told == [*wanted, *[16_000] * 5]
+    assert sample.part(slice(4, 5)).there.tolist() == [8_000]
 
 
 def test_frames_are_near_each_other_and_in_order() -> None:

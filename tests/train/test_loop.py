@@ -32,13 +32,15 @@ from avis_stream.errors import AvisStreamError, CheckpointError, ConfigError
 from avis_stream.models.avism import AVISM
 from avis_stream.synth.procedural import ProceduralLibrary
 from avis_stream.synth.protocol import Protocol
+from avis_stream.synth.scene import Scene
 from avis_stream.train import clip_losses as clips_module
+from avis_stream.train import source as source_module
 from avis_stream.train import step as step_module
 from avis_stream.train.batch import ClipSample
 from avis_stream.train.loop import Stopped, train
 from avis_stream.train.optimiser import build_optimiser
 from avis_stream.train.processes import all_or_none
-from avis_stream.train.source import SynthClips
+from avis_stream.train.source import SynthClips, harder
 from avis_stream.train.step import ClipLosses
 from avis_stream.weights.load import unfolded_model
 
@@ -76,6 +78,23 @@ def fresh_model() -> AVISM:
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def test_where_sound_ends_says_nothing_of_the_scene(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seed 1 is the version of the protocol, too."""
+    seen: list[tuple[float, bool]] = []
+    plain = source_module.clip_of
+
+    def watched(scene: Scene, *given: Any, ends: float, **named: Any) -> ClipSample:
+        seen.append((ends, bool(scene.story.pair)))
+        return plain(scene, *given, ends=ends, **named)
+
+    monkeypatch.setattr(source_module, "clip_of", watched)
+    clips = SynthClips(ProceduralLibrary(), harder(Protocol.load()), frames=1, size=(32, 24), seed=1)
+    for number in range(40):
+        clips.clip(number)
+    pairs = [[pair for ends, pair in seen if (ends < 0.5) == early] for early in (True, False)]
+    assert [sum(own) / len(own) for own in pairs] == pytest.approx([0.5, 0.5], abs=0.25)
 
 
 def test_losses_fall(tmp_path: Path) -> None:

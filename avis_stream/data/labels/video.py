@@ -51,7 +51,12 @@ class TrackBook:
     crowds: set[Any] = field(default_factory=set)
 
     def add(self, key: Any, class_name: str, frame: int, mask: Rle, *, crowd: bool = False) -> None:
-        """Adds a mask; a second one of the same object in the same frame is united with the first."""
+        """Adds a mask; a second one of the same object in the same frame is united with the first.
+
+        One without a pixel is silence, so it is none.
+        """
+        if not rle.area(mask):
+            return
         self.classes.setdefault(key, class_name)
         own = self.masks.setdefault(key, {})
         own[frame] = united(own[frame], mask) if frame in own else mask
@@ -60,11 +65,7 @@ class TrackBook:
 
     def objects(self) -> tuple[LabelledObject, ...]:
         """All objects, in order of their first mask."""
-        return tuple(
-            LabelledObject(self.classes[key], masks, key in self.crowds)
-            for key, masks in self.masks.items()
-            if any(rle.area(mask) for mask in masks.values())
-        )
+        return tuple(LabelledObject(self.classes[key], masks, key in self.crowds) for key, masks in self.masks.items())
 
 
 def folder_names(paths: Sequence[str]) -> list[str]:
