@@ -16,7 +16,7 @@ gi.require_version("GstVideo", "1.0")
 from gi.repository import GLib, GObject, Gst, GstVideo  # noqa: E402
 
 if TYPE_CHECKING:
-    from avis_stream.interop.follower import Answer
+    from avis_stream.interop.answer import Answer
 
 _METADATA = Gst.BufferCopyFlags.META  # looked up once: in the bindings that costs more than the copy
 _TO_THE_END = 2**64 - 1

@@ -12,7 +12,8 @@ from typing import Any
 import gi
 import numpy as np
 
-from avis_stream.interop.follower import Answer, Follower
+from avis_stream.interop.answer import Answer
+from avis_stream.interop.follower import Follower
 from avis_stream.interop.gst_frames import BufferPicture, draw_into, mask_buffer
 from avis_stream.interop.gst_metadata import Analytics, Regions, message_of
 from avis_stream.interop.gst_time import NO_TIME, SegmentTime

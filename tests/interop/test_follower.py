@@ -13,7 +13,8 @@ from live_tools import Held, StubSegmenter, Together, wait_for
 from small_model import open_config, small_model
 
 from avis_stream.errors import ShapeError
-from avis_stream.interop.follower import Answer, Follower, Row, layer_of
+from avis_stream.interop.answer import Answer, Row, layer_of
+from avis_stream.interop.follower import Follower
 from avis_stream.online import OnlineSegmenter, OnlineState
 from avis_stream.types import AVPair, OnlineResult
 from avis_stream.writers.draw import draw_result

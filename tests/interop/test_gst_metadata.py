@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from avis_stream.interop.follower import Answer, Row
+from avis_stream.interop.answer import Answer, Row
 from avis_stream.types import OnlineResult
 
 

@@ -51,8 +51,10 @@ class _GStreamerReader:
         """What decodes nothing else: pictures go on without it."""
         self.linking = threading.Lock()
         self.live = True
-        self.first_sound = self.last_sound = self.last_picture = NO_STAMP
-        """When, by their stamps."""
+        """Whether it happens while it is read; known once it runs."""
+        self.first_sound = self.last_sound = NO_STAMP
+        self.last_picture: int | None = None
+        """By its stamp; None before the first."""
         self.told = False
         """Whether the reader knows what this source has."""
         self.pipeline = self._of_address(wanted["url"]) if wanted.get("url") else self._of_text(wanted["pipeline"])
@@ -230,7 +232,9 @@ class _GStreamerReader:
         """Whether sound waits for its pictures, if there will be any: they are looked at with what is kept of it."""
         if self.live or not self.wanted["video"] or self.last_sound == NO_STAMP or (video and video.is_eos()):
             return False
-        shown = self.first_sound if self.last_picture == NO_STAMP else self.last_picture
+        if self.last_picture == NO_STAMP:
+            return False  # where pictures have no stamps nobody knows
+        shown = self.first_sound if self.last_picture is None else self.last_picture
         return self.last_sound > shown + _AHEAD_NS
 
     def _time_of(self, sample: Any) -> int:
