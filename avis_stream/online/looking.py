@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from avis_stream.checks import check_finite, check_shape, require
-from avis_stream.config import AVISMConfig, InputConfig
+from avis_stream.config import AVISMConfig
 from avis_stream.models.avism import AVISM, FrameTokens
 from avis_stream.models.localizer import FramePrediction
 from avis_stream.models.postprocess import MaskSizes
-from avis_stream.models.preprocess import network_size, normalise_and_pad, resize_images
+from avis_stream.models.views import View
 from avis_stream.online.door import FrameInput
 from avis_stream.online.state import LastQueries
 from avis_stream.online.tracking import Arrival
@@ -54,39 +54,36 @@ class Eye:
     Args:
         model: Prepared for inference.
         silence_dbfs: A second with less power is silent; None: none is.
-        input_config: How pictures are brought to the network's size; None: as the model's streams are.
+        view: How pictures are looked at; None: as the model's streams are.
     """
 
-    def __init__(self, model: AVISM, silence_dbfs: float | None, input_config: InputConfig | None = None) -> None:
+    def __init__(self, model: AVISM, silence_dbfs: float | None, view: View | None = None) -> None:
         self.model = model
-        self._input = input_config or model.config.input
+        self._view = view or View(model.config.input)
         self._least_power = None if silence_dbfs is None else 10 ** (silence_dbfs / 10)
 
     def sizes(self, frame_size: tuple[int, int]) -> MaskSizes:
         """The sizes that a mask on a picture of (height, width) goes through."""
-        network = network_size(*frame_size, self._input)
-        height, width = (side + -side % self._input.size_divisor for side in network)
-        return MaskSizes((height, width), network, frame_size)
+        return self._view.sizes(frame_size, frame_size)
 
     def feature_size(self, frame_size: tuple[int, int]) -> tuple[int, int]:
         """Size (h, w) of the mask features of a picture of (height, width)."""
         height, width = self.sizes(frame_size).padded
         return height // MASK_STRIDE, width // MASK_STRIDE
 
-    def features_of(self, frame: Tensor, sizes: MaskSizes) -> Tensor:
+    def features_of(self, frame: Tensor) -> Tensor:
         """Mask features [Cm, h, w] of a picture, uint8 [3, H, W], alone.
 
         Raises:
             ShapeError: They are not finite.
         """
-        features = self.model.drawing_features(self._prepared([frame], sizes))[0]
+        features = self.model.drawing_features(self._prepared([frame]))[0]
         _check_answer("clip mask features", features)
         return features
 
     def look_again(
         self,
         frame: Tensor,
-        sizes: MaskSizes,
         last: LastQueries,
         seconds: Tensor,
         valid_samples: int,
@@ -96,7 +93,6 @@ class Eye:
 
         Args:
             frame: uint8 [3, H, W].
-            sizes: Of it.
             last: Whom to ask.
             seconds: float32 [SAMPLE_RATE], the second that ends with it.
             valid_samples: How many of them were there.
@@ -108,9 +104,9 @@ class Eye:
         sound = self.model.hear(seconds[None], torch.tensor([valid_samples]))
         before = None
         if self.model.wants_previous and previous is not None:
-            before = self._prepared([previous], sizes)
+            before = self._prepared([previous])
         found = FramePrediction(last.queries[None], last.logits[None], last.mask_embed[None])
-        features, chance = self.model.asked_again(self._prepared([frame], sizes), sound, found, before)
+        features, chance = self.model.asked_again(self._prepared([frame]), sound, found, before)
         _check_answer("clip mask features", features)
         _check_answer("sounding", chance)
         return features[0], chance[0]
@@ -135,24 +131,23 @@ class Eye:
             sizes = self.sizes(size)
             for first in range(0, len(members), model.frames_at_once):
                 some = members[first : first + model.frames_at_once]
-                tokens = self._localize([given[n] for n in some], sound[some], sizes)
+                tokens = self._localize([given[n] for n in some], sound[some])
                 for place, n in enumerate(some):
                     found[n] = self._seen(given[n], tokens, place, sound[n], sizes)
         return [found[n] for n in range(len(given))]
 
-    def _localize(self, given: Sequence[FrameInput], sound: Tensor, sizes: MaskSizes) -> FrameTokens:
+    def _localize(self, given: Sequence[FrameInput], sound: Tensor) -> FrameTokens:
         """Frames that all have a picture before, or of which none is to be compared with one."""
         earlier = [own.previous for own in given if own.previous is not None]
-        before = self._prepared(earlier, sizes) if self.model.wants_previous and earlier else None
-        tokens = self.model.localize(self._prepared([own.image for own in given], sizes), sound, before)
+        before = self._prepared(earlier) if self.model.wants_previous and earlier else None
+        tokens = self.model.localize(self._prepared([own.image for own in given]), sound, before)
         for name in ("frame_queries", "logits", "mask_embed", "sounding", "clip_mask_features"):
             if (values := getattr(tokens, name)) is not None:
                 _check_answer(name.replace("_", " "), values)
         return tokens
 
-    def _prepared(self, pictures: Sequence[Tensor], sizes: MaskSizes) -> Tensor:
-        resized = resize_images(torch.stack([picture.cpu() for picture in pictures]), sizes.network)
-        return normalise_and_pad(resized.to(self.model.device), self._input)
+    def _prepared(self, pictures: Sequence[Tensor]) -> Tensor:
+        return self._view.prepared(torch.stack([picture.cpu() for picture in pictures]), self.model.device)
 
     def _seen(self, given: FrameInput, tokens: FrameTokens, place: int, sound: Tensor, sizes: MaskSizes) -> Seen:
         thing = 1 - tokens.logits[place].softmax(-1)[:, -1]

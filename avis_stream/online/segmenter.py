@@ -371,9 +371,9 @@ class OnlineSegmenter:
         sizes = self._eye.sizes((int(frame.shape[1]), int(frame.shape[2])))
         time = (body.last_pts_ns or 0) if pts_ns is None else whole_number(pts_ns, "pts_ns")
         if sound is None or not can_be_asked(body, time):
-            features, sounding = self._eye.features_of(frame, sizes), None
+            features, sounding = self._eye.features_of(frame), None
         elif self._eye.is_silent(sound[0]):
-            features, sounding = self._eye.features_of(frame, sizes), torch.zeros_like(body.table.status).bool()
+            features, sounding = self._eye.features_of(frame), torch.zeros_like(body.table.status).bool()
         else:
             features, sounding = self._asked_again(body, frame, sizes, sound, previous, time)
         return self._presenter.now(body.table, features, sizes, time, body.steps - 1, (), sounding)
@@ -422,7 +422,7 @@ class OnlineSegmenter:
         table, last = body.table, body.last_queries
         assert last is not None
         assert last.pts_ns is not None
-        features, chance = self._eye.look_again(frame, sizes, last, *sound, previous)
+        features, chance = self._eye.look_again(frame, last, *sound, previous)
         odds = odds_between(table, chance, self._stay, self.config.hop_seconds, last.pts_ns, pts_ns)
         least = self._presenter.gates(silent=False).least_odds
         return features, (odds > least) & (table.score > self.config.show_score)
