@@ -165,7 +165,7 @@ class OnlineSegmenter:
         """`step` on what a source hands out."""
         frame = pair.frame
         return self.step(
-            frame.image, pair.audio, state, frame.pts_ns, frame.previous,
+            frame.image, pair.audio[: pair.valid_samples], state, frame.pts_ns, frame.previous,
             frame_id=frame.frame_id, segment=frame.segment,
         )  # fmt: skip
 
@@ -381,7 +381,7 @@ class OnlineSegmenter:
     def refresh_pair(self, pair: AVPair, state: OnlineState) -> OnlineResult:
         """`refresh` on what a source hands out."""
         frame = pair.frame
-        result = self.refresh(frame.image, state, frame.pts_ns, pair.audio, frame.previous)
+        result = self.refresh(frame.image, state, frame.pts_ns, pair.audio[: pair.valid_samples], frame.previous)
         return replace(result, frame_id=frame.frame_id)
 
     @torch.no_grad()
