@@ -25,7 +25,7 @@ from avis_stream.metrics import (
     segmentation_summary,
 )
 from avis_stream.metrics.answers import is_answers
-from avis_stream.metrics.evaluate import Scores
+from avis_stream.metrics.evaluate import UNDEFINED, Scores
 from avis_stream.metrics.fsla import Mode
 from avis_stream.models.avism import AVISM
 from avis_stream.models.predict import predict
@@ -191,6 +191,6 @@ def as_json(result: Evaluation) -> dict[str, Any]:
 
 
 def _cell(value: float | int | None) -> str:
-    if value is None or value == -100:
+    if value is None or value == UNDEFINED:
         return "-"
     return str(value) if isinstance(value, int) else f"{value:.2f}"
