@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -240,7 +241,7 @@ class OnlineState:
         Returns:
             The state to go on with; this one is consumed.
         Raises:
-            ConfigError: No such identity, or no place for another pinned one.
+            ConfigError: No such identity, no place for another pinned one, or no such weight; the state stays.
         """
         body = self.body
         row = _row(body.table, track_id)
@@ -251,7 +252,8 @@ class OnlineState:
             require(bool(free), "pinned identities", anchors, "fewer than OnlineConfig.max_anchors; forget one first")
             place = min(free)
         count = float(min(int(body.table.hits[row]), len(body.memory.evidence))) if weight is None else weight
-        require(count > 0, "weight", count, "> 0 tokens")
+        known = isinstance(count, Real) and 0 < count < math.inf
+        require(known, "weight", count, "a finite number of tokens > 0")
         body.memory.anchor(place, body.table.token[row], int(body.table.token_slot[row]), math.log(count))
         body.table.anchor[row] = place
         return OnlineState(self.take())
