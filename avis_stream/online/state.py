@@ -64,6 +64,10 @@ class DelayLine:
     """float32 [D + 1, I], `IdentityTable.odds` after the frame; on the CPU."""
     heard: Tensor
     """float32 [D + 1, I], the frame's own part of it; on the CPU."""
+    class_id: Tensor
+    """int64 [D + 1, I], as reported then, for those who leave the table before the frame is drawn; on the CPU."""
+    score: Tensor
+    """float32 [D + 1, I], likewise; on the CPU."""
     filled: int = 0
     """Frames taken in so far."""
     mask_embed: Tensor | None = None
@@ -108,7 +112,7 @@ class StreamBody:
 
 
 _PARTS = {part.__name__: part for part in (StreamBody, TrackerMemory, IdentityTable, HeldFrame, DelayLine, LastQueries)}
-_LATE = ("silent", "pts_ns", "frame_id", "segment", "seen_as", "seen_query", "odds", "heard")
+_LATE = ("silent", "pts_ns", "frame_id", "segment", "seen_as", "seen_query", "odds", "heard", "class_id", "score")
 _ON_CPU = ("IdentityTable", *(f"DelayLine.{name}" for name in _LATE))
 """What never leaves the CPU: the parts and fields that decide, and draw nothing."""
 
