@@ -82,6 +82,19 @@ class AVPair:
     def __post_init__(self) -> None:
         check_shape(self.audio, "AVPair.audio", f"{SAMPLE_RATE}", dtype=torch.float32)
 
+    @property
+    def valid_samples(self) -> int:
+        """Samples of the second up to where its sound ends, in [0, SAMPLE_RATE], for encoders that ask (quirk Q20).
+
+        Only what is missing at the end is left out: sound that begins late or has a hole is taken as a waveform with
+        zeros there, as `segment` and data sets have it. Of a second without any sound nothing is left.
+
+            audio_valid 0.5    ####0000  ->  8000    0000####  ->  16000    ##0000##  ->  16000
+        """
+        share = round(self.audio_valid * SAMPLE_RATE)
+        beyond = self.audio[share:].nonzero()
+        return share + int(beyond[-1]) + 1 if len(beyond) else share
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:

@@ -38,6 +38,22 @@ def test_eval_prints_a_table(mode: str, fsla: str, here: Path, capsys: pytest.Ca
     assert {"Music", "Animal", "person", "piano", "dog"} <= rows.keys()
 
 
+def test_classes_may_be_called_as_the_other_rows(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    document = json.loads((here / "set" / "test.json").read_text())
+    called = {"person": "all", "dog": "Animal"}
+    for category in document["categories"]:
+        category["name"] = called.get(category["name"], category["name"])
+    (here / "set" / "test.json").write_text(json.dumps(document))
+    assert main([*EVAL, "--metrics", "fixed"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[3:]]
+    assert [row[0] for row in rows].count("all") == 2
+    assert rows[0][:2] == ["all", "75.00"], "the total comes first"
+    document["categories"][0]["name"] = document["categories"][1]["name"]
+    (here / "set" / "test.json").write_text(json.dumps(document))
+    assert main([*EVAL]) == 1
+    assert f"categories name {document['categories'][0]['name']} occurs 2 times" in capsys.readouterr().err
+
+
 def test_eval_writes_json_and_picture(here: Path) -> None:
     assert main([*EVAL, "--metrics", "fixed", "--json", "out/scores.json", "--plot", "out/seconds.png"]) == 0
     report: dict[str, Any] = json.loads((here / "out" / "scores.json").read_text())
@@ -126,7 +142,10 @@ def test_eval_of_answers_and_of_pixels(here: Path, capsys: pytest.CaptureFixture
     assert "answers second by second" in capsys.readouterr().out
     summary = json.loads((here / "out" / "answers.json").read_text())["summary"]
     assert (summary["FAn"], summary["precision"]) == (100, 100)
-    assert main([*command, "--plot", "seconds.png"]) == 2
+    (here / "live.jsonl").write_text('{"latency_ms": 0}\n')
+    for refused in (["--plot", "seconds.png"], ["--semantic"], ["--as-live", "live.jsonl"], ["--metrics", "official"]):
+        assert main([*command, *refused]) == 2
+        assert f"{refused[0]} must be left out where answers" in capsys.readouterr().err
 
 
 def test_doctor(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -43,7 +43,7 @@ def add_commands(commands: Commands) -> None:
     )  # fmt: skip
     score.add_argument("--save", type=Path, metavar="FILE", help="with --weights, also write the model's answers")
     score.add_argument(
-        "--metrics", choices=["official", "fixed", "paper"], default="official",
+        "--metrics", choices=["official", "fixed", "paper"],
         help="as the official program computes them (default), without its mistakes, or as the paper defines them",
     )  # fmt: skip
     score.add_argument(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,7 +25,7 @@ from avis_stream.metrics import (
     segmentation_summary,
 )
 from avis_stream.metrics.answers import is_answers
-from avis_stream.metrics.evaluate import Scores
+from avis_stream.metrics.evaluate import UNDEFINED, Scores
 from avis_stream.metrics.fsla import Mode
 from avis_stream.models.avism import AVISM
 from avis_stream.models.predict import predict
@@ -68,7 +68,8 @@ ANSWER_COLUMNS = {
 class EvalOptions:
     """How to score, and what to write."""
 
-    mode: Mode = "official"
+    mode: Mode | None = None
+    """None: `official`, where there are modes."""
     semantic: bool = False
     """Also score pixels: mIoU and F-score."""
     json_file: Path | None = None
@@ -92,19 +93,26 @@ def evaluate_predictions(data: Path, split: str, predictions: Path, options: Eva
     head = f"{predictions} on {split}: {len(truth.videos)} videos, {frames} frames; "
     report: dict[str, Any] = {"data": str(data), "split": split, "predictions": str(predictions)}
     if is_answers(document):
-        wanted = options.plot_file is None and not options.semantic
-        require(wanted, "--plot and --semantic", "answers with intervals", "left out for these")
+        asked = {
+            "--plot": options.plot_file is not None,
+            "--semantic": options.semantic,
+            "--as-live": bool(options.latencies),
+            "--metrics": options.mode is not None,
+        }
+        given = " and ".join(name for name, is_given in asked.items() if is_given)
+        require(not given, given, "answers with intervals", "left out where answers are scored second by second")
         scores = score_answers(truth, parse_answers(predictions, document, truth))
         _write(options.json_file, report | {"mode": "answers", "summary": scores})
-        return f"{head}answers second by second, in percent\n\n{table({'all': scores}, ANSWER_COLUMNS)}"
+        return f"{head}answers second by second, in percent\n\n{table([('all', scores)], ANSWER_COLUMNS)}"
     found = parse_predictions(predictions, document, truth)
-    scored = f"{options.mode} scores"
+    mode = options.mode or "official"
+    scored = f"{mode} scores"
     if options.latencies:
         truth, found = as_live(truth, found, 1.0, options.latencies)
         ordered = sorted(options.latencies)
-        scored = f"{options.mode} scores as live (latency {1000 * ordered[len(ordered) // 2]:.0f} ms p50)"
+        scored = f"{mode} scores as live (latency {1000 * ordered[len(ordered) // 2]:.0f} ms p50)"
         report["latency_seconds_p50"] = ordered[len(ordered) // 2]
-    result = evaluation(truth, found, options.mode)
+    result = evaluation(truth, found, mode)
     text = f"{head}{scored} in percent\n\n{as_table(result)}"
     report |= as_json(result)
     if options.semantic:
@@ -112,7 +120,7 @@ def evaluate_predictions(data: Path, split: str, predictions: Path, options: Eva
         text += "\n\npixels: " + ", ".join(f"{key} {_cell(value)}" for key, value in report["pixels"].items())
     _write(options.json_file, report)
     if options.plot_file is not None:
-        title = f"{predictions.name} on {split}: FSLA {_cell(result.summary()['FA'])} ({options.mode})"
+        title = f"{predictions.name} on {split}: FSLA {_cell(result.summary()['FA'])} ({mode})"
         draw_verdicts([video.verdicts for video in result.videos], options.plot_file, title=title)
     return text
 
@@ -150,13 +158,14 @@ def _write(path: Path | None, report: dict[str, Any]) -> None:
 
 def as_table(result: Evaluation) -> str:
     """Total, scenarios and classes, one line each."""
-    return table({"all": result.summary()} | result.by_scenario() | result.by_class(), COLUMNS)
+    parts = (*result.by_scenario().items(), *result.by_class().items())
+    return table([("all", result.summary()), *parts], COLUMNS)
 
 
-def table(rows: Mapping[str, Scores], columns: Mapping[str, str]) -> str:
-    """Scores under each other; a dash where nothing can be measured."""
-    columns = {name: key for name, key in columns.items() if any(row.get(key) is not None for row in rows.values())}
-    cells = [[label, *(_cell(row.get(key)) for key in columns.values())] for label, row in rows.items()]
+def table(rows: Sequence[tuple[str, Scores]], columns: Mapping[str, str]) -> str:
+    """Scores under each other by their labels, of which two may be equal; a dash where nothing can be measured."""
+    columns = {name: key for name, key in columns.items() if any(row.get(key) is not None for _, row in rows)}
+    cells = [[label, *(_cell(row.get(key)) for key in columns.values())] for label, row in rows]
     return aligned([["", *columns], *cells])
 
 
@@ -182,6 +191,6 @@ def as_json(result: Evaluation) -> dict[str, Any]:
 
 
 def _cell(value: float | int | None) -> str:
-    if value is None or value == -100:
+    if value is None or value == UNDEFINED:
         return "-"
     return str(value) if isinstance(value, int) else f"{value:.2f}"

@@ -147,7 +147,7 @@ def _heard(model: AVISM, pairs: Iterable[AVPair], timer: StageTimer) -> Iterator
         if pair is None:
             return
         with timer("hear"):
-            features = model.hear(pair.audio[None])[0].cpu()
+            features = model.hear(pair.audio[None], torch.tensor([pair.valid_samples]))[0].cpu()
         yield ClipFrame(pair.frame.image, features, pair.frame.previous)
 
 

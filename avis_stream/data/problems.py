@@ -55,6 +55,7 @@ def structure_problems(path: Path, document: Any) -> Iterator[Problem]:
         lengths[video["id"]] = video["length"]
     yield from _duplicates(path, "videos", lists["videos"])
     yield from _duplicates(path, "categories", lists["categories"])
+    yield from _duplicates(path, "categories", lists["categories"], "name")  # scores are told by it
     known: set[Any] = set()
     for index, category in enumerate(lists["categories"]):
         missing = _wrong_fields(category, {"id": int, "name": str})
@@ -159,11 +160,11 @@ def _wrong_fields(entry: Any, wanted: Mapping[str, type]) -> str:
     return ", ".join(wrong)
 
 
-def _duplicates(path: Path, name: str, entries: list[Any]) -> Iterator[Problem]:
-    ids = Counter(entry.get("id") for entry in entries if isinstance(entry, dict))
-    for value, count in ids.items():
-        if count > 1 and value is not None:
-            yield Problem(path, name, f"id {value} occurs {count} times")
+def _duplicates(path: Path, name: str, entries: list[Any], field: str = "id") -> Iterator[Problem]:
+    values = (entry.get(field) for entry in entries if isinstance(entry, dict))
+    for value, count in Counter(value for value in values if isinstance(value, int | str)).items():
+        if count > 1:
+            yield Problem(path, name, f"{field} {value} occurs {count} times")
 
 
 def _kind(value: Any) -> str:

@@ -7,10 +7,12 @@ A file is a JSON list of answers, each about an interval of one video:
 
 A second counts as answered if the interval covers more than half of it. Systems like these know no identity, so objects
 are matched second by second; scored this way our own predictions are the fair comparison (`answers_of_predictions`).
+Crowds are no objects, and answers on them do not count.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +22,13 @@ import numpy as np
 from pycocotools import mask as coco
 
 from avis_stream.data import rle
-from avis_stream.data.annotations import Annotations, Predictions, Video
+from avis_stream.data.annotations import Annotations, Predictions, Track, Video
 from avis_stream.errors import DataError
 from avis_stream.metrics.alignment import ALPHAS, assign
 from avis_stream.metrics.fsla import MULTI, FrameVerdicts, pooled_fsla
-from avis_stream.metrics.pairs import BoolArray, FloatArray
+from avis_stream.metrics.pairs import HALF, BoolArray, FloatArray
 
-_HALF = 9
+_AT_HALF = 9
 """Index of the threshold 0.5."""
 
 
@@ -87,15 +89,16 @@ def _plain(label: str) -> str:
 
 def answers_of_predictions(truth: Annotations, predictions: Predictions) -> Answers:
     """Our own predictions in the same form: every mask that is not empty is an answer about its second."""
-    found = {}
-    for video in truth.videos:
-        seconds: list[list[Answer]] = [[] for _ in range(video.length)]
-        for track in predictions.get(video.id, ()):
-            for t, mask in enumerate(track.rles(video.height, video.width)):
-                if mask is not None and rle.area(mask):
-                    seconds[t].append(Answer(track.category_id, mask))
-        found[video.id] = seconds
-    return found
+    return {video.id: _by_second(video, predictions.get(video.id, ())) for video in truth.videos}
+
+
+def _by_second(video: Video, tracks: Iterable[Track]) -> list[list[Answer]]:
+    seconds: list[list[Answer]] = [[] for _ in range(video.length)]
+    for track in tracks:
+        for t, mask in enumerate(track.rles(video.height, video.width)):
+            if mask is not None and rle.area(mask):
+                seconds[t].append(Answer(track.category_id, mask))
+    return seconds
 
 
 def score_answers(truth: Annotations, answers: Answers, *, boxes: bool | None = None) -> dict[str, float | int | None]:
@@ -115,18 +118,20 @@ def score_answers(truth: Annotations, answers: Answers, *, boxes: bool | None = 
     verdicts, labels = [], []
     hits = shown = wanted = 0
     for video in truth.videos:
-        objects = answers_of_predictions(truth, {video.id: truth.tracks[video.id]})[video.id]
+        own = truth.tracks[video.id]
+        objects, crowds = (_by_second(video, [t for t in own if t.crowd == many]) for many in (False, True))
+        asked = [_beside_crowds(*second, boxes) for second in zip(objects, crowds, answers[video.id], strict=True)]
         right = np.zeros((video.length, len(ALPHAS)), bool)
-        for t, (real, said) in enumerate(zip(objects, answers[video.id], strict=True)):
+        for t, (real, said) in enumerate(zip(objects, asked, strict=True)):
             iou = _overlaps(real, said, boxes)  # [G, P], 0 between classes
             rows, columns = assign(iou)
             passes = iou[rows, columns][:, None] > ALPHAS  # [pairs, 19]
             right[t] = (passes.sum(axis=0) == len(real)) & (len(said) == len(real))
             labels.append(sorted(a.category for a in real) == sorted(a.category for a in said))
-            hits += int(passes[:, _HALF].sum())
+            hits += int(passes[:, _AT_HALF].sum())
             shown += len(said)
             wanted += len(real)
-        verdicts.append(_verdicts(video, objects, answers[video.id], right))
+        verdicts.append(_verdicts(video, objects, asked, right))
     scores: dict[str, float | int | None] = {
         key: _percent(value) if isinstance(value, float) else value
         for key, value in pooled_fsla(verdicts).summary().items()
@@ -135,6 +140,30 @@ def score_answers(truth: Annotations, answers: Answers, *, boxes: bool | None = 
     scores["precision"] = _percent(hits / shown if shown else None)
     scores["recall"] = _percent(hits / wanted if wanted else None)
     return scores
+
+
+def _beside_crowds(
+    objects: Sequence[Answer], crowds: Sequence[Answer], said: Sequence[Answer], boxes: bool
+) -> Sequence[Answer]:
+    """The answers of a second that are asked about, where who of many sounds is not.
+
+    One goes that lies with more than half of itself on a crowd of its class and is no object's of that class, by an
+    IoU of 0.5, as in `VideoPair.without_crowds`. Of those without a place so many of a crowd's class go as there are
+    more than objects of it.
+    """
+    many = {crowd.category for crowd in crowds}
+    if not many:
+        return said
+    share = _overlaps(crowds, said, boxes, of_answer=True).max(axis=0, initial=0)
+    iou = _overlaps(objects, said, boxes).max(axis=0, initial=0)
+    beside = (share <= HALF) | (iou >= HALF)
+    kept = [answer for answer, asked in zip(said, beside.tolist(), strict=True) if asked and answer.place is not None]
+    missing = Counter(own.category for own in objects) - Counter(answer.category for answer in kept)
+    for answer in said:
+        if answer.place is None and (answer.category not in many or missing[answer.category] > 0):
+            kept.append(answer)
+            missing[answer.category] -= 1
+    return kept
 
 
 def _verdicts(
@@ -151,7 +180,8 @@ def _verdicts(
     )
 
 
-def _overlaps(real: Sequence[Answer], said: Sequence[Answer], boxes: bool) -> FloatArray:
+def _overlaps(real: Sequence[Answer], said: Sequence[Answer], boxes: bool, *, of_answer: bool = False) -> FloatArray:
+    """IoU [G, P], 0 between classes and where an answer has no place; or the share of the answer that is in common."""
     iou = np.zeros((len(real), len(said)))
     for p, answer in enumerate(said):
         rows = [g for g, own in enumerate(real) if own.category == answer.category]
@@ -162,7 +192,8 @@ def _overlaps(real: Sequence[Answer], said: Sequence[Answer], boxes: bool) -> Fl
             places, place = [_box(place) for place in places], _box(answer.place)
         else:
             place = answer.place
-        iou[rows, p] = coco.iou(places, [place], [0])[:, 0]
+        # The second list may be of crowds; the first is then measured by itself.
+        iou[rows, p] = coco.iou([place], places, [int(of_answer)] * len(places))[0]
     return iou
 
 

@@ -27,7 +27,10 @@ from avis_stream.metrics.pairs import VideoPair, pair_videos
 from avis_stream.metrics.track_map import TrackMatches, average_over_classes, match_tracks, track_curves
 
 Scores = dict[str, float | int | None]
-"""Percent rounded to two decimals, or whole counts; None: not defined on this data."""
+"""Percent rounded to two decimals, or whole counts; None: not defined on this data (mAP in `official`: `UNDEFINED`)."""
+
+UNDEFINED = -100.0
+"""How the official evaluator writes an mAP that is not defined."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,7 +100,7 @@ class Evaluation:
     def _scores(self, videos: Sequence[ScoredVideo], categories: Sequence[int]) -> Scores:
         parts = [[video.classes[c] for video in videos if c in video.classes] for c in categories]
         curves = [track_curves([part.tracks for part in own]) for own in parts]
-        undefined = -100.0 if self.mode == "official" else None
+        undefined = UNDEFINED if self.mode == "official" else None
         scores: Scores = {
             key: undefined if value is None else _percent(value) for key, value in average_over_classes(curves).items()
         }

@@ -24,7 +24,8 @@ IntArray = NDArray[np.int64]
 _EMPTY_AT_720P = "PPTl0"
 """The run lengths of an all-zero mask of 1280x720: how the official FSLA knows an empty mask (quirk Q6)."""
 
-_HALF = 0.5
+HALF = 0.5
+"""A mask is a crowd's by more than this share of its pixels, unless it is an object's by at least this IoU."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -102,8 +103,8 @@ class VideoPair:
         if not crowd.any():
             return self
         same = self.truth.category[:, None] == self.predicted.category[None, :]  # [G, P]
-        on_crowd = (self._common() * (same & crowd[:, None])).max(axis=1) > _HALF * self.predicted.area  # [T, P]
-        an_object = ((self.iou >= _HALF) & same & ~crowd[:, None]).any(axis=1)
+        on_crowd = (self._common() * (same & crowd[:, None])).max(axis=1) > HALF * self.predicted.area  # [T, P]
+        an_object = ((self.iou >= HALF) & same & ~crowd[:, None]).any(axis=1)
         gone = on_crowd & ~an_object
         shown = replace(self.predicted, area=np.where(gone, 0, self.predicted.area))
         iou = np.where(gone[:, None, :], 0.0, self.iou)[:, ~crowd]

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from avis_stream.checks import require
 from avis_stream.data.annotations import Annotations, Predictions
-from avis_stream.metrics.evaluate import evaluation
+from avis_stream.metrics.evaluate import UNDEFINED, evaluation
 from avis_stream.metrics.fsla import Mode
 
 CURVES = ("FA", "FAn", "HOTA", "AP_all")
@@ -56,4 +56,6 @@ def prefix_curve(
 
 
 def _difference(own: float | None, base: float | None) -> float | None:
-    return None if own is None or base is None else round(own - base, 2)
+    if own is None or base is None or UNDEFINED in (own, base):
+        return None
+    return round(own - base, 2)

@@ -80,12 +80,13 @@ def gap_edges(window: int, ring: int) -> tuple[int, ...]:
 
 
 def reappearance(pair: VideoPair, edges: Sequence[int]) -> Reappearance:
-    """Returns and false returns in one video, whatever the classes.
+    """Returns and false returns in one video, whatever the classes; crowds, which are nobody, are left out.
 
     Args:
         pair: The video.
         edges: Ascending first frames of each range of gaps; the last range has no end.
     """
+    pair = pair.without_crowds()
     matched = matches(pair)
     counts = [ReturnCounts() for _ in edges]
     newcomers = false_returns = 0

@@ -7,8 +7,8 @@ frames, and in a frame without truth the IoU is that of the background.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from avis_stream.data import rle
 from avis_stream.data.annotations import Annotations, Predictions, Track, Video
 from avis_stream.errors import DataError
-from avis_stream.metrics.pairs import BoolArray
+from avis_stream.metrics.pairs import BoolArray, pair_video
 
 BETA_SQUARED = 0.3
 
@@ -95,10 +95,13 @@ def semantic_scores(frames: Iterable[tuple[LabelMap, LabelMap]]) -> SemanticScor
 def label_maps(truth: Annotations, predictions: Predictions) -> Iterator[tuple[LabelMap, LabelMap]]:
     """Class maps (truth, prediction) of every frame of a data set; where masks overlap the better score is on top.
 
-    `map > 0` gives the masks for `binary_scores`.
+    Crowds are on neither map, nor is what is shown on them (`VideoPair.without_crowds`). `map > 0` gives the masks for
+    `binary_scores`.
     """
     for video in truth.videos:
-        sides = [_by_rank(truth.tracks[video.id]), _by_rank(predictions.get(video.id, ()))]
+        objects = [track for track in truth.tracks[video.id] if not track.crowd]
+        shown = _beside_crowds(video, truth.tracks[video.id], predictions.get(video.id, ()))
+        sides = [_by_rank(objects), _by_rank(shown)]
         for t in range(video.length):
             maps = [_label_map(video, tracks, t) for tracks in sides]
             yield maps[0], maps[1]
@@ -141,6 +144,19 @@ def _fscore(common: int, shown: int, wanted: int) -> float:
         return 0.0
     precision, recall = common / shown, common / wanted
     return float((1 + BETA_SQUARED) * precision * recall / (BETA_SQUARED * precision + recall))
+
+
+def _beside_crowds(video: Video, truth: Sequence[Track], predicted: Sequence[Track]) -> Sequence[Track]:
+    """Predicted tracks without the masks that are shown on a crowd."""
+    if not any(track.crowd for track in truth):
+        return predicted
+    left = pair_video(video, truth, predicted).without_crowds().predicted
+    kept = np.zeros((video.length, len(predicted)), bool)
+    kept[:, left.id] = left.present
+    return [
+        replace(track, segmentations=tuple(m if k else None for m, k in zip(track.segmentations, own, strict=True)))
+        for track, own in zip(predicted, kept.T, strict=True)
+    ]
 
 
 def _by_rank(tracks: Iterable[Track]) -> list[Track]:

@@ -55,7 +55,7 @@ def without_filler(entries: Sequence[Mapping[str, Any]], cut: int, frames: int) 
 
 
 def across_cut(pair: VideoPair, cut: int) -> ReturnCounts:
-    """Who is known by the same name on both sides of a cut, whatever the classes.
+    """Who is known by the same name on both sides of a cut, whatever the classes; crowds are left out.
 
     Of every object that is there on both sides, the name that most of its last matched frames before have must be that
     of most of the first ones after it, as with `reappearance`; it need not be there at the cut itself.
@@ -64,6 +64,7 @@ def across_cut(pair: VideoPair, cut: int) -> ReturnCounts:
         pair: The video, without what was put in.
         cut: First frame after it.
     """
+    pair = pair.without_crowds()
     matched = matches(pair)
     seen = pair.truth.present & (pair.truth.area > 0)
     counts = ReturnCounts()

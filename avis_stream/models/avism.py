@@ -414,13 +414,14 @@ class AVISM(nn.Module):
         pictures = [(pair.frame.image, pair.frame.previous) for pair in held]
         lasts = held[-1].frame.pts_ns - held[0].frame.pts_ns if len(held) > 1 else NANOSECONDS
         apart = max(0, lasts) / NANOSECONDS / max(1, len(held) - 1)
-        return self._segment(pictures, seconds, None, out_size, memory_bytes, frame_seconds=apart)
+        valid = torch.tensor([pair.valid_samples for pair in held])
+        return self._segment(pictures, seconds, valid, out_size, memory_bytes, frame_seconds=apart)
 
     def _segment(
         self,
         pictures: Sequence[tuple[Tensor, Tensor | None]],
         seconds: Tensor,
-        valid_samples: Tensor | None,
+        valid_samples: Tensor,
         out_size: tuple[int, int] | None,
         memory_bytes: int | None,
         frame_seconds: float = 1.0,
@@ -432,7 +433,7 @@ class AVISM(nn.Module):
         heard: list[Tensor] = []
         for first in range(0, len(seconds), _SECONDS_AT_ONCE):
             some = slice(first, first + _SECONDS_AT_ONCE)
-            heard += self.hear(seconds[some], None if valid_samples is None else valid_samples[some]).cpu()
+            heard += self.hear(seconds[some], valid_samples[some]).cpu()
         frames = [ClipFrame(image, sound, before) for (image, before), sound in zip(pictures, heard, strict=True)]
         budget = available_memory_bytes() // 2 if memory_bytes is None else memory_bytes
         with MaskStore(budget, recompute=lambda start: mask_features_again(self, lambda: iter(frames), start)) as store:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from avis_stream.checks import require
@@ -86,9 +86,10 @@ class OnlineConfig:
     new_prototype_cosine: float = 0.7
     """A new prototype begins where the cosine with all others is below this."""
     dormant_s: float | None = None
-    """Unseen for so long, an identity returns only by the stricter rules; None: the time that the ring holds."""
+    """Unseen for so long, an identity returns only by the stricter rules; None: the time that the ring holds.
+    `math.inf`: never so."""
     forget_s: float = 1800.0
-    """Unseen for so long, an identity is dead."""
+    """Unseen for so long, an identity is dead; `math.inf`: none ever is, and a full table alone makes room."""
     stable_class: bool = True
     """Report the class that most steps voted for; False: that of the step."""
 
@@ -124,6 +125,9 @@ class OnlineConfig:
         }
         for name, known in choices.items():
             require(getattr(self, name) in known, f"OnlineConfig.{name}", getattr(self, name), f"one of {known}")
+        for name in (own.name for own in fields(self)):
+            value = getattr(self, name)
+            require(not isinstance(value, float) or not math.isnan(value), f"OnlineConfig.{name}", value, "a number")
         for name in ("first_frames", "max_identities", "prototypes", "max_candidates", "birth_hits"):
             require(getattr(self, name) >= 1, f"OnlineConfig.{name}", getattr(self, name), ">= 1")
         for name in ("max_anchors", "refine_delay", "min_area"):
@@ -131,7 +135,9 @@ class OnlineConfig:
         require(0 < self.mask_threshold < 1, "OnlineConfig.mask_threshold", self.mask_threshold, "between 0 and 1")
         for name in ("hop_seconds", "forget_s"):
             require(getattr(self, name) > 0, f"OnlineConfig.{name}", getattr(self, name), "> 0 s")
-        require(self.hop_seconds < math.inf, "OnlineConfig.hop_seconds", self.hop_seconds, "a finite time")
+        for name in ("hop_seconds", "ring_seconds", "slot_bonus", "overlap_bonus", "class_bonus"):
+            value = getattr(self, name)
+            require(value is None or math.isfinite(value), f"OnlineConfig.{name}", value, "finite")
         require(self.colour_margin >= 0, "OnlineConfig.colour_margin", self.colour_margin, ">= 0")
         for name in ("half_life_s", "ring_seconds", "dormant_s", "match_colour"):
             value = getattr(self, name)

@@ -50,6 +50,10 @@ _RECENT_HOPS = 2.5
 """Places are compared with those of the last two steps; half a step for cameras that are not on time."""
 
 
+_NEVER_NS = 1 << 62
+"""146 years: the longest that anybody is waited for, so that `inf` and whatever a clock never reaches is a number."""
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What a step did to the table."""
@@ -57,6 +61,10 @@ class Outcome:
     events: tuple[Event, ...]
     died_slots: tuple[int, ...]
     """Video queries that no identity uses any more: what they remember may go."""
+
+
+def _wait_ns(seconds: float) -> int:
+    return round(min(seconds * NANOSECONDS, _NEVER_NS))
 
 
 class IdentityKeeper:
@@ -70,7 +78,7 @@ class IdentityKeeper:
 
     def __init__(self, config: OnlineConfig, ring_seconds: float, sounding_stay: float = 0.5) -> None:
         self.config, self._stay = config, sounding_stay
-        self._dormant_ns = round((ring_seconds if config.dormant_s is None else config.dormant_s) * NANOSECONDS)
+        self._dormant_ns = _wait_ns(ring_seconds if config.dormant_s is None else config.dormant_s)
         self._recent_ns = round(_RECENT_HOPS * config.hop_seconds * NANOSECONDS)
 
     def update(self, table: IdentityTable, seen: Observation, now_ns: int, least_odds: float = -math.inf) -> Outcome:
@@ -275,7 +283,7 @@ class _Step:
         quiet = self._by_id(missed)
         self._tell_sound(quiet, before[quiet])
         forgotten = missed & (table.status != FREE) & (table.anchor < 0)  # `forget_s` may be shorter than `dormant_s`
-        for row in self._by_id(forgotten & (unseen > round(self.config.forget_s * NANOSECONDS))):
+        for row in self._by_id(forgotten & (unseen > _wait_ns(self.config.forget_s))):
             self._bury(row)
 
     def give_birth(self, taken: Tensor) -> None:

@@ -165,7 +165,7 @@ class OnlineSegmenter:
         """`step` on what a source hands out."""
         frame = pair.frame
         return self.step(
-            frame.image, pair.audio, state, frame.pts_ns, frame.previous,
+            frame.image, pair.audio[: pair.valid_samples], state, frame.pts_ns, frame.previous,
             frame_id=frame.frame_id, segment=frame.segment,
         )  # fmt: skip
 
@@ -381,7 +381,7 @@ class OnlineSegmenter:
     def refresh_pair(self, pair: AVPair, state: OnlineState) -> OnlineResult:
         """`refresh` on what a source hands out."""
         frame = pair.frame
-        result = self.refresh(frame.image, state, frame.pts_ns, pair.audio, frame.previous)
+        result = self.refresh(frame.image, state, frame.pts_ns, pair.audio[: pair.valid_samples], frame.previous)
         return replace(result, frame_id=frame.frame_id)
 
     @torch.no_grad()
@@ -391,6 +391,9 @@ class OnlineSegmenter:
         Args:
             state: Consumed.
             audio: With `alignment="official"`: the second of sound that follows the last frame; None: silence.
+        Returns:
+            In order of time. What happened since the last step, such as the end of identities that were forgotten, is
+            told with the first. There is none unless the configuration keeps frames back, and then nobody is told.
 
         Raises:
             ShapeError: As `step`.
@@ -407,7 +410,11 @@ class OnlineSegmenter:
             sizes, filled = self._eye.sizes(body.frame_size), body.delay.filled
             late = range(max(0, filled - self.config.refine_delay), filled)
             results += [self._presenter.late(body, frame, sizes, ()) for frame in late]
-        return [result for result in results if result.frame_id >= 0]
+        due = [result for result in results if result.frame_id >= 0]
+        events = (event for result in results if result.frame_id < 0 for event in result.events)
+        if due and (told := (*events, *self._forgotten(body))):
+            due[0] = replace(due[0], events=(*told, *due[0].events))
+        return due
 
     def _asked_again(
         self,
@@ -443,8 +450,7 @@ class OnlineSegmenter:
 
     def _told(self, body: StreamBody, given: FrameInput) -> tuple[Event, ...]:
         """Events that come before anything is looked at: what was forgotten, a gap, another size."""
-        events = [Event(kind="dead", track_id=track_id, detail="forgotten") for track_id in body.forgotten]
-        body.forgotten.clear()
+        events = self._forgotten(body)
         if given.segment is not None:
             if body.segment is not None and given.segment != body.segment:
                 events.append(Event(kind="gap", detail=f"segment {given.segment}"))
@@ -455,6 +461,12 @@ class OnlineSegmenter:
             self._keeper.forget_places(body.table)
         body.frame_size = given.size
         return tuple(events)
+
+    def _forgotten(self, body: StreamBody) -> list[Event]:
+        """The ends of identities that were forgotten since this was asked last."""
+        events = [Event(kind="dead", track_id=track_id, detail="forgotten") for track_id in body.forgotten]
+        body.forgotten.clear()
+        return events
 
     def _advance(
         self, bodies: Sequence[StreamBody], inputs: Sequence[FrameInput], seen: Sequence[Seen]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -23,6 +25,30 @@ _PRESENCE_WITHOUT_HEAD = 0.2
 
 _LAST_HOPS = 1.5
 """With a refine delay: hops before the frame in question since which an identity must have been seen to be drawn."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Identities:
+    """Whom a result tells of."""
+
+    public_id: Tensor
+    """int64 [n]."""
+    class_id: Tensor
+    """int64 [n]."""
+    score: Tensor
+    """float32 [n]."""
+
+    @staticmethod
+    def of(table: IdentityTable, rows: Tensor) -> _Identities:
+        """Those in the rows int64 [n] of a table."""
+        return _Identities(table.public_id[rows], table.class_id[rows], table.score[rows])
+
+    def __add__(self, other: _Identities) -> _Identities:
+        return _Identities(
+            torch.cat([self.public_id, other.public_id]),
+            torch.cat([self.class_id, other.class_id]),
+            torch.cat([self.score, other.score]),
+        )
 
 
 class Presenter:
@@ -56,14 +82,15 @@ class Presenter:
         """
         rows = table.live
         shown = (table.status == SOUNDING if sounding is None else sounding)[rows]
-        embed = table.mask_embed[rows]
-        return self._result(table, rows, shown, embed, features, sizes, pts_ns, frame_id, events)
+        who, embed = _Identities.of(table, rows), table.mask_embed[rows]
+        return self._result(who, shown, embed, features, sizes, pts_ns, frame_id, events)
 
     def late(self, body: StreamBody, frame: int, sizes: MaskSizes, events: tuple[Event, ...]) -> OnlineResult:
         """A frame kept back, drawn by what is known now.
 
-        Where frame queries are the objects, it is known who was seen in it, and the seconds since help to tell who
-        sounded; else its tokens, which have seen later frames since, say who is there and sounds.
+        Where frame queries are the objects, it is known who was seen in it, whoever has left the table since among
+        them, and the seconds since help to tell who sounded; else its tokens, which have seen later frames since, say
+        who is there and sounds.
 
         Args:
             body: With a delay line.
@@ -76,27 +103,32 @@ class Presenter:
         place = frame % len(delay.pts_ns)
         gates = self.gates(bool(delay.silent[place]))
         if self.model.config.tracker.objects == "frame":
-            rows, sounded, embed = self._seen_then(table, delay, frame, gates)
+            who, sounded, embed = self._seen_then(table, delay, frame, gates)
         else:
-            rows, sounded, embed = self._by_tokens(body, delay, frame, gates)
-        shown = sounded & (table.score[rows] > self.config.show_score) & (not gates.silent)
+            who, sounded, embed = self._by_tokens(body, delay, frame, gates)
+        shown = sounded & (who.score > self.config.show_score) & (not gates.silent)
         pts_ns, frame_id = int(delay.pts_ns[place]), int(delay.frame_id[place])
-        return self._result(table, rows, shown, embed, delay.features[place], sizes, pts_ns, frame_id, events)
+        return self._result(who, shown, embed, delay.features[place], sizes, pts_ns, frame_id, events)
 
     def _seen_then(
         self, table: IdentityTable, delay: DelayLine, frame: int, gates: Gates
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Who is live, or was seen in the frame: rows int64 [n], whether it sounded there, mask embeddings [n, Cm]."""
+    ) -> tuple[_Identities, Tensor, Tensor]:
+        """Who is live, or was seen in the frame; whether it sounded there, bool [n]; mask embeddings [n, Cm]."""
         place = frame % len(delay.pts_ns)
         assert delay.mask_embed is not None
-        seen = (delay.seen_as[place] > 0) & (delay.seen_as[place] == table.public_id)
-        rows = torch.cat([table.live, (seen & (table.status == DORMANT)).nonzero()[:, 0]])
-        stay = self.model.config.postprocess.sounding_stay
-        odds = odds_since(delay, frame, rows, table.public_id[rows], stay)
-        return rows, seen[rows] & (odds > gates.least_odds), delay.mask_embed[place][delay.seen_query[place, rows]]
+        seen_as = delay.seen_as[place]
+        known, gone = seen_as == table.public_id, ((seen_as > 0) & (seen_as != table.public_id)).nonzero()[:, 0]
+        here = torch.cat([table.live, (known & (table.status == DORMANT)).nonzero()[:, 0]])
+        left = _Identities(seen_as[gone], delay.class_id[place, gone], delay.score[place, gone])
+        who, rows = _Identities.of(table, here) + left, torch.cat([here, gone])
+        odds = odds_since(delay, frame, rows, who.public_id, self.model.config.postprocess.sounding_stay)
+        sounded = (seen_as[rows] == who.public_id) & (odds > gates.least_odds)
+        return who, sounded, delay.mask_embed[place][delay.seen_query[place, rows]]
 
-    def _by_tokens(self, body: StreamBody, delay: DelayLine, frame: int, gates: Gates) -> tuple[Tensor, Tensor, Tensor]:
-        """Who is live: rows int64 [n], whether it was there and sounded in the frame, mask embeddings [n, Cm]."""
+    def _by_tokens(
+        self, body: StreamBody, delay: DelayLine, frame: int, gates: Gates
+    ) -> tuple[_Identities, Tensor, Tensor]:
+        """Who is live; whether it was there and sounded in the frame, bool [n]; mask embeddings [n, Cm]."""
         table, place, rows = body.table, frame % len(delay.pts_ns), body.table.live
         slots, at = self.geometry.slots, ring_frame(self.geometry, body.memory.seen, delay.filled - 1 - frame)
         tokens = body.memory.tokens[at * slots : (at + 1) * slots]
@@ -107,14 +139,13 @@ class Presenter:
         if gates.presence is not None:
             sounded &= (presence_of(same, delay.chance[place][None, None])[0, :, 0] > gates.presence).cpu()
         if delay.mask_embed is None:
-            return rows, sounded, table.mask_embed[rows]
+            return _Identities.of(table, rows), sounded, table.mask_embed[rows]
         number, _ = likeliest(same)
-        return rows, sounded, delay.mask_embed[place][number[0, :, 0]]
+        return _Identities.of(table, rows), sounded, delay.mask_embed[place][number[0, :, 0]]
 
     def _result(
         self,
-        table: IdentityTable,
-        rows: Tensor,
+        who: _Identities,
         shown: Tensor,
         embed: Tensor,
         features: Tensor,
@@ -125,15 +156,15 @@ class Presenter:
     ) -> OnlineResult:
         one_piece, shown_embed = self.model.config.postprocess.one_piece, embed[shown.to(embed.device)]
         masks, boxes = draw(shown_embed, features, sizes, self.config.mask_threshold, one_piece=one_piece)
-        mask = torch.zeros(len(rows), *sizes.output, dtype=torch.bool)
-        box = torch.zeros(len(rows), 4)
+        mask = torch.zeros(len(shown), *sizes.output, dtype=torch.bool)
+        box = torch.zeros(len(shown), 4)
         mask[shown], box[shown] = masks, boxes
         return OnlineResult(
             pts_ns=pts_ns,
             frame_id=frame_id,
-            track_id=table.public_id[rows],
-            class_id=table.class_id[rows],
-            score=table.score[rows].clamp(0, 1),
+            track_id=who.public_id,
+            class_id=who.class_id,
+            score=who.score.clamp(0, 1),
             sounding=shown & mask.flatten(1).any(dim=1),
             mask=mask,
             box=box,

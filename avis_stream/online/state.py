@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,10 @@ class DelayLine:
     """float32 [D + 1, I], `IdentityTable.odds` after the frame; on the CPU."""
     heard: Tensor
     """float32 [D + 1, I], the frame's own part of it; on the CPU."""
+    class_id: Tensor
+    """int64 [D + 1, I], as reported then, for those who leave the table before the frame is drawn; on the CPU."""
+    score: Tensor
+    """float32 [D + 1, I], likewise; on the CPU."""
     filled: int = 0
     """Frames taken in so far."""
     mask_embed: Tensor | None = None
@@ -107,7 +112,7 @@ class StreamBody:
 
 
 _PARTS = {part.__name__: part for part in (StreamBody, TrackerMemory, IdentityTable, HeldFrame, DelayLine, LastQueries)}
-_LATE = ("silent", "pts_ns", "frame_id", "segment", "seen_as", "seen_query", "odds", "heard")
+_LATE = ("silent", "pts_ns", "frame_id", "segment", "seen_as", "seen_query", "odds", "heard", "class_id", "score")
 _ON_CPU = ("IdentityTable", *(f"DelayLine.{name}" for name in _LATE))
 """What never leaves the CPU: the parts and fields that decide, and draw nothing."""
 
@@ -240,7 +245,7 @@ class OnlineState:
         Returns:
             The state to go on with; this one is consumed.
         Raises:
-            ConfigError: No such identity, or no place for another pinned one.
+            ConfigError: No such identity, no place for another pinned one, or no such weight; the state stays.
         """
         body = self.body
         row = _row(body.table, track_id)
@@ -251,7 +256,8 @@ class OnlineState:
             require(bool(free), "pinned identities", anchors, "fewer than OnlineConfig.max_anchors; forget one first")
             place = min(free)
         count = float(min(int(body.table.hits[row]), len(body.memory.evidence))) if weight is None else weight
-        require(count > 0, "weight", count, "> 0 tokens")
+        known = isinstance(count, Real) and 0 < count < math.inf
+        require(known, "weight", count, "a finite number of tokens > 0")
         body.memory.anchor(place, body.table.token[row], int(body.table.token_slot[row]), math.log(count))
         body.table.anchor[row] = place
         return OnlineState(self.take())

@@ -55,6 +55,8 @@ def delay_line(
         seen_query=by_row.long(),
         odds=by_row,
         heard=by_row.clone(),
+        class_id=by_row.long(),
+        score=by_row.clone(),
         mask_embed=None if mask_embed is None else mask_embed.expand(places, -1, -1).clone(),
     )
 
@@ -80,6 +82,7 @@ def put(delay: DelayLine, given: FrameInput, seen: Seen, table: IdentityTable, s
     delay.seen_as[place] = torch.where(table.seen_ns == given.pts_ns, table.public_id, 0)
     delay.seen_query[place] = table.token_slot
     delay.odds[place], delay.heard[place] = table.odds, table.heard
+    delay.class_id[place], delay.score[place] = table.class_id, table.score
     delay.filled += 1
 
 
@@ -91,7 +94,7 @@ def odds_since(delay: DelayLine, frame: int, rows: Tensor, public_id: Tensor, st
     Args:
         delay: Holds the frame and all that came since.
         frame: Which of the frames that ever went into the line.
-        rows: int64 [n], identities seen in that frame, by their rows in the table.
+        rows: int64 [n], identities seen in that frame, by their rows in the table, which may be others' by now.
         public_id: int64 [n], theirs.
         stay: As `PostprocessConfig.sounding_stay`.
     """

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import Box, mask, percent, score, write
+from tiny import Box, make_crowds, mask, percent, score, write
 
 from avis_stream.data.annotations import Annotations, read_annotations, read_predictions
 from avis_stream.errors import DataError
@@ -55,6 +55,42 @@ def test_masks(truth: Annotations) -> None:
         {"category_id": 3, "interval": [1, 2], "segmentation": mask(B)},
     )
     assert (scores["FA"], scores["labels"], scores["precision"], scores["recall"]) == (100, 100, 100, 100)
+
+
+@pytest.mark.parametrize("kind", ["segmentation", "box"])
+def test_what_lies_on_a_crowd_is_not_asked(kind: str, tmp_path: Path) -> None:
+    """A dog at A beside a crowd of dogs at B; in second 1 the crowd alone.
+
+    An answer of 16 pixels that reaches half beside B has 8 on the crowd: not more than half, so that it is wrong.
+    """
+    paths = write(tmp_path, [(2, [("dog", [A, None]), ("dog", [B, B])], [])])
+    make_crowds(paths[0], 1)
+    truth = read_annotations(paths[0])
+
+    def answer(place: Box, label: str = "dog") -> dict[str, Any]:
+        return {"label": label, "interval": [0, 2], kind: mask(place) if kind == "segmentation" else list(place)}
+
+    dog = answer(A) | {"interval": [0, 1]}
+    for on_crowd in ([], [answer(B)], [answer((6, 6, 2, 2))] * 2, [answer((5, 6, 4, 4))]):
+        scores = scored(truth, dog, *on_crowd)
+        assert [scores[key] for key in ("FA", "FAn_all", "FAm_all", "labels", "precision", "recall")] == [
+            100, 1, 0, 100, 100, 100
+        ]  # fmt: skip
+    for beside in (answer((5, 3, 4, 4)), answer(B, "cat")):
+        scores = scored(truth, dog, beside)
+        assert (scores["FA"], scores["labels"], scores["precision"]) == (0, 0, percent(1 / 3))
+    assert scored(truth, answer(B))["recall"] == 0, "a crowd's answer is none about the object"
+
+
+def test_labels_beside_a_crowd_may_be_of_it(tmp_path: Path) -> None:
+    paths = write(tmp_path, [(2, [("dog", [A, None]), ("dog", [B, B])], [])])
+    make_crowds(paths[0], 1)
+    truth = read_annotations(paths[0])
+    dog, cat = ({"label": label, "interval": [0, 2]} for label in ("dog", "cat"))
+    assert scored(truth, dog)["labels"] == scored(truth, dog, dog)["labels"] == 100
+    assert scored(truth, dog, cat)["labels"] == 0
+    assert scored(truth, dog)["precision"] == 0, "it says not where: one answer to the dog, and none to the crowd"
+    assert scored(truth)["labels"] == 50
 
 
 def test_labels_alone_say_who_but_not_where(truth: Annotations) -> None:

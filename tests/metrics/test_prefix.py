@@ -9,6 +9,7 @@ from tiny import Box, Tracks, write
 
 from avis_stream.data.annotations import Annotations, Predictions, read_annotations, read_predictions
 from avis_stream.errors import ConfigError
+from avis_stream.metrics.fsla import Mode
 from avis_stream.metrics.prefix import prefix_curve
 
 A: Box = (0, 0, 4, 4)
@@ -33,6 +34,17 @@ def test_what_is_lost_is_told_by_length(tmp_path: Path) -> None:
     assert (short.least_frames, short.videos, short.minus_offline["FA"]) == (1, 1, 0)
     assert (long.least_frames, long.videos, long.minus_offline["FA"]) == (3, 2, -25)
     assert long.minus_offline["FAn"] is None  # no second is silent
+
+
+@pytest.mark.parametrize("mode", ["official", "fixed", "paper"])
+def test_what_is_undefined_has_no_difference(mode: Mode, tmp_path: Path) -> None:
+    """Nothing sounds, so there is no mAP; officially it is written as -100."""
+    truth, nobody = write(tmp_path, [(2, [], [])])
+    silent = read_annotations(truth)
+    answered = read_predictions(nobody, silent)
+    (curve,) = prefix_curve(silent, answered, answered, (1,), mode)
+    assert curve.minus_offline["AP_all"] is None
+    assert curve.minus_offline["FAn"] == 0
 
 
 @pytest.mark.parametrize("edges", [(), (2, 5), (1, 5, 5)])

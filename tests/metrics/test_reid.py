@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -65,6 +66,19 @@ def test_gaps_go_into_their_ranges() -> None:
     assert gap_edges(6, 36) == (1, 6, 36, 72, 144)
     with pytest.raises(ConfigError, match="window"):
         gap_edges(36, 36)
+
+
+def test_crowds_are_nobody() -> None:
+    """Neither return: one comes back from a crowd, and a crowd is no newcomer that was taken for somebody."""
+    pair = video(["aa....aa", "bb....bb"], ["aa....aa", "bb......", "......bb"])
+    with_crowd = replace(pair, truth=replace(pair.truth, crowd=np.array([False, True])))
+    assert reappearance(pair, EDGES).by_gap[1] == ReturnCounts(2, 2, 1)
+    assert reappearance(with_crowd, EDGES).by_gap[1] == ReturnCounts(1, 1, 1)
+    newcomer = video(["aaa.......", "......bbbb"], ["aaa...bbbb"])
+    assert reappearance(newcomer, EDGES).newcomers == 1
+    assert not reappearance(
+        replace(newcomer, truth=replace(newcomer.truth, crowd=np.array([False, True]))), EDGES
+    ).newcomers
 
 
 @pytest.mark.parametrize(

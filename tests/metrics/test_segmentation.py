@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import write
+from tiny import Tracks, make_crowds, percent, write
 
 from avis_stream.data.annotations import read_annotations, read_predictions
 from avis_stream.data.avsbench import mask_files, mask_pairs, read_labels, voc_palette
@@ -40,6 +40,23 @@ def test_what_is_not_zero_belongs_to_a_mask() -> None:
     half = np.array([[255, 255, 0, 0]], np.uint8)
     assert binary_scores([(half, half)]) == binary_scores([(half > 0, half > 0)])
     assert binary_scores([(0 * half, half)]).miou == 0.5
+
+
+def test_pixels_of_crowds_are_on_no_map(tmp_path: Path) -> None:
+    """Of 100 pixels 16 are a dog and 16 a crowd of dogs. Shown are 20 that hold the dog's, and 12 on the crowd.
+
+    The latter do not count: IoU 16/20, of the background 80/84.
+    """
+    dog, crowd = (0, 0, 4, 4), (5, 5, 4, 4)
+    shown: Tracks = [("dog", [(0, 0, 4, 5)]), ("dog", [(5, 5, 4, 3)])]
+    paths = write(tmp_path, [(1, [("dog", [dog]), ("dog", [crowd])], shown)])
+    make_crowds(paths[0], 1)
+    truth = read_annotations(paths[0])
+    scores = segmentation_summary(label_maps(truth, read_predictions(paths[1], truth)))
+    assert scores["binary_mIoU"] == percent(16 / 20)
+    assert scores["semantic_mIoU"] == percent((16 / 20 + 80 / 84) / 2)
+    nobody = segmentation_summary(label_maps(truth, {}))
+    assert nobody["semantic_mIoU"] == percent(84 / 100 / 2), "the crowd is background"
 
 
 @pytest.mark.parametrize(("truth", "shown"), [((2, 3), (1, 3)), ((0, 5), (0, 5)), ((2, 3), (2, 3, 1))])

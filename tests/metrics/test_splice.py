@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 from test_reid import video
 
@@ -39,6 +42,13 @@ from avis_stream.metrics.splice import across_cut, spliced, without_filler
 )
 def test_names_across_a_cut(truth: list[str], predicted: list[str], expected: tuple[int, int, int]) -> None:
     assert across_cut(video(truth, predicted), 4) == ReturnCounts(*expected)
+
+
+def test_a_crowd_has_no_name() -> None:
+    pair = video(["aaaaaaaa", "bbbbbbbb"], ["aaaaaaaa", "bbbb....", "....bbbb"])
+    with_crowd = replace(pair, truth=replace(pair.truth, crowd=np.array([False, True])))
+    assert across_cut(pair, 4) == ReturnCounts(2, 2, 1)
+    assert across_cut(with_crowd, 4) == ReturnCounts(1, 1, 1)
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,14 @@ def write(folder: Path, videos: Sequence[tuple[int, Tracks, Tracks]]) -> tuple[P
     return paths
 
 
+def make_crowds(truth: Path, *places: int) -> None:
+    """Marks objects as crowds, by their places in the list of all videos'."""
+    document = json.loads(truth.read_text())
+    for place in places:
+        document["annotations"][place]["iscrowd"] = 1
+    truth.write_text(json.dumps(document))
+
+
 def score(folder: Path, mode: Mode, *videos: tuple[int, Tracks, Tracks]) -> dict[str, Any]:
     """Scores of videos (length, truth, predicted)."""
     return evaluate(*write(folder, videos), mode=mode)

@@ -94,6 +94,18 @@ def test_who_is_forgotten_before_he_would_sleep_is_dead() -> None:
     assert told(story.see(observe())) == [("dead", 1)]
 
 
+def test_never_is_a_time() -> None:
+    ten_years = 10 * 365 * 24 * 3600
+    story = Story(forget_s=math.inf)
+    story.see(observe(3))
+    assert told(story.see(observe(), after=ten_years)) == [("silent", 1), ("dormant", 1)]
+    assert told(story.see(observe(3), after=ten_years)) == [("returned", 1), ("sounding", 1)]
+    story = Story(forget_s=1e300, dormant_s=math.inf)
+    story.see(observe(3))
+    assert told(story.see(observe(), after=ten_years)) == [("silent", 1)]
+    assert story.live == [1]
+
+
 def test_life_of_an_identity() -> None:
     story = Story(forget_s=100.0)
     assert told(story.see(observe(3))) == [("born", 1), ("sounding", 1)]

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from media_files import Media, regular, tone, write_media
 from scipy.io import wavfile
 from small_model import SMALL, open_config, small_model
 from torch import Tensor
 
 from avis_stream.cli import main
+from avis_stream.commands.run import RunOptions, run_offline
 from avis_stream.data.annotations import parse_predictions
 from avis_stream.data.dataset import DataSplit, open_split
+from avis_stream.models.avism import AVISM
 from avis_stream.models.predict import predict
 from avis_stream.online import OnlineSegmenter
 from avis_stream.online.predictions import StreamPredictions, predict_streams, run_video
+from avis_stream.sources.file import open_clip
 from avis_stream.synth.procedural import ProceduralLibrary
 from avis_stream.synth.protocol import Protocol
 from avis_stream.synth.scene import make_scene
@@ -35,6 +40,18 @@ def split(tmp_path_factory: pytest.TempPathFactory) -> DataSplit:
     root: Path = tmp_path_factory.mktemp("made")
     write_set(root, "test", scenes, protocol, seed=1)
     return open_split(root, "test", small_model().classes)
+
+
+def told_to_the_encoder(model: AVISM, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Will hold how many samples of each second were there, by those who let the model hear it; -1: they do not say."""
+    told, hear = list[int](), model.hear
+
+    def spy(seconds: Tensor, valid_samples: Tensor | None = None) -> Tensor:
+        told.extend([-1] * len(seconds) if valid_samples is None else valid_samples.tolist())
+        return hear(seconds, valid_samples)
+
+    monkeypatch.setattr(model, "hear", spy)
+    return told
 
 
 def test_a_video_is_stepped_through_frame_by_frame(split: DataSplit) -> None:
@@ -61,19 +78,35 @@ def test_a_second_that_the_recording_ends_in_is_heard_as_segment_hears_it(
     wavfile.write(wav, 16_000, np.full(72_000, 5000, np.int16))
     short = open_split(tmp_path / "made", "test", small_model().classes)
     video = next(own for own in short.annotations.videos if own.name == wav.stem)
-    model, told = small_model(), list[int]()
-    hear = model.hear
-
-    def spy(seconds: Tensor, valid_samples: Tensor | None = None) -> Tensor:
-        told.extend([-1] * len(seconds) if valid_samples is None else valid_samples.tolist())
-        return hear(seconds, valid_samples)
-
-    monkeypatch.setattr(model, "hear", spy)
+    model = small_model()
+    told = told_to_the_encoder(model, monkeypatch)
     images = torch.stack([short.image(video, t) for t in range(video.length)])
     model.segment(images, torch.full((72_000,), 0.1))
     list(predict(model, short, [video]))
     list(run_video(OnlineSegmenter(model, open_config(silence_dbfs=None)), short, video))
     assert told == [16_000, 16_000, 16_000, 16_000, 8_000] * 3
+
+
+def test_sound_that_ends_before_its_film_is_heard_as_segment_hears_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pairs hold whole seconds, so that it must be told besides how much of each was there."""
+    film = Media(regular(4, 10), rate=Fraction(10), sound=tone(2.3), sound_codec="pcm_f32le", sound_format="flt")
+    clip = open_clip(write_media(tmp_path / "film.mkv", film), previous=True)
+    pairs, model = list(clip), small_model()
+    told = told_to_the_encoder(model, monkeypatch)
+    model.segment(torch.stack([pair.frame.image for pair in pairs]), torch.from_numpy(tone(2.3, rate=16_000)))
+    assert told == (wanted := [16_000, 16_000, 4800, 0])
+    online = OnlineSegmenter(small_model(objects="frame"), open_config(silence_dbfs=None))
+    told_online, state = told_to_the_encoder(online.model, monkeypatch), online.init_state()
+    for pair in pairs:
+        _, state = online.step_pair(pair, state)
+        online.refresh_pair(pair, state)
+    assert told_online == [count for count in wanted for _ in ("step", "refresh")]
+    model.segment_pairs(pairs)
+    (tmp_path / "out").mkdir()
+    run_offline(model, clip, tmp_path / "out", RunOptions(video=False))
+    assert told == wanted * 3
 
 
 @pytest.mark.parametrize("settings", [{"refine_delay": 2}, {"alignment": "official"}])

@@ -421,6 +421,27 @@ def test_pinned_and_forgotten() -> None:
         forgotten.forget(first)
 
 
+@pytest.mark.parametrize(
+    ("steps", "settings"),
+    [
+        (4, {"refine_delay": 2}),
+        (4, {"alignment": "official"}),
+        (4, {"alignment": "official", "refine_delay": 2}),
+        (2, {"alignment": "official", "refine_delay": 2}),  # the step that tells of it has no result of its own
+    ],
+    ids=str,
+)
+def test_who_is_forgotten_at_the_end_is_told_dead(steps: int, settings: dict[str, object]) -> None:
+    online, film = OnlineSegmenter(small_model(), open_config(**settings)), scene()
+    _, state = play(online, film, online.init_state((48, 80)), range(steps))
+    public_ids = state.body.table.public_id
+    gone = int(public_ids[public_ids > 0][0])
+    results = online.finish(state.forget(gone))
+    told = [(n, e.track_id, e.detail) for n, result in enumerate(results) for e in result.events if e.kind == "dead"]
+    assert told == [(0, gone, "forgotten")]
+    assert [result.frame_id for result in results] == sorted(result.frame_id for result in results)
+
+
 def test_what_has_no_id_yet_is_neither_pinned_nor_forgotten() -> None:
     """Tentative identities bear the number 0, which is nobody's."""
     online = OnlineSegmenter(small_model(), open_config(birth_hits=2))

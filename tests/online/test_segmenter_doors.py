@@ -299,6 +299,17 @@ def test_what_keeps_frames_back_needs_their_size(settings: dict[str, Any]) -> No
         online.catch_up(scene().frames[:2], scene().audio[:2], state)
 
 
+@pytest.mark.parametrize("weight", [np.inf, np.nan, 0, -1.0, "3"])
+def test_weights_of_pinned_identities_are_numbers(weight: Any) -> None:
+    """An infinite one would make every later step NaN."""
+    online, film = OnlineSegmenter(small_model(), open_config()), scene()
+    results, state = play(online, film, online.init_state(), range(3))
+    with pytest.raises(ConfigError, match="weight must be a finite number of tokens > 0, got"):
+        state.pin(int(results[-1].track_id[0]), weight)
+    state = state.pin(int(results[-1].track_id[0]), np.float32(2.5))
+    play(online, film, state, range(3, 5))
+
+
 @pytest.mark.parametrize("broken", [b"", b"not a state", None], ids=["empty", "text", "missing"])
 def test_files_that_are_no_state_are_refused(broken: bytes | None, tmp_path: Any) -> None:
     path = tmp_path / "state.safetensors"
@@ -316,6 +327,12 @@ def test_files_that_are_no_state_are_refused(broken: bytes | None, tmp_path: Any
         {"birth_hits": 0},
         {"hop_seconds": 0},
         {"hop_seconds": float("inf")},
+        {"ring_seconds": float("inf")},
+        {"slot_bonus": float("inf")},
+        {"class_bonus": -float("inf")},
+        {"forget_s": float("nan")},
+        {"show_score": float("nan")},
+        {"silence_dbfs": float("nan")},
         {"refine_delay": 18},
     ],
     ids=str,

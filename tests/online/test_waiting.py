@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from small_model import open_config, play, scene, small_model, with_postprocess
 
 from avis_stream.models.sounding_chain import MOST, carried, smoothed
-from avis_stream.online import OnlineConfig, OnlineSegmenter
+from avis_stream.online import OnlineConfig, OnlineSegmenter, OnlineState
 from avis_stream.online.state import DelayLine
 from avis_stream.online.waiting import delay_line, odds_since
-from avis_stream.types import NANOSECONDS
+from avis_stream.types import NANOSECONDS, OnlineResult
 
 IDENTITIES, STAY = 3, 0.8
 
@@ -116,6 +118,30 @@ def test_a_stream_that_waits_shows_what_a_clip_that_ends_later_shows() -> None:
 
     assert compared >= 10
     assert changed  # by seconds around them
+
+
+def test_whoever_leaves_a_full_table_stays_in_the_frames_still_due(tmp_path: Path) -> None:
+    """A gap makes all dormant and newcomers take their places: the frames before it were seen all the same."""
+    film, delay = scene(14), 3
+    model = small_model(objects="frame")
+    at_once = OnlineSegmenter(model, open_config(max_identities=6))
+    late = OnlineSegmenter(model, open_config(max_identities=6, refine_delay=delay))
+    now_state, late_state = at_once.init_state(), late.init_state((48, 80))
+    seen, pushed_out = dict[int, OnlineResult](), set[int]()
+    for t in range(12):
+        frame, sound, segment = film.frames[t], film.audio[t], int(t >= 7)
+        seen[t], now_state = at_once.step(frame, sound, now_state, segment=segment)
+        pushed_out |= {int(e.track_id or 0) for e in seen[t].events if e.detail == "table full"}
+        then, late_state = late.step(frame, sound, late_state, segment=segment)
+        if then.frame_id >= 0:
+            was = seen[then.frame_id]
+            assert sorted(then.track_id[then.sounding].tolist()) == sorted(was.track_id[was.sounding].tolist())
+        if t == 7:  # with those who have left
+            late_state.save(tmp_path / "state.safetensors")
+            late_state = OnlineState.load(tmp_path / "state.safetensors")
+            size = late_state.nbytes
+    assert pushed_out & set(seen[6].track_id[seen[6].sounding].tolist())
+    assert late_state.nbytes == size
 
 
 def test_seconds_say_as_much_about_each_other_at_any_rate() -> None:

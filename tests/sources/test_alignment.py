@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -137,6 +138,19 @@ def test_sound_that_ends_early_leaves_silence(tmp_path: Path) -> None:
     pairs = list(open_clip(write_media(tmp_path / "short.mkv", media)))
     assert [round(pair.audio_valid, 2) for pair in pairs] == [1.0, 0.5, 0.0]
     assert pairs[2].audio.abs().max() == 0
+    assert [pair.valid_samples for pair in pairs] == [16_000, 8000, 0]
+
+
+def test_sound_that_begins_late_or_has_a_hole_is_there_to_its_end(tmp_path: Path) -> None:
+    """As in a waveform with zeros in front: only what lacks at the end of a second is missing to an encoder."""
+    media = Media(regular(3), sound=tone(2.5), sound_start=0.5, sound_codec="pcm_f32le", sound_format="flt")
+    late, *_ = open_clip(write_media(tmp_path / "late.mkv", media))
+    assert late.audio_valid == pytest.approx(0.5, abs=0.01)
+    assert late.valid_samples > 15_990
+    sound = torch.ones(16_000)
+    sound[4000:12_000] = 0
+    assert replace(late, audio=sound, audio_valid=0.5).valid_samples == 16_000
+    assert replace(late, audio=torch.zeros(16_000), audio_valid=0.5).valid_samples == 8000
 
 
 def test_the_sound_itself_is_on_the_same_clock(tmp_path: Path) -> None:
