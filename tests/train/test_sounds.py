@@ -240,6 +240,11 @@ def test_only_the_tags_and_the_adapters_learn_and_their_loss_falls(tmp_path: Pat
     assert seen[0]["total"] == pytest.approx(3 * seen[0]["frame_tags"])
 
 
+def test_sounds_are_learnt_from_in_bfloat16(tmp_path: Path, sounds: HeardSounds) -> None:
+    _, seen = learnt(tmp_path, sounds, replace(CONFIG, steps=10, bfloat16=True))
+    assert seen[-1]["total"] < seen[0]["total"]
+
+
 def test_a_resumed_run_goes_on_exactly(tmp_path: Path, sounds: HeardSounds) -> None:
     whole, _ = learnt(tmp_path / "whole", sounds, CONFIG)
     learnt(tmp_path / "parts", sounds, replace(CONFIG, steps=2))

@@ -141,6 +141,15 @@ def test_only_the_tracker_learns(tmp_path: Path, streams: list[LocalizedStream])
     assert "clip_presence" in seen[0]
 
 
+def test_streams_are_learnt_from_in_bfloat16(tmp_path: Path, streams: list[LocalizedStream]) -> None:
+    torch.manual_seed(1)
+    fresh = unfolded_model(preset("avism_mini").with_overrides(TINY), None, "")
+    lower = replace(CONFIG, bfloat16=True)
+    assert train(
+        fresh, Stretches(streams, lower), lower, tmp_path, losses=StreamLosses(fresh, lower), ahead=False
+    ).step == lower.steps  # fmt: skip
+
+
 def test_the_command_keeps_its_streams_for_a_resumed_run(tmp_path: Path) -> None:
     settings = [*TINY, "train.steps=1", "train.frames=3", "train.streams.count=1", "train.losses.points=32"]
     run_training("synth", "avism_mini", tmp_path, init=None, resume=None, settings=settings)
