@@ -8,7 +8,6 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,7 +35,7 @@ from avis_stream.synth.protocol import Protocol
 from avis_stream.train.checkpoint import stored_configuration
 from avis_stream.train.dataset_clips import DatasetClips
 from avis_stream.train.loop import train
-from avis_stream.train.optimiser import all_but
+from avis_stream.train.optimiser import all_but, learning_parameters
 from avis_stream.train.processes import (
     all_or_none,
     device_of_process,
@@ -129,6 +128,7 @@ def run_training(
             report = start_from(model, init)
             if _first():
                 sys.stderr.write(f"{init}: {report}\n")
+        learning_parameters(model, schedule, _still(model, schedule))  # refuses, before anything is cleared away
         judge = _validation_split(data, validation, model.config.classes)
         opened = cache(partial(_opened, data, model.config, schedule))
         if resume is None:
@@ -136,7 +136,7 @@ def run_training(
                 opened()
             with all_or_none("beginning", place):
                 _begin(folder)
-        lesson, schedule = _lesson(model.to(place), schedule, opened, data, folder)
+        lesson = _lesson(model.to(place), schedule, opened, data, folder)
         return _run(model, schedule, lesson, folder, judge, resume=resume is not None)
     finally:
         leave_processes()
@@ -170,6 +170,7 @@ def _run(
             config=schedule,
             folder=folder,
             **lesson,
+            still=_still(model, schedule),
             resume=resume,
             log=None if diary is None else diary.note,
             validate=None if judge is None else validate,
@@ -180,10 +181,17 @@ def _run(
     return last if judge is None else best
 
 
+def _still(model: AVISM, schedule: TrainConfig) -> tuple[str, ...]:
+    """What cannot learn from what the schedule asks for, whatever else it freezes."""
+    if schedule.streams.count:
+        return ALL_BUT_THE_TRACKER
+    return all_but(model, *learns(model)) if schedule.sounds.count else ()
+
+
 def _lesson(
     model: AVISM, schedule: TrainConfig, opened: Callable[[], Material], data: str, folder: Path
-) -> tuple[dict[str, Any], TrainConfig]:
-    """What `train` is to be given of samples and losses, and the schedule with what must not learn from them.
+) -> dict[str, Any]:
+    """What `train` is to be given of samples and losses.
 
     Args:
         model: That learns.
@@ -194,13 +202,11 @@ def _lesson(
     """
     if schedule.streams.count:
         stretches = Stretches(_streams(model, schedule, opened, data, folder), schedule)
-        lesson = {"source": stretches, "losses": StreamLosses(model, schedule), "ahead": False}
-        return lesson, replace(schedule, frozen=ALL_BUT_THE_TRACKER)
+        return {"source": stretches, "losses": StreamLosses(model, schedule), "ahead": False}
     if schedule.sounds.count:
         drawn = DrawnSeconds(_sounds(model, schedule, opened, data, folder), schedule)
-        lesson = {"source": drawn, "losses": SoundLosses(model, schedule), "ahead": False}
-        return lesson, replace(schedule, frozen=all_but(model, *learns(model)))
-    return {"source": opened()}, schedule
+        return {"source": drawn, "losses": SoundLosses(model, schedule), "ahead": False}
+    return {"source": opened()}
 
 
 def _configuration(name: str, resume: Path | None, settings: Sequence[str]) -> tuple[AVISMConfig, TrainConfig]:

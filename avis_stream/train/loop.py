@@ -7,7 +7,7 @@ import math
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -51,6 +51,7 @@ def train(
     folder: Path,
     *,
     losses: nn.Module | None = None,
+    still: Sequence[str] = (),
     ahead: bool = True,
     resume: bool = False,
     save_every: int = 500,
@@ -70,6 +71,7 @@ def train(
         folder: For checkpoints; made if missing.
         losses: Takes samples of the source and where points come from, gives losses by name with their `total`; None:
             `ClipLosses` of the model.
+        still: What `losses` cannot teach, besides what `config` freezes: first words of the names of its weights.
         ahead: Make samples in a process of its own; False: they are there already.
         resume: Go on from `folder/last.pt`, exactly if as many processes go on as stopped.
         save_every: Steps between checkpoints.
@@ -85,7 +87,7 @@ def train(
     """
     rank, world = rank_and_count()
     torch.manual_seed(config.seed + rank)
-    optimiser = build_optimiser(model, config)
+    optimiser = build_optimiser(model, config, still)
     checkpoint = folder / "last.pt"
     progress = load_checkpoint(checkpoint, model, optimiser) if resume else Progress()
     convert_conv2d_weight_memory_format(model, torch.channels_last)  # oneDNN's own order

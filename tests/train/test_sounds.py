@@ -271,6 +271,16 @@ def test_the_command_keeps_its_sounds_for_a_resumed_run(tmp_path: Path) -> None:
         run_training("synth", "avism_mini", tmp_path, init=None, resume=None, settings=SETTINGS)
 
 
+def test_what_the_user_freezes_stays_frozen(tmp_path: Path) -> None:
+    settings = [*SETTINGS, "audio.adapter_rank=2", "train.frozen=audio_encoder."]
+    run_training("synth", "avism_mini", tmp_path, init=None, resume=None, settings=settings)
+    state = torch.load(tmp_path / "last.pt", weights_only=True)
+    assert TrainConfig.from_json(state["train"]).frozen == ("audio_encoder.",)
+    learning = [name for name, _ in fresh_model().named_parameters() if name.startswith("localizer.sounding.norm.")]
+    learning += [name for name, _ in fresh_model().named_parameters() if name.startswith("localizer.sounding.tag.")]
+    assert len(state["optimiser"]["state"]) == len(learning), "no adapter"
+
+
 @pytest.mark.parametrize(
     ("data", "setting", "words"),
     [
