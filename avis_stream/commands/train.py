@@ -20,7 +20,7 @@ from avis_stream.config import AVISEG_CLASSES, AVISMConfig, TrainConfig
 from avis_stream.config_text import with_overrides
 from avis_stream.data.annotations import parse_predictions
 from avis_stream.data.dataset import DataSplit, open_split, splits
-from avis_stream.errors import AvisStreamError, ConfigError
+from avis_stream.errors import AvisStreamError, ConfigError, DataError
 from avis_stream.files import atomic_path
 from avis_stream.metrics import evaluation
 from avis_stream.models.avism import AVISM
@@ -32,7 +32,7 @@ from avis_stream.synth.library import Library
 from avis_stream.synth.more_sounds import MoreSounds
 from avis_stream.synth.procedural import ProceduralLibrary
 from avis_stream.synth.protocol import Protocol
-from avis_stream.train.checkpoint import stored_configuration
+from avis_stream.train.checkpoint import stored_configuration, stored_step
 from avis_stream.train.dataset_clips import DatasetClips
 from avis_stream.train.loop import train
 from avis_stream.train.optimiser import all_but, learning_parameters
@@ -154,7 +154,7 @@ def _run(
     best, last = folder / "best.safetensors", folder / "weights.safetensors"
     with ExitStack() as stack:
         with all_or_none("opening the log", model.device):
-            diary = Diary(folder) if _first() else None
+            diary = Diary(folder, stored_step(folder / _CHECKPOINT) if resume else 0) if _first() else None
         if diary is not None:
             stack.callback(diary.close)
 
@@ -285,11 +285,22 @@ def _sounds(
 
 
 def _validation_split(data: str, validation: Path | None, classes: tuple[str, ...]) -> DataSplit | None:
-    if validation is not None:
-        return open_split(validation, "val", classes)
-    if data.partition(":")[0] == _MADE or "val" not in splits(data):
+    """What a run is judged by: `val` of `validation`, or of `data` if it has one; None: nothing.
+
+    Raises:
+        DataError: There is nothing to be found in `validation`.
+    """
+    if validation is None and (data.partition(":")[0] == _MADE or "val" not in splits(data)):
         return None
-    return open_split(data, "val", classes)
+    split = open_split(validation or data, "val", classes)
+    if any(split.annotations.tracks.values()):
+        return split
+    lacking = f"{split.annotations.path} has no annotation, so nothing can be judged by it"
+    if validation is not None:
+        raise DataError(f"{lacking}; give --val another folder, or leave it out")
+    if _first():
+        sys.stderr.write(f"{lacking}: training goes on without validation\n")
+    return None
 
 
 def _scores(model: AVISM, split: DataSplit) -> dict[str, float]:

@@ -15,9 +15,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.io import wavfile
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
 from avis_stream.cli import main
+from avis_stream.commands.diary import Diary
 from avis_stream.config import AVISEG_CLASSES, AudioConfig, AugmentConfig, AVISMConfig, LossConfig, TrainConfig
 from avis_stream.data.dataset import open_split
 from avis_stream.errors import DataError
@@ -334,6 +336,42 @@ def test_validation_writes_its_figures_and_the_best_weights_and_eval_agrees(
     table = capsys.readouterr().out
     assert main([*ask[:5], "--predictions", str(kept), "--metrics", "fixed"]) == 0
     assert capsys.readouterr().out.splitlines()[2:] == table.splitlines()[2:]
+
+
+def test_a_validation_set_without_annotations_judges_nothing(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Found beside the training set it is told of; asked for it is refused, before anything is cleared away."""
+    bare = tmp_path / "set"
+    shutil.copytree(data, bare)
+    (bare / "val").symlink_to(bare / "train")
+    document = json.loads((data / "train.json").read_text())
+    (bare / "val.json").write_text(json.dumps({**document, "annotations": []}))
+    command = ["train", "--data", str(bare), "--out", str(tmp_path / "run"), "--set", *SETTINGS, "train.steps=1"]
+    assert main(command) == 0
+    assert "val.json has no annotation" in (said := capsys.readouterr().err)
+    assert f"trained: {tmp_path / 'run' / 'weights.safetensors'}" in said
+    assert not (tmp_path / "run" / "best.safetensors").exists()
+    before = (tmp_path / "run" / "last.pt").read_bytes()
+    assert main([*command, "--force", "--val", str(bare)]) == 1
+    assert "give --val another folder" in capsys.readouterr().err
+    assert (tmp_path / "run" / "last.pt").read_bytes() == before
+
+
+def test_a_log_has_each_step_once_however_a_run_ended(data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert main(["train", "--data", str(data), "--out", str(run), "--set", *SETTINGS]) == 0
+    later = Diary(run, 2)
+    later.note(3, {"total": 8.0})
+    later.note(4, {"total": 9.0})
+    later.close()
+    with (run / "log.jsonl").open("a") as log:
+        log.write('{"step": 5, "tot')  # then its plug was pulled
+    assert main(["train", "--data", str(data), "--resume", str(run), "--set", "train.steps=3"]) == 0
+    assert [json.loads(line)["step"] for line in (run / "log.jsonl").read_text().splitlines()] == [1, 2, 3]
+    board = EventAccumulator(str(run / "tensorboard")).Reload()
+    assert [event.step for event in board.Scalars("total")] == [1, 2, 3]
+    assert [event.value for event in board.Scalars("total")][2] != 8.0
 
 
 @pytest.fixture
