@@ -146,7 +146,7 @@ def add_weights_option(parser: argparse._ActionsContainer, *, default: bool = Tr
     bundled = '"bundled" (the default)' if default else '"bundled"'
     parser.add_argument(
         "--weights", metavar="FILE",
-        help=f'weights: an official .pth, a .safetensors, {bundled}, or "random" for a dry run',
+        help=f'weights: an official .pth, a .safetensors, a last.pt of train, {bundled}, or "random" for a dry run',
     )  # fmt: skip
 
 
