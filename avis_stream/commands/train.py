@@ -65,7 +65,7 @@ from avis_stream.train.streams import (
     localized_streams,
     save_streams,
 )
-from avis_stream.weights.bundled import stored_state
+from avis_stream.weights.bundled import bundled_weights, stored_state
 from avis_stream.weights.files import save_weights
 from avis_stream.weights.initial import start_from
 from avis_stream.weights.load import unfolded_model, untrained_model
@@ -74,6 +74,7 @@ Part = TypeVar("Part")
 Material = ClipSource | SynthSounds
 
 _MADE = "synth"
+_BUNDLED = "bundled"
 _TRAIN = "train."
 
 _CHECKPOINT, _STREAMS, _SOUNDS = "last.pt", "streams.pt", "sounds.pt"
@@ -87,7 +88,7 @@ def run_training(
     model_name: str,
     out: Path,
     *,
-    init: Path | None,
+    init: str | os.PathLike[str] | None,
     resume: Path | None,
     settings: Sequence[str],
     validation: Path | None = None,
@@ -102,7 +103,7 @@ def run_training(
             recordings (`MoreSounds`), `synth:ASSETS:MORE` or `synth::MORE`; `os.pathsep` stands between folders.
         model_name: A preset.
         out: For checkpoints, the log and the weights.
-        init: Weights to begin with, whole or in part.
+        init: Weights to begin with, whole or in part; `bundled`: those of the model that come with the package.
         resume: A run's folder to go on with, by its own model and schedule; takes the place of `out` and `model_name`.
         settings: `train.steps=1000` for the schedule, anything else for the model.
         validation: Folder with `val.json`; None: `data`, if that has one.
@@ -125,7 +126,7 @@ def run_training(
         torch.manual_seed(schedule.seed)
         model = untrained_model(config, audio_weights) if resume is None else unfolded_model(config, None, "")
         if init is not None and resume is None:
-            report = start_from(model, init)
+            report = start_from(model, _initial(init, model_name))
             if _first():
                 sys.stderr.write(f"{init}: {report}\n")
         learning_parameters(model, schedule, _still(model, schedule))  # refuses, before anything is cleared away
@@ -220,6 +221,16 @@ def _configuration(name: str, resume: Path | None, settings: Sequence[str]) -> t
     config = config.with_overrides(s for s in settings if not s.startswith(_TRAIN))
     of_training = [s.removeprefix(_TRAIN) for s in settings if s.startswith(_TRAIN)]
     return config, with_overrides(schedule, of_training, before=_TRAIN)
+
+
+def _initial(init: str | os.PathLike[str], name: str) -> str | os.PathLike[str]:
+    """The file that weights to begin with are in."""
+    if os.fspath(init) != _BUNDLED:
+        return init
+    weights = bundled_weights(name)
+    if weights is None:
+        raise ConfigError(f"--init {_BUNDLED}: no weights of {name} come with the package; give a file of some")
+    return weights
 
 
 def _require_room(folder: Path, *, force: bool) -> None:

@@ -71,7 +71,10 @@ def load_checkpoint(path: Path, model: AVISM, optimiser: torch.optim.Optimizer) 
     """
     state = _read(path)
     if AVISMConfig.from_json(state["config"]) != model.config:
-        raise CheckpointError(f"{path} is of another configuration; give the same --set as when it began")
+        raise CheckpointError(
+            f"{path} is of another configuration, and a run goes on with its own model: leave out --set of the model; "
+            "convert changes settings of what it has learnt"
+        )
     model.load_state_dict(state["model"])
     _continue(optimiser, state["optimiser"], path)
     (rank, count), random = rank_and_count(), state["random"]

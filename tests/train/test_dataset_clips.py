@@ -213,6 +213,9 @@ SETTINGS = [
     "train.augment.crop_range_px=40,60", "train.augment.crop_share=0.5",
 ]  # fmt: skip
 
+SMALL_RUN = ["train.steps=1", "train.frames=1", "train.clips=1", "train.losses.points=64",
+             "train.augment.short_sides_px=48", "train.augment.crop_share=0"]  # fmt: skip
+
 
 def test_train_command_makes_weights_that_load_and_begins_from_them(data: Path, tmp_path: Path) -> None:
     settings = [part for setting in SETTINGS for part in ("--set", setting)]
@@ -306,6 +309,26 @@ def test_a_run_goes_on_with_its_own_model_and_schedule(data: Path, tmp_path: Pat
     assert main(again) == 0  # nothing is left to do
     assert main([*again, "--set", "train.steps=3"]) == 0
     assert [json.loads(line)["step"] for line in (run / "log.jsonl").read_text().splitlines()] == [1, 2, 3]
+
+
+def test_a_run_that_goes_on_is_told_to_leave_settings_of_the_model_out(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert main(["train", "--data", str(data), "--out", str(run), "--set", *SETTINGS]) == 0
+    again = ["train", "--data", str(data), "--resume", str(run), "--set", "train.steps=3"]
+    assert main([*again, "postprocess.score_threshold=0.5"]) == 1
+    assert "with its own model: leave out --set of the model" in capsys.readouterr().err
+
+
+def test_a_run_may_begin_with_the_bundled_weights(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["train", "--data", str(data), "--out", str(tmp_path / "run"), "--init", "bundled", "--set", *SMALL_RUN]
+    assert main(command) == 0
+    assert " loaded, 0 skipped, 0 fresh" in capsys.readouterr().err
+    assert main([*command[:7], "--force", "--model", "avism_r50_in"]) == 2
+    assert "no weights of avism_r50_in come with the package" in capsys.readouterr().err
 
 
 def test_official_presets_learn_from_features_or_with_given_ears(
