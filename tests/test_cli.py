@@ -325,6 +325,19 @@ def test_info_names_kernels_and_models(capsys: pytest.CaptureFixture[str]) -> No
     assert len(reasons) == len(set(reasons)) <= 2, "each said once"
 
 
+def test_what_a_run_that_goes_on_would_pass_over_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["train", "--data", "synth", "--resume", "run"]
+    for given, name in (
+        (["--init", "bundled"], "--init"),
+        (["--force"], "--force"),
+        (["--model", "avism_mini"], "--model"),
+        (["--out", "out/train"], "--out"),
+        (["--audio-weights", "v.pth", "--out", "elsewhere"], "--audio-weights, --out"),
+    ):
+        assert main([*command, *given]) == 2
+        assert capsys.readouterr().err.endswith(f"leave out {name}\n")
+
+
 def test_wrong_use_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, words in (
         (["run"], "INPUT"),

@@ -131,3 +131,12 @@ def test_sizes_that_no_frame_has_are_refused(tmp_path: Path, capsys: pytest.Capt
     with pytest.raises(SystemExit):
         main(["export", "avism_mini", "-o", str(tmp_path), "--size", "64by96"])
     assert "must be HEIGHTxWIDTH" in capsys.readouterr().err
+
+
+def test_more_phases_than_there_are_are_refused_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*DRY, "-o", str(tmp_path / "out"), "--no-compile", "--phases", "7"]) == 2
+    said = capsys.readouterr().err
+    assert said == "avis-stream: phases must be 1 to 6, one for each frame of the tracker's window, got 7\n"
+    assert not (tmp_path / "out").exists()

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 _HOPS = (0.04, 10.0)
 """Seconds between steps of a live stream: each frame of a camera at 25 a second, to so long that people come and go."""
 
+_GIVEN = "_given"
+"""Where parsed options keep the names of those that were given."""
+
 _MODEL = "avism_mini"
 """Of every command: the one that has bundled weights."""
 
@@ -31,17 +34,30 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}; {self.prog} --help explains\n")
 
 
-class _Once(argparse.Action):
+class Noted(argparse.Action):
+    """An option of which `is_given` knows whether it was given, though it has a default."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        namespace.__dict__.setdefault(_GIVEN, set()).add(self.dest)
+        setattr(namespace, self.dest, values)
+
+
+def is_given(options: argparse.Namespace, name: str) -> bool:
+    """Whether a `Noted` option was given."""
+    return name in getattr(options, _GIVEN, ())
+
+
+class _Once(Noted):
     """An option that would silently forget what it was told first."""
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
     ) -> None:
-        told: set[str] = namespace.__dict__.setdefault("_told", set())
-        if self.dest in told:
+        if is_given(namespace, self.dest):
             parser.error(f"argument {option}: must be given once, a command reads one source")
-        told.add(self.dest)
-        setattr(namespace, self.dest, values)
+        super().__call__(parser, namespace, values, option)
 
 
 class Commands:
@@ -146,7 +162,7 @@ def add_weights_option(parser: argparse._ActionsContainer, *, default: bool = Tr
     bundled = '"bundled" (the default)' if default else '"bundled"'
     parser.add_argument(
         "--weights", metavar="FILE",
-        help=f'weights: an official .pth, a .safetensors, {bundled}, or "random" for a dry run',
+        help=f'weights: an official .pth, a .safetensors, a last.pt of train, {bundled}, or "random" for a dry run',
     )  # fmt: skip
 
 

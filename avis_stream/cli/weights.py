@@ -8,13 +8,16 @@ from pathlib import Path
 
 from avis_stream.cli.options import (
     Commands,
+    Noted,
     add_audio_weights_option,
     add_settings_option,
     add_weights_option,
     count,
     height_width,
+    is_given,
     load_model,
 )
+from avis_stream.errors import ConfigError
 from avis_stream.presets import PRESETS
 
 
@@ -27,8 +30,14 @@ def add_commands(commands: Commands) -> None:
         metavar="DIR",
         help='folder with train.json; or "synth", "synth:ASSETS", or "synth:ASSETS:MORE" with more recordings',
     )
-    train.add_argument("--model", choices=list(PRESETS), default="avism_mini", help="which model (default avism_mini)")
-    train.add_argument("--init", type=Path, metavar="FILE", help="weights to begin with, as far as they fit")
+    train.add_argument(
+        "--model",
+        choices=list(PRESETS),
+        default="avism_mini",
+        action=Noted,
+        help="which model (default avism_mini)",
+    )
+    train.add_argument("--init", metavar="FILE", help='weights to begin with, as far as they fit; or "bundled"')
     train.add_argument(
         "--resume", type=Path, metavar="DIR", help="go on with the run in this folder, its model and schedule"
     )
@@ -36,6 +45,7 @@ def add_commands(commands: Commands) -> None:
         "--out",
         type=Path,
         default=Path("out/train"),
+        action=Noted,
         help="folder for checkpoints, log and weights (default out/train)",
     )
     train.add_argument("--force", action="store_true", help="begin anew in a folder that holds a run")
@@ -68,7 +78,7 @@ def add_commands(commands: Commands) -> None:
         "--phases",
         type=count,
         metavar="N",
-        help="export only the first N phases of the tracker's window (default: all)",
+        help="export only the first N phases of the tracker's window, of which it has as many as frames (default: all)",
     )
     add_settings_option(export)
     export.set_defaults(device="cpu", precision="float32")
@@ -78,6 +88,8 @@ def add_commands(commands: Commands) -> None:
 def _train(options: argparse.Namespace) -> None:
     from avis_stream.commands.train import run_training
 
+    if options.resume is not None:
+        _refuse_beside_resume(options)
     written = run_training(
         options.data,
         options.model,
@@ -91,6 +103,16 @@ def _train(options: argparse.Namespace) -> None:
         force=options.force,
     )
     sys.stderr.write(f"trained: {written}\n")
+
+
+def _refuse_beside_resume(options: argparse.Namespace) -> None:
+    """Refuses what a run that goes on would pass over."""
+    said = {name: getattr(options, name) for name in ("init", "force", "audio_weights")}
+    passed_over = [name for name, value in said.items() if value]
+    passed_over += [name for name in ("model", "out") if is_given(options, name)]
+    if passed_over:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in passed_over)
+        raise ConfigError(f"--resume goes on with a run as it is, in its folder; leave out {names}")
 
 
 def _convert(options: argparse.Namespace) -> None:

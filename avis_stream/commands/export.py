@@ -128,12 +128,17 @@ def export_model(
         compiled: Whether to compile with AOTInductor too, which takes minutes.
         phases: How many phases of the window to export; None: all.
     Raises:
+        ConfigError: `size` is of no frame, or there are not so many phases.
         AvisStreamError: A reloaded program differs by more than 1e-4.
     """
     divisor = model.config.input.size_divisor
     require(
         all(s > 0 and s % divisor == 0 for s in size), "size", size, f"multiples of {divisor}, as frames are padded"
     )
+    stream = StreamTracker(model.tracker, OnlineConfig())
+    geometry = stream.geometry
+    wanted = f"1 to {geometry.window}, one for each frame of the tracker's window"
+    require(phases is None or 1 <= phases <= geometry.window, "phases", phases, wanted)
     torch.manual_seed(0)
     described: dict[str, Any] = {"model": model.config.name, "torch": torch.__version__, "programs": {}}
     images = torch.randn(1, 3, *size)
@@ -144,8 +149,6 @@ def export_model(
         described["programs"]["localizer"] = _write(
             localizer, localizer.outputs, frame, out / "localizer", report, compiled
         )
-        stream = StreamTracker(model.tracker, OnlineConfig())
-        geometry = stream.geometry
         linked = model.config.tracker.objects == "frame"
         memory = TrackerMemory.empty(model.config, geometry, not linked, features)
         begin = first_settled(geometry)

@@ -8,7 +8,6 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,7 +20,7 @@ from avis_stream.config import AVISEG_CLASSES, AVISMConfig, TrainConfig
 from avis_stream.config_text import with_overrides
 from avis_stream.data.annotations import parse_predictions
 from avis_stream.data.dataset import DataSplit, open_split, splits
-from avis_stream.errors import AvisStreamError, ConfigError
+from avis_stream.errors import AvisStreamError, ConfigError, DataError
 from avis_stream.files import atomic_path
 from avis_stream.metrics import evaluation
 from avis_stream.models.avism import AVISM
@@ -33,10 +32,10 @@ from avis_stream.synth.library import Library
 from avis_stream.synth.more_sounds import MoreSounds
 from avis_stream.synth.procedural import ProceduralLibrary
 from avis_stream.synth.protocol import Protocol
-from avis_stream.train.checkpoint import stored_configuration
+from avis_stream.train.checkpoint import stored_configuration, stored_step
 from avis_stream.train.dataset_clips import DatasetClips
 from avis_stream.train.loop import train
-from avis_stream.train.optimiser import all_but
+from avis_stream.train.optimiser import all_but, learning_parameters
 from avis_stream.train.processes import (
     all_or_none,
     device_of_process,
@@ -66,7 +65,7 @@ from avis_stream.train.streams import (
     localized_streams,
     save_streams,
 )
-from avis_stream.weights.bundled import stored_state
+from avis_stream.weights.bundled import bundled_weights, stored_state
 from avis_stream.weights.files import save_weights
 from avis_stream.weights.initial import start_from
 from avis_stream.weights.load import unfolded_model, untrained_model
@@ -75,6 +74,7 @@ Part = TypeVar("Part")
 Material = ClipSource | SynthSounds
 
 _MADE = "synth"
+_BUNDLED = "bundled"
 _TRAIN = "train."
 
 _CHECKPOINT, _STREAMS, _SOUNDS = "last.pt", "streams.pt", "sounds.pt"
@@ -88,7 +88,7 @@ def run_training(
     model_name: str,
     out: Path,
     *,
-    init: Path | None,
+    init: str | os.PathLike[str] | None,
     resume: Path | None,
     settings: Sequence[str],
     validation: Path | None = None,
@@ -103,7 +103,7 @@ def run_training(
             recordings (`MoreSounds`), `synth:ASSETS:MORE` or `synth::MORE`; `os.pathsep` stands between folders.
         model_name: A preset.
         out: For checkpoints, the log and the weights.
-        init: Weights to begin with, whole or in part.
+        init: Weights to begin with, whole or in part; `bundled`: those of the model that come with the package.
         resume: A run's folder to go on with, by its own model and schedule; takes the place of `out` and `model_name`.
         settings: `train.steps=1000` for the schedule, anything else for the model.
         validation: Folder with `val.json`; None: `data`, if that has one.
@@ -126,9 +126,10 @@ def run_training(
         torch.manual_seed(schedule.seed)
         model = untrained_model(config, audio_weights) if resume is None else unfolded_model(config, None, "")
         if init is not None and resume is None:
-            report = start_from(model, init)
+            report = start_from(model, _initial(init, model_name))
             if _first():
                 sys.stderr.write(f"{init}: {report}\n")
+        learning_parameters(model, schedule, _still(model, schedule))  # refuses, before anything is cleared away
         judge = _validation_split(data, validation, model.config.classes)
         opened = cache(partial(_opened, data, model.config, schedule))
         if resume is None:
@@ -136,7 +137,7 @@ def run_training(
                 opened()
             with all_or_none("beginning", place):
                 _begin(folder)
-        lesson, schedule = _lesson(model.to(place), schedule, opened, data, folder)
+        lesson = _lesson(model.to(place), schedule, opened, data, folder)
         return _run(model, schedule, lesson, folder, judge, resume=resume is not None)
     finally:
         leave_processes()
@@ -154,7 +155,7 @@ def _run(
     best, last = folder / "best.safetensors", folder / "weights.safetensors"
     with ExitStack() as stack:
         with all_or_none("opening the log", model.device):
-            diary = Diary(folder) if _first() else None
+            diary = Diary(folder, stored_step(folder / _CHECKPOINT) if resume else 0) if _first() else None
         if diary is not None:
             stack.callback(diary.close)
 
@@ -170,6 +171,7 @@ def _run(
             config=schedule,
             folder=folder,
             **lesson,
+            still=_still(model, schedule),
             resume=resume,
             log=None if diary is None else diary.note,
             validate=None if judge is None else validate,
@@ -180,10 +182,17 @@ def _run(
     return last if judge is None else best
 
 
+def _still(model: AVISM, schedule: TrainConfig) -> tuple[str, ...]:
+    """What cannot learn from what the schedule asks for, whatever else it freezes."""
+    if schedule.streams.count:
+        return ALL_BUT_THE_TRACKER
+    return all_but(model, *learns(model)) if schedule.sounds.count else ()
+
+
 def _lesson(
     model: AVISM, schedule: TrainConfig, opened: Callable[[], Material], data: str, folder: Path
-) -> tuple[dict[str, Any], TrainConfig]:
-    """What `train` is to be given of samples and losses, and the schedule with what must not learn from them.
+) -> dict[str, Any]:
+    """What `train` is to be given of samples and losses.
 
     Args:
         model: That learns.
@@ -194,13 +203,11 @@ def _lesson(
     """
     if schedule.streams.count:
         stretches = Stretches(_streams(model, schedule, opened, data, folder), schedule)
-        lesson = {"source": stretches, "losses": StreamLosses(model, schedule), "ahead": False}
-        return lesson, replace(schedule, frozen=ALL_BUT_THE_TRACKER)
+        return {"source": stretches, "losses": StreamLosses(model, schedule), "ahead": False}
     if schedule.sounds.count:
         drawn = DrawnSeconds(_sounds(model, schedule, opened, data, folder), schedule)
-        lesson = {"source": drawn, "losses": SoundLosses(model, schedule), "ahead": False}
-        return lesson, replace(schedule, frozen=all_but(model, *learns(model)))
-    return {"source": opened()}, schedule
+        return {"source": drawn, "losses": SoundLosses(model, schedule), "ahead": False}
+    return {"source": opened()}
 
 
 def _configuration(name: str, resume: Path | None, settings: Sequence[str]) -> tuple[AVISMConfig, TrainConfig]:
@@ -214,6 +221,16 @@ def _configuration(name: str, resume: Path | None, settings: Sequence[str]) -> t
     config = config.with_overrides(s for s in settings if not s.startswith(_TRAIN))
     of_training = [s.removeprefix(_TRAIN) for s in settings if s.startswith(_TRAIN)]
     return config, with_overrides(schedule, of_training, before=_TRAIN)
+
+
+def _initial(init: str | os.PathLike[str], name: str) -> str | os.PathLike[str]:
+    """The file that weights to begin with are in."""
+    if os.fspath(init) != _BUNDLED:
+        return init
+    weights = bundled_weights(name)
+    if weights is None:
+        raise ConfigError(f"--init {_BUNDLED}: no weights of {name} come with the package; give a file of some")
+    return weights
 
 
 def _require_room(folder: Path, *, force: bool) -> None:
@@ -279,11 +296,22 @@ def _sounds(
 
 
 def _validation_split(data: str, validation: Path | None, classes: tuple[str, ...]) -> DataSplit | None:
-    if validation is not None:
-        return open_split(validation, "val", classes)
-    if data.partition(":")[0] == _MADE or "val" not in splits(data):
+    """What a run is judged by: `val` of `validation`, or of `data` if it has one; None: nothing.
+
+    Raises:
+        DataError: There is nothing to be found in `validation`.
+    """
+    if validation is None and (data.partition(":")[0] == _MADE or "val" not in splits(data)):
         return None
-    return open_split(data, "val", classes)
+    split = open_split(validation or data, "val", classes)
+    if any(split.annotations.tracks.values()):
+        return split
+    lacking = f"{split.annotations.path} has no annotation, so nothing can be judged by it"
+    if validation is not None:
+        raise DataError(f"{lacking}; give --val another folder, or leave it out")
+    if _first():
+        sys.stderr.write(f"{lacking}: training goes on without validation\n")
+    return None
 
 
 def _scores(model: AVISM, split: DataSplit) -> dict[str, float]:

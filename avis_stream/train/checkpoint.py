@@ -27,6 +27,8 @@ class Progress:
     """Steps done; also the state of the sampler, since clips are numbered."""
     best: float = float("-inf")
     """Best validation figure so far."""
+    validated: int = 0
+    """The step after which it was last judged."""
 
 
 def save_checkpoint(
@@ -54,6 +56,7 @@ def _write(
         "optimiser": optimiser.state_dict(),
         "step": progress.step,
         "best": progress.best,
+        "validated": progress.validated,
         "random": random,
     }
     with atomic_path(path) as temporary:
@@ -68,7 +71,10 @@ def load_checkpoint(path: Path, model: AVISM, optimiser: torch.optim.Optimizer) 
     """
     state = _read(path)
     if AVISMConfig.from_json(state["config"]) != model.config:
-        raise CheckpointError(f"{path} is of another configuration; give the same --set as when it began")
+        raise CheckpointError(
+            f"{path} is of another configuration, and a run goes on with its own model: leave out --set of the model; "
+            "convert changes settings of what it has learnt"
+        )
     model.load_state_dict(state["model"])
     _continue(optimiser, state["optimiser"], path)
     (rank, count), random = rank_and_count(), state["random"]
@@ -81,7 +87,9 @@ def load_checkpoint(path: Path, model: AVISM, optimiser: torch.optim.Optimizer) 
         torch.set_rng_state(random[rank]["cpu"])
         if random[rank]["cuda"] is not None and model.device.type == "cuda":
             torch.cuda.set_rng_state(random[rank]["cuda"], model.device)
-    return Progress(step=state["step"], best=state["best"])
+    step = state["step"]
+    validated = state.get("validated", step)  # once, checkpoints did not say so and were written after validation
+    return Progress(step=step, best=state["best"], validated=validated)
 
 
 def _continue(optimiser: torch.optim.Optimizer, stored: dict[str, Any], path: Path) -> None:
@@ -107,6 +115,16 @@ def stored_configuration(path: Path) -> tuple[AVISMConfig, TrainConfig]:
     """
     state = _read(path, mmap=True)
     return AVISMConfig.from_json(state["config"]), TrainConfig.from_json(state["train"])
+
+
+def stored_step(path: Path) -> int:
+    """The step after which the state of a run was last saved.
+
+    Raises:
+        CheckpointError: Missing or cut short.
+    """
+    step: int = _read(path, mmap=True)["step"]
+    return step
 
 
 def _read(path: Path, *, mmap: bool = False) -> dict[str, Any]:

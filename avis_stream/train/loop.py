@@ -7,7 +7,7 @@ import math
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -51,6 +51,7 @@ def train(
     folder: Path,
     *,
     losses: nn.Module | None = None,
+    still: Sequence[str] = (),
     ahead: bool = True,
     resume: bool = False,
     save_every: int = 500,
@@ -70,22 +71,25 @@ def train(
         folder: For checkpoints; made if missing.
         losses: Takes samples of the source and where points come from, gives losses by name with their `total`; None:
             `ClipLosses` of the model.
+        still: What `losses` cannot teach, besides what `config` freezes: first words of the names of its weights.
         ahead: Make samples in a process of its own; False: they are there already.
         resume: Go on from `folder/last.pt`, exactly if as many processes go on as stopped.
-        save_every: Steps between checkpoints.
+        save_every: Steps between checkpoints; there is one before and one after each validation, too.
         log: Called on the first process after every step.
-        validate: Called on the first process every `config.validate_every` steps and after the last.
-        keep_best: Called whenever `validate` gave more than ever before, to put the weights away. What any of these
-            three raises ends the run, in all processes.
+        validate: Called on the first process every `config.validate_every` steps and after the last; when a run goes
+            on, first of all if it failed at the step that was saved.
+        keep_best: Called whenever `validate` gave as much as ever before or more, to put the weights away. What any of
+            these three raises ends the run, in all processes.
     Raises:
         Stopped: Asked to stop; the state is saved.
         AvisStreamError: A loss or a gradient is not finite, in this process or another; the weights have not moved, and
-            the clips at fault are saved and named; or what another process does alone failed there.
+            the clips at fault are saved and named; or what another process does alone failed there. A clip that cannot
+            be made is told by its own error; what was learnt before is saved.
         CheckpointError: `resume`, and there is nothing to resume from.
     """
     rank, world = rank_and_count()
     torch.manual_seed(config.seed + rank)
-    optimiser = build_optimiser(model, config)
+    optimiser = build_optimiser(model, config, still)
     checkpoint = folder / "last.pt"
     progress = load_checkpoint(checkpoint, model, optimiser) if resume else Progress()
     convert_conv2d_weight_memory_format(model, torch.channels_last)  # oneDNN's own order
@@ -94,35 +98,73 @@ def train(
         step_of = DistributedDataParallel(step_of)
     draw = random_points(model.device)
     model.train()
-    bar = tqdm(total=config.steps, initial=progress.step, unit="step", disable=rank > 0 or not sys.stderr.isatty())
-    first, last = ((step * world + rank) * config.clips for step in (progress.step, config.steps))
+    begun = progress.step
+    bar = tqdm(total=config.steps, initial=begun, unit="step", disable=rank > 0 or not sys.stderr.isatty())
+    first, last = ((step * world + rank) * config.clips for step in (begun, config.steps))
     steps = batches(source, config.clips, range(first, last, world * config.clips), ahead=ahead)
+
+    def save() -> None:
+        save_checkpoint(checkpoint, model, optimiser, config, progress)
+
     with _stop_requests() as stop, bar, closing(steps):
-        for samples in steps:
+        if validate is not None and progress.validated < begun and _is_due(begun, config):
+            _judge(model, progress, validate, keep_best)  # what failed or broke off when the run had come so far
+            save()
+        while (samples := _samples(steps, model.device, save if progress.step > begun else None)) is not None:
             set_rate(optimiser, config, progress.step)
             values = _step(model, step_of, optimiser, samples, config, draw, folder)
             progress.step += 1
             bar.update()
             bar.set_postfix(loss=f"{values['total']:.2f}")
-            due = progress.step % config.validate_every == 0 or progress.step == config.steps
-            with all_or_none("logging or validating", model.device):
+            with all_or_none("logging", model.device):
                 if log is not None and rank == 0:
                     log(progress.step, values)
-                if validate is not None and rank == 0 and due:
-                    model.eval()
-                    figure = validate(progress.step)
-                    model.train()
-                    if figure > progress.best:
-                        progress.best = figure
-                        if keep_best is not None:
-                            keep_best()
+            if validate is not None and _is_due(progress.step, config):
+                save()  # before: a validation that fails must not cost what was learnt
+                _judge(model, progress, validate, keep_best)
             stopping = any_of_all(stop.is_set(), model.device)
-            if stopping or progress.step % save_every == 0 or progress.step == config.steps:
-                save_checkpoint(checkpoint, model, optimiser, config, progress)
+            ended, judged = progress.step == config.steps, progress.step == progress.validated
+            if stopping or ended or judged or progress.step % save_every == 0:
+                save()
             if stopping:
                 raise Stopped(f"stopped after step {progress.step}; go on with --resume {folder}")
     model.eval()
     return progress
+
+
+def _is_due(step: int, config: TrainConfig) -> bool:
+    """Whether the model is to be judged after a step."""
+    return step % config.validate_every == 0 or step >= config.steps
+
+
+def _judge(model: AVISM, progress: Progress, validate: Validate, keep_best: Callable[[], None] | None) -> None:
+    """Validates on the first process, for which the others wait."""
+    with all_or_none("validating", model.device):
+        if rank_and_count()[0] == 0:
+            model.eval()
+            figure = validate(progress.step)
+            model.train()
+            if figure >= progress.best:  # of equals, such as 0 while nothing passes a threshold, who has learnt more
+                progress.best = figure
+                if keep_best is not None:
+                    keep_best()
+    progress.validated = progress.step
+
+
+def _samples(steps: Iterator[list[S]], device: torch.device, save: Callable[[], None] | None) -> list[S] | None:
+    """What this process learns from next; None after the last step. Where it cannot be made all stop, and save first,
+    if there is something to be saved.
+    """
+    try:
+        with all_or_none("making clips", device):
+            return next(steps, None)
+    except Exception as error:
+        if save is not None:
+            try:
+                save()
+            except Exception as worse:  # most likely of the same cause, which is what the user must know first
+                error.add_note(f"what was learnt could not be saved: {worse}")
+        raise
 
 
 def _step(

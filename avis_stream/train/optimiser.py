@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
 from avis_stream.checks import require
 from avis_stream.config import TrainConfig
+from avis_stream.config_text import settings_of
+from avis_stream.errors import ConfigError
 from avis_stream.models.avism import AVISM
 
 _OF_CLIPS = ("tracker.", "clip_mask_features.")
+_DECIDING = tuple(
+    f"train.{name}" for name in ("frozen", "backbone_factor", "query_layers", "streams.count", "sounds.count")
+)
+"""Settings that say what learns."""
 
 
 def all_but(model: nn.Module, *learning: str) -> tuple[str, ...]:
@@ -30,18 +38,37 @@ def all_but(model: nn.Module, *learning: str) -> tuple[str, ...]:
     return tuple(frozen)
 
 
-def build_optimiser(model: AVISM, config: TrainConfig) -> torch.optim.AdamW:
-    """An optimiser over the weights that learn; the audio encoder does from sounds alone, never from clips;
-    `frozen` parts do not, nor the backbone at factor 0, nor the tracker at 0 `query_layers`.
+def learning_parameters(model: AVISM, config: TrainConfig, still: Sequence[str] = ()) -> dict[str, nn.Parameter]:
+    """The weights that learn, by name. The audio encoder's do from sounds alone, never from clips; `frozen` parts do
+    not, nor the backbone at factor 0, nor the tracker at 0 `query_layers`.
 
+    Args:
+        model: Whose weights.
+        config: Schedule.
+        still: First words of the names of what else does not learn: what the stage at hand cannot teach.
     Raises:
-        ConfigError: A `frozen` prefix names nothing.
+        ConfigError: A `frozen` prefix names nothing, or nothing is left to learn.
     """
     for prefix in config.frozen:
         there = any(name.startswith(prefix) for name, _ in model.named_parameters())
         require(there, "TrainConfig.frozen", prefix, "the first words of a parameter's name, as `backbone.stem`")
     deaf = () if config.sounds.count else ("audio_encoder.",)
-    still = (*deaf, *config.frozen, *(() if config.query_layers else _OF_CLIPS))
+    resting = () if config.backbone_factor > 0 else ("backbone.",)
+    fixed = (*still, *deaf, *resting, *config.frozen, *(() if config.query_layers else _OF_CLIPS))
+    learns = {name: parameter for name, parameter in model.named_parameters() if not name.startswith(fixed)}
+    if not learns:
+        deciding = (setting for setting in settings_of(config, "train.") if setting.partition("=")[0] in _DECIDING)
+        raise ConfigError(f"nothing is left to learn with {' '.join(deciding)}; change one of them")
+    return learns
+
+
+def build_optimiser(model: AVISM, config: TrainConfig, still: Sequence[str] = ()) -> torch.optim.AdamW:
+    """An optimiser over the weights that are `learning_parameters`; the others get no gradients.
+
+    Raises:
+        ConfigError: As `learning_parameters`.
+    """
+    learns = learning_parameters(model, config, still)
     undecayed = {
         id(parameter)
         for part in model.modules()
@@ -50,12 +77,11 @@ def build_optimiser(model: AVISM, config: TrainConfig) -> torch.optim.AdamW:
     }
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in learns)
+    for name, parameter in learns.items():
         factor = config.backbone_factor if name.startswith("backbone.") else 1.0
-        learns = factor > 0 and not name.startswith(still)
-        parameter.requires_grad_(learns)
-        if learns:
-            decay = 0.0 if id(parameter) in undecayed else config.weight_decay
-            groups.setdefault((factor, decay), []).append(parameter)
+        decay = 0.0 if id(parameter) in undecayed else config.weight_decay
+        groups.setdefault((factor, decay), []).append(parameter)
     return torch.optim.AdamW(
         [
             {"params": parameters, "lr": config.learning_rate * factor, "factor": factor, "weight_decay": decay}

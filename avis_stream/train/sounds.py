@@ -186,9 +186,9 @@ class SoundLosses(nn.Module):
     def forward(self, seconds: Sequence[HeardSecond], draw: DrawPoints) -> dict[str, Tensor]:
         """Names the classes in seconds of sound; the loss unweighted as `frame_tags`, and weighted as `total`."""
         assert self.head is not None
-        heard = self.encoder.embed(torch.stack([s.patch for s in seconds]).float())
+        heard = self.encoder.embed(torch.stack([s.patch.float() for s in seconds]))
         tags = self.head.listen(heard).tags
-        losses = {"frame_tags": tag_loss(tags, torch.stack([s.tags for s in seconds]).float())}
+        losses = {"frame_tags": tag_loss(tags, torch.stack([s.tags.float() for s in seconds]))}
         losses["total"] = weighted(losses, self.config)
         return losses
 

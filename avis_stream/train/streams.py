@@ -221,13 +221,14 @@ class StreamLosses(nn.Module):
         like, window = self.tracker.query_feat.weight, self._online.geometry.window
         memories = [TrackerMemory.empty(self._model_config, self._online.geometry, True, like) for _ in stretches]
         self.tracker.eval()  # online, odd layers are always shifted
-        for at in range(0, (length - 1) // window * window, window):
-            arrivals = [
-                Arrival(s.stream.queries[part].float(), s.stream.audio[part])
-                for s in stretches
-                for part in [slice(s.begin + at, s.begin + at + window)]
-            ]
-            self._online.answer(memories, self._online.push(memories, arrivals))
+        with torch.autocast(like.device.type, enabled=False):  # and memories are float32
+            for at in range(0, (length - 1) // window * window, window):
+                arrivals = [
+                    Arrival(s.stream.queries[part].float(), s.stream.audio[part])
+                    for s in stretches
+                    for part in [slice(s.begin + at, s.begin + at + window)]
+                ]
+                self._online.answer(memories, self._online.push(memories, arrivals))
         self.tracker.train(self.training)
         return [
             (torch.cat([m.sink_value[n] for m in memories]), torch.cat([m.sink_lse[n] for m in memories]))
@@ -274,7 +275,7 @@ def _truth(stretches: Sequence[Stretch], first: int) -> LocalizedClips:
         found.append(list(stream.found[ring]))
     chances = [s.stream.chance[s.begin + first : s.end] for s in stretches if s.stream.chance is not None]
     return LocalizedClips(
-        queries=torch.stack([s.stream.queries[s.begin + first : s.end] for s in stretches]),
+        queries=torch.stack([s.stream.queries[s.begin + first : s.end].float() for s in stretches]),
         audio=torch.stack([s.stream.audio[s.begin + first : s.end] for s in stretches]),
         mask_features=torch.stack([s.stream.mask_features[list(s.mask_frames)].float() for s in stretches]),
         targets=targets,

@@ -24,7 +24,8 @@ def read_state(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], AVISMCo
     """Reads a weight file without running anything that it might contain.
 
     Args:
-        path: Ours (`.safetensors`), official or torch (`.pth`, `.pt`), detectron2 model zoo (`.pkl`).
+        path: Ours (`.safetensors`, or a run's `last.pt`), official or torch (`.pth`, `.pt`), detectron2 model zoo
+            (`.pkl`).
     Returns:
         The tensors by their key in the file, wrapping (`{"model": ...}`, `module.`) removed; and the configuration if
         the file carries one.
@@ -47,7 +48,7 @@ def read_state(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], AVISMCo
             f"{str(path)!r} cannot be read as weights ({_first_line(error)}); is it complete? "
             "Wanted: .safetensors, a .pth of plain tensors, or a detectron2 .pkl"
         ) from error
-    return _unwrap(loaded, path), None
+    return _unwrap(loaded, path), _config_beside(loaded)
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], AVISMConfig | None]:
@@ -55,6 +56,12 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], AVISMConfig | None
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping, it only has keys()
         text = (file.metadata() or {}).get(_CONFIG_KEY)
     return state, None if text is None else AVISMConfig.from_json(text)
+
+
+def _config_beside(loaded: object) -> AVISMConfig | None:
+    """What `train/checkpoint.py` keeps beside weights; None: another wrote the file."""
+    ours = isinstance(loaded, Mapping) and {"config", "train", "model"} <= loaded.keys()
+    return AVISMConfig.from_json(loaded["config"]) if ours else None  # type: ignore[index]
 
 
 def _unwrap(loaded: object, path: Path) -> dict[str, Tensor]:
@@ -106,7 +113,7 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
         for k in own
         if k in state and own[k].shape != state[k].shape
     ]
-    broken = [k for k in own if k in state and state[k].is_floating_point() and not bool(state[k].isfinite().all())]
+    broken = not_finite({k: state[k] for k in own if k in state})
     if missing or unexpected or misshaped or broken:
         lines = [f"{where} does not fit the model {type(model).__name__}:"]
         listed = (
@@ -120,6 +127,11 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
                 lines.append(f"  {len(keys)} {title}: " + ", ".join(keys))
         raise CheckpointError("\n".join(lines))
     model.load_state_dict({k: v.to(own[k].dtype) for k, v in state.items()}, strict=False)
+
+
+def not_finite(state: Mapping[str, Tensor]) -> list[str]:
+    """Names of the tensors that hold NaN or infinity."""
+    return [k for k, v in state.items() if v.is_floating_point() and not bool(v.isfinite().all())]
 
 
 def save_weights(

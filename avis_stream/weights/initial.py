@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -12,9 +12,10 @@ from torch import Tensor
 from avis_stream.config import MobileNetConfig, ResNetConfig
 from avis_stream.errors import CheckpointError
 from avis_stream.models.avism import AVISM
+from avis_stream.models.classes import CLASS_AXES, of_classes
 from avis_stream.weights.backbones import mobilenet_state
 from avis_stream.weights.bundled import of_published_encoder
-from avis_stream.weights.files import read_state
+from avis_stream.weights.files import not_finite, read_state
 from avis_stream.weights.official import is_official, rename_state
 
 
@@ -27,9 +28,13 @@ class InitialReport:
     """In the file, but of another shape or unknown to the model; shapes stand behind the name."""
     fresh: tuple[str, ...]
     """Of the model, but not in the file: they begin at random."""
+    fresh_classes: tuple[str, ...] = ()
+    """Of the model, but not of a file that names its classes: what tells them begins at random."""
 
     def __str__(self) -> str:
         lines = [f"{len(self.loaded)} loaded, {len(self.skipped)} skipped, {len(self.fresh)} fresh"]
+        if self.fresh_classes:
+            lines.append(f"  classes that begin afresh: {', '.join(self.fresh_classes)}")
         lines += [f"  skipped {name}" for name in self.skipped] + [f"  fresh {name}" for name in self.fresh]
         return "\n".join(lines)
 
@@ -37,19 +42,24 @@ class InitialReport:
 def start_from(model: AVISM, path: str | os.PathLike[str]) -> InitialReport:
     """Copies what fits of a weight file into a model, and says what did not.
 
+    What stands for a class is taken by the class's name from files that say their classes; of others as it comes.
+
     Args:
         model: As `unfolded_model` gives it.
-        path: Ours; official AVISM, VITA or Mask2Former-style; a backbone: detectron2's `.pkl` or torchvision's ResNet,
-            official Swin, MobileNetV2.
+        path: Ours, a run's `last.pt` too; official AVISM, VITA or Mask2Former-style; a backbone: detectron2's `.pkl` or
+            torchvision's ResNet, official Swin, MobileNetV2.
     Raises:
-        CheckpointError: The file cannot be read, or nothing of it fits.
+        CheckpointError: The file cannot be read, nothing of it fits, or what fits holds NaN or infinity.
     """
-    state, _ = read_state(path)
-    ours = _under_our_names(model, state)
-    own = model.state_dict()
+    state, config = read_state(path)
+    ours, own = _under_our_names(model, state), model.state_dict()
+    if config is not None:
+        ours = _by_class(ours, config.classes, own, model.classes)
     fitting = {k: v for k, v in ours.items() if k in own and own[k].shape == v.shape}
     if not fitting:
         raise CheckpointError(f"nothing in {path} fits {model.config.name}; keys are like {sorted(state)[:3]}")
+    if broken := not_finite(fitting):
+        raise CheckpointError(f"{path} holds NaN or infinity, and cannot be begun with: {', '.join(broken)}")
     model.load_state_dict({k: v.to(own[k].dtype) for k, v in fitting.items()}, strict=False)
     skipped = [
         f"{k} (file {list(v.shape)}, model {list(own[k].shape)})" if k in own else f"{k} (unknown)"
@@ -57,7 +67,24 @@ def start_from(model: AVISM, path: str | os.PathLike[str]) -> InitialReport:
         if k not in fitting
     ]
     learnt = {k for k in own if not of_published_encoder(k) and not k.endswith(".relative_position_index")}
-    return InitialReport(tuple(sorted(fitting)), tuple(sorted(skipped)), tuple(sorted(learnt - set(fitting))))
+    fresh = tuple(sorted(learnt - set(fitting)))
+    known = model.classes if config is None else config.classes
+    fresh_classes = tuple(name for name in model.classes if name not in known)
+    return InitialReport(tuple(sorted(fitting)), tuple(sorted(skipped)), fresh, fresh_classes)
+
+
+def _by_class(
+    state: Mapping[str, Tensor], classes: Sequence[str], own: Mapping[str, Tensor], own_classes: Sequence[str]
+) -> dict[str, Tensor]:
+    """A file's state with what stands for classes as a model of others can take it; what it cannot is left out."""
+    taken: dict[str, Tensor] = {}
+    for name, value in state.items():
+        where = CLASS_AXES.get(name)
+        if where is None or name not in own or where.shape(value, classes) != where.shape(own[name], own_classes):
+            taken[name] = value
+        elif (mixed := of_classes(name, own[name], value, own_classes, classes)) is not None:
+            taken[name] = mixed
+    return taken
 
 
 def _under_our_names(model: AVISM, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -41,7 +41,8 @@ def load(
 
     Args:
         name: One of the presets (`avism_r50_coco`, ...).
-        weights: An official `.pth` or our `.safetensors`; None: the bundled ones; `"random"`: for benchmarks.
+        weights: An official `.pth`, our `.safetensors` or a run's `last.pt`; None: the bundled ones; `"random"`: for
+            benchmarks.
         device: Where to put it.
         audio_weights: Public VGGish weights, for models that hear through it; None: none, unless `weights` holds them.
         settings: Changes to the configuration, `"tracker.token_window=3"`.

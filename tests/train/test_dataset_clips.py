@@ -15,9 +15,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.io import wavfile
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
 from avis_stream.cli import main
+from avis_stream.commands.diary import Diary
 from avis_stream.config import AVISEG_CLASSES, AudioConfig, AugmentConfig, AVISMConfig, LossConfig, TrainConfig
 from avis_stream.data.dataset import open_split
 from avis_stream.errors import DataError
@@ -211,6 +213,9 @@ SETTINGS = [
     "train.augment.crop_range_px=40,60", "train.augment.crop_share=0.5",
 ]  # fmt: skip
 
+SMALL_RUN = ["train.steps=1", "train.frames=1", "train.clips=1", "train.losses.points=64",
+             "train.augment.short_sides_px=48", "train.augment.crop_share=0"]  # fmt: skip
+
 
 def test_train_command_makes_weights_that_load_and_begins_from_them(data: Path, tmp_path: Path) -> None:
     settings = [part for setting in SETTINGS for part in ("--set", setting)]
@@ -306,6 +311,26 @@ def test_a_run_goes_on_with_its_own_model_and_schedule(data: Path, tmp_path: Pat
     assert [json.loads(line)["step"] for line in (run / "log.jsonl").read_text().splitlines()] == [1, 2, 3]
 
 
+def test_a_run_that_goes_on_is_told_to_leave_settings_of_the_model_out(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert main(["train", "--data", str(data), "--out", str(run), "--set", *SETTINGS]) == 0
+    again = ["train", "--data", str(data), "--resume", str(run), "--set", "train.steps=3"]
+    assert main([*again, "postprocess.score_threshold=0.5"]) == 1
+    assert "with its own model: leave out --set of the model" in capsys.readouterr().err
+
+
+def test_a_run_may_begin_with_the_bundled_weights(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["train", "--data", str(data), "--out", str(tmp_path / "run"), "--init", "bundled", "--set", *SMALL_RUN]
+    assert main(command) == 0
+    assert " loaded, 0 skipped, 0 fresh" in capsys.readouterr().err
+    assert main([*command[:7], "--force", "--model", "avism_r50_in"]) == 2
+    assert "no weights of avism_r50_in come with the package" in capsys.readouterr().err
+
+
 def test_official_presets_learn_from_features_or_with_given_ears(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -336,6 +361,42 @@ def test_validation_writes_its_figures_and_the_best_weights_and_eval_agrees(
     assert capsys.readouterr().out.splitlines()[2:] == table.splitlines()[2:]
 
 
+def test_a_validation_set_without_annotations_judges_nothing(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Found beside the training set it is told of; asked for it is refused, before anything is cleared away."""
+    bare = tmp_path / "set"
+    shutil.copytree(data, bare)
+    (bare / "val").symlink_to(bare / "train")
+    document = json.loads((data / "train.json").read_text())
+    (bare / "val.json").write_text(json.dumps({**document, "annotations": []}))
+    command = ["train", "--data", str(bare), "--out", str(tmp_path / "run"), "--set", *SETTINGS, "train.steps=1"]
+    assert main(command) == 0
+    assert "val.json has no annotation" in (said := capsys.readouterr().err)
+    assert f"trained: {tmp_path / 'run' / 'weights.safetensors'}" in said
+    assert not (tmp_path / "run" / "best.safetensors").exists()
+    before = (tmp_path / "run" / "last.pt").read_bytes()
+    assert main([*command, "--force", "--val", str(bare)]) == 1
+    assert "give --val another folder" in capsys.readouterr().err
+    assert (tmp_path / "run" / "last.pt").read_bytes() == before
+
+
+def test_a_log_has_each_step_once_however_a_run_ended(data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert main(["train", "--data", str(data), "--out", str(run), "--set", *SETTINGS]) == 0
+    later = Diary(run, 2)
+    later.note(3, {"total": 8.0})
+    later.note(4, {"total": 9.0})
+    later.close()
+    with (run / "log.jsonl").open("a") as log:
+        log.write('{"step": 5, "tot')  # then its plug was pulled
+    assert main(["train", "--data", str(data), "--resume", str(run), "--set", "train.steps=3"]) == 0
+    assert [json.loads(line)["step"] for line in (run / "log.jsonl").read_text().splitlines()] == [1, 2, 3]
+    board = EventAccumulator(str(run / "tensorboard")).Reload()
+    assert [event.step for event in board.Scalars("total")] == [1, 2, 3]
+    assert [event.value for event in board.Scalars("total")][2] != 8.0
+
+
 @pytest.fixture
 def bells(data: Path, tmp_path: Path) -> Path:
     """The same data under other class names: whatever is in it is a bell."""
@@ -360,7 +421,7 @@ def test_fine_tuning_to_other_classes_keeps_what_fits(
     capsys.readouterr()
     assert main([*command, "--init", str(first / "weights.safetensors")]) == 0
     printed = capsys.readouterr().err
-    assert "skipped tracker.class_embed.weight (file [27, 32], model [3, 32])" in printed
+    assert "classes that begin afresh: bell, whistle" in printed
     assert load("avism_mini", weights=tmp_path / "tuned" / "weights.safetensors").classes == ("bell", "whistle")
 
 

@@ -28,7 +28,7 @@ from avis_stream.config import (
     TrainConfig,
     with_overrides,
 )
-from avis_stream.errors import AvisStreamError, CheckpointError, ConfigError
+from avis_stream.errors import AvisStreamError, CheckpointError, ConfigError, DataError
 from avis_stream.models.avism import AVISM
 from avis_stream.synth.procedural import ProceduralLibrary
 from avis_stream.synth.protocol import Protocol
@@ -307,7 +307,7 @@ def one_rank_of_which_the_first_fails(rank: int, store: str, folder: str, what: 
     if what == "checkpoint":
         given = {}
         Path(folder, "last.pt").mkdir(exist_ok=True)  # where a file cannot be
-    named = "writing a checkpoint" if what == "checkpoint" else "logging or validating"
+    named = {"checkpoint": "writing a checkpoint", "log": "logging"}.get(what, "validating")
     own = "Is a directory" if what == "checkpoint" else "no space left"
     error, words = (OSError, own) if rank == 0 else (AvisStreamError, f"{named} failed in another process")
     schedule, source = replace(QUICK, steps=2, validate_every=1), OneClip(numbers=(3, 6))
@@ -343,7 +343,7 @@ def test_what_failed_is_told_though_nobody_else_can_be_reached(monkeypatch: pyte
 
 
 def test_a_best_that_cannot_be_kept_ends_the_run(tmp_path: Path) -> None:
-    """What was kept before stays the best, for a run that goes on."""
+    """What was kept before stays the best until a run that goes on has kept the other."""
     kept: list[int] = []
 
     def keep() -> None:
@@ -358,7 +358,80 @@ def test_a_best_that_cannot_be_kept_ends_the_run(tmp_path: Path) -> None:
             validate=lambda _: next(figures), keep_best=keep,
         )  # fmt: skip
     state = torch.load(tmp_path / "last.pt", weights_only=True)
-    assert (state["step"], state["best"]) == (1, 1.0)
+    assert (state["step"], state["best"], state["validated"]) == (2, 1.0, 1)
+
+
+def test_a_validation_that_fails_costs_nothing_and_is_made_up_for(tmp_path: Path) -> None:
+    """Also after the last step, when there is nothing else to go on with."""
+    asked: list[int] = []
+
+    def validate(step: int) -> float:
+        asked.append(step)
+        if len(asked) in (1, 3):
+            raise OSError("a picture cannot be read")
+        return 1.0
+
+    schedule, kept = replace(QUICK, validate_every=2), []
+    given: dict[str, Any] = {"ahead": False, "validate": validate, "keep_best": lambda: kept.append(asked[-1])}
+    with pytest.raises(OSError, match="cannot be read"):
+        train(fresh_model(), OneClip(), schedule, tmp_path, **given)
+    with pytest.raises(OSError, match="cannot be read"):
+        train(fresh_model(), OneClip(), schedule, tmp_path, resume=True, **given)
+    progress = train(fresh_model(), OneClip(), schedule, tmp_path, resume=True, **given)
+    assert (asked, kept, progress.validated) == ([2, 2, 4, 4], [2, 4], 4)
+    train(fresh_model(), OneClip(), schedule, tmp_path, resume=True, **given)
+    assert asked == [2, 2, 4, 4], "what was validated is not again"
+    whole = fresh_model()
+    train(whole, OneClip(), schedule, tmp_path / "whole", ahead=False)
+    learnt = torch.load(tmp_path / "last.pt", weights_only=True)["model"]
+    assert all(torch.equal(value, learnt[name]) for name, value in weights(whole).items())
+
+
+def test_of_equal_figures_the_later_is_the_best(tmp_path: Path) -> None:
+    """While nothing passes a threshold all are 0, and the first would be the untrained model."""
+    kept, asked = [], []
+    train(
+        fresh_model(), OneClip(), replace(QUICK, validate_every=1), tmp_path, ahead=False,
+        validate=lambda step: asked.append(step) or 0.0, keep_best=lambda: kept.append(asked[-1]),
+    )  # fmt: skip
+    assert kept == [1, 2, 3, 4]
+
+
+class Unreadable:
+    """Clips of which one cannot be made."""
+
+    def __init__(self, number: int) -> None:
+        self.source, self.number = OneClip(), number
+
+    def clip(self, number: int) -> ClipSample:
+        if number == self.number:
+            raise DataError("3.jpg breaks off")
+        return self.source.clip(number)
+
+
+def test_a_clip_that_cannot_be_made_costs_nothing_that_was_learnt(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="breaks off"):
+        train(fresh_model(), Unreadable(0), QUICK, tmp_path)
+    assert not (tmp_path / "last.pt").exists()
+    with pytest.raises(DataError, match="breaks off"):
+        train(fresh_model(), Unreadable(2), QUICK, tmp_path)
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["step"] == 2
+    assert train(fresh_model(), OneClip(), QUICK, tmp_path, resume=True).step == 4
+
+
+def one_rank_that_cannot_read(rank: int, store: str, folder: str) -> None:
+    torch.set_num_threads(1)
+    patience = timedelta(seconds=60)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=patience)
+    error, words = (AvisStreamError, "making clips failed in another") if rank == 0 else (DataError, "breaks off")
+    with pytest.raises(error, match=words):
+        train(fresh_model(), Unreadable(3), QUICK, Path(folder), ahead=False)
+    assert torch.load(Path(folder) / "last.pt", weights_only=True)["step"] == 1
+    dist.destroy_process_group()
+
+
+def test_a_clip_that_one_process_cannot_make_stops_all(tmp_path: Path) -> None:
+    mp.spawn(one_rank_that_cannot_read, (str(tmp_path / "store"), str(tmp_path)), nprocs=2)
 
 
 class BrokenOn(nn.Module):

@@ -240,6 +240,11 @@ def test_only_the_tags_and_the_adapters_learn_and_their_loss_falls(tmp_path: Pat
     assert seen[0]["total"] == pytest.approx(3 * seen[0]["frame_tags"])
 
 
+def test_sounds_are_learnt_from_in_bfloat16(tmp_path: Path, sounds: HeardSounds) -> None:
+    _, seen = learnt(tmp_path, sounds, replace(CONFIG, steps=10, bfloat16=True))
+    assert seen[-1]["total"] < seen[0]["total"]
+
+
 def test_a_resumed_run_goes_on_exactly(tmp_path: Path, sounds: HeardSounds) -> None:
     whole, _ = learnt(tmp_path / "whole", sounds, CONFIG)
     learnt(tmp_path / "parts", sounds, replace(CONFIG, steps=2))
@@ -264,6 +269,16 @@ def test_the_command_keeps_its_sounds_for_a_resumed_run(tmp_path: Path) -> None:
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 2
     with pytest.raises(AvisStreamError, match=r"holds a run already \("):
         run_training("synth", "avism_mini", tmp_path, init=None, resume=None, settings=SETTINGS)
+
+
+def test_what_the_user_freezes_stays_frozen(tmp_path: Path) -> None:
+    settings = [*SETTINGS, "audio.adapter_rank=2", "train.frozen=audio_encoder."]
+    run_training("synth", "avism_mini", tmp_path, init=None, resume=None, settings=settings)
+    state = torch.load(tmp_path / "last.pt", weights_only=True)
+    assert TrainConfig.from_json(state["train"]).frozen == ("audio_encoder.",)
+    learning = [name for name, _ in fresh_model().named_parameters() if name.startswith("localizer.sounding.norm.")]
+    learning += [name for name, _ in fresh_model().named_parameters() if name.startswith("localizer.sounding.tag.")]
+    assert len(state["optimiser"]["state"]) == len(learning), "no adapter"
 
 
 @pytest.mark.parametrize(

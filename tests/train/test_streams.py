@@ -11,6 +11,7 @@ from torch import Tensor
 
 from avis_stream.commands.train import run_training
 from avis_stream.config import LossConfig, StreamConfig, TrainConfig
+from avis_stream.errors import CheckpointError, ConfigError
 from avis_stream.models.avism import AVISM
 from avis_stream.online.config import OnlineConfig
 from avis_stream.online.memory import TrackerMemory
@@ -18,6 +19,7 @@ from avis_stream.online.tracking import Arrival, StreamTracker
 from avis_stream.presets import preset
 from avis_stream.synth.procedural import ProceduralLibrary
 from avis_stream.synth.protocol import Protocol
+from avis_stream.train.checkpoint import stored_configuration
 from avis_stream.train.loop import train
 from avis_stream.train.points import random_points
 from avis_stream.train.source import SynthClips
@@ -141,6 +143,15 @@ def test_only_the_tracker_learns(tmp_path: Path, streams: list[LocalizedStream])
     assert "clip_presence" in seen[0]
 
 
+def test_streams_are_learnt_from_in_bfloat16(tmp_path: Path, streams: list[LocalizedStream]) -> None:
+    torch.manual_seed(1)
+    fresh = unfolded_model(preset("avism_mini").with_overrides(TINY), None, "")
+    lower = replace(CONFIG, bfloat16=True)
+    assert train(
+        fresh, Stretches(streams, lower), lower, tmp_path, losses=StreamLosses(fresh, lower), ahead=False
+    ).step == lower.steps  # fmt: skip
+
+
 def test_the_command_keeps_its_streams_for_a_resumed_run(tmp_path: Path) -> None:
     settings = [*TINY, "train.steps=1", "train.frames=3", "train.streams.count=1", "train.losses.points=32"]
     run_training("synth", "avism_mini", tmp_path, init=None, resume=None, settings=settings)
@@ -149,6 +160,33 @@ def test_the_command_keeps_its_streams_for_a_resumed_run(tmp_path: Path) -> None
     run_training("synth", "avism_mini", tmp_path, init=None, resume=tmp_path, settings=settings)
     assert (tmp_path / "streams.pt").stat().st_mtime_ns == made
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 2
+
+
+def test_what_the_user_freezes_stays_frozen_and_the_stage_leaves_no_trace(tmp_path: Path) -> None:
+    """In the schedule that is kept, which a run of another stage would take up."""
+    settings = [*TINY, "train.steps=1", "train.frames=3", "train.streams.count=1", "train.losses.points=32"]
+    settings.append("train.frozen=backbone.,tracker.encoder.,tracker.decoder.")
+    run_training("synth", "avism_mini", tmp_path, init=None, resume=None, settings=settings)
+    _, schedule = stored_configuration(tmp_path / "last.pt")
+    assert schedule.frozen == ("backbone.", "tracker.encoder.", "tracker.decoder.")
+    torch.manual_seed(0)
+    before = unfolded_model(preset("avism_mini").with_overrides(TINY), None, "").state_dict()
+    after = torch.load(tmp_path / "last.pt", weights_only=True)["model"]
+    moved = {".".join(name.split(".")[:2]) for name, value in after.items() if not torch.equal(value, before[name])}
+    assert "tracker.class_embed" in moved
+    assert all(name.startswith("tracker.") for name in moved)
+    assert not moved & {"tracker.encoder", "tracker.decoder"}
+    with pytest.raises(CheckpointError, match=r"are to learn; leave train\.frozen"):
+        run_training("synth", "avism_mini", tmp_path, init=None, resume=tmp_path, settings=["train.streams.count=0"])
+
+
+@pytest.mark.parametrize("setting", ["train.query_layers=0", "train.frozen=tracker."])
+def test_a_stage_in_which_nothing_learns_is_refused_before_anything_is_lost(tmp_path: Path, setting: str) -> None:
+    (tmp_path / "last.pt").write_text("a run of before")
+    settings = [*TINY, "train.steps=1", "train.frames=3", "train.streams.count=1", setting]
+    with pytest.raises(ConfigError, match=rf"nothing is left to learn with .*{setting}.*train\.streams\.count=1"):
+        run_training("synth", "avism_mini", tmp_path, init=None, resume=None, settings=settings, force=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
 
 
 def test_a_kept_stream_moves_as_a_whole(streams: list[LocalizedStream]) -> None:

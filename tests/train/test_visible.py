@@ -178,6 +178,9 @@ def test_frozen_parts_do_not_learn_and_must_exist() -> None:
         assert parameter.requires_grad is not still, name
     with pytest.raises(ConfigError, match=r"TrainConfig\.frozen must be the first words"):
         build_optimiser(model, TrainConfig(frozen=("backbone.steam",)))
+    every = tuple(f"{name}." for name, _ in model.named_children())
+    with pytest.raises(ConfigError, match=r"nothing is left to learn with train\.backbone_factor=0\.1 .*=backbone\.,"):
+        build_optimiser(model, TrainConfig(frozen=every))
 
 
 def test_clips_are_made_in_order_by_a_process_that_ends_with_the_run(tmp_path: Path) -> None:
