@@ -107,10 +107,6 @@ class InputConfig:
     pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
     clip_short_side_px: int | None = None
     """`short_side_px` of recordings segmented as a whole, for which nobody waits; None: the same (ADR 0014)."""
-    clip_more_sides_px: tuple[int, ...] = ()
-    """Shorter sides with which they are looked at besides, each for the time that it takes (ADR 0016)."""
-    clip_mirrored: bool = False
-    """They are looked at in a mirror too, at each size (ADR 0016)."""
 
     def for_clips(self) -> InputConfig:
         """How the pictures of recordings segmented as a whole are brought to the network's size."""
@@ -413,12 +409,6 @@ class AVISMConfig:
         for part in ("pixel_decoder", "localizer", "tracker"):
             heads = getattr(self, part).heads
             require(self.channels % heads == 0, f"{part}.heads", heads, f"a divisor of the {self.channels} channels")
-        for name, more in (
-            ("clip_more_sides_px", self.input.clip_more_sides_px),
-            ("clip_mirrored", self.input.clip_mirrored),
-        ):
-            wanted = 'none where tracker.masks is "video": looks of a frame meet in masks of frame queries'
-            require(not more or self.tracker.masks == "frame", f"input.{name}", more, wanted)
 
     @property
     def drawn_channels(self) -> int:

@@ -8,9 +8,8 @@ import torch
 
 from avis_stream.models.avism import AVISM
 from avis_stream.models.clip import ClipResult
-from avis_stream.models.views import of_one_view, views_of
 from avis_stream.online.looking import Eye
-from avis_stream.online.seeing import boxes_of, draw
+from avis_stream.online.seeing import draw
 from avis_stream.sources.clip import Clip
 from avis_stream.stream.lanes import beside, shares_of
 from avis_stream.types import NANOSECONDS, AVPair, OnlineResult
@@ -20,7 +19,6 @@ def drawn_again(model: AVISM, film: Clip, result: ClipResult, fps: float) -> Ite
     """Each picture of a film with the masks of the instances that sound at that moment, so that masks follow motion.
 
     A picture costs the backbone and the pixel decoder; a mask is its instance's embedding times the picture's features.
-    Each object is drawn as one view sees it, where the model looks at clips several times (ADR 0016).
     Pictures are worked on beside each other (ADR 0304).
 
     Args:
@@ -31,9 +29,8 @@ def drawn_again(model: AVISM, film: Clip, result: ClipResult, fps: float) -> Ite
     """
     assert result.mask_embed is not None
     mask_embed = result.mask_embed
-    views = views_of(model.config.input)
-    eyes = [Eye(model, None, view) for view in views]
-    size = (film.height, film.width)
+    eye = Eye(model, None, model.config.input.for_clips())
+    sizes = eye.sizes((film.height, film.width))
     sounding = [result.sounding(k) for k in range(result.frames)]
     count, one_piece = len(result), model.config.postprocess.one_piece
 
@@ -41,15 +38,11 @@ def drawn_again(model: AVISM, film: Clip, result: ClipResult, fps: float) -> Ite
     def drawn(pair: AVPair) -> tuple[AVPair, OnlineResult]:
         k = min(int(pair.frame.pts_ns * fps / NANOSECONDS + 1e-6), result.frames - 1)
         sounds = sounding[k]
-        mask = torch.zeros(count, film.height, film.width, dtype=torch.bool)
-        embed = mask_embed if mask_embed.dim() == 2 else mask_embed[:, k]
-        number, own = of_one_view(embed, len(views))
-        for n in number[sounds].unique().tolist():
-            drawn_here = sounds & (number == n)
-            masks, _ = draw(
-                own[drawn_here], eyes[n].features_of(pair.frame.image), eyes[n].sizes(size), one_piece=one_piece
-            )
-            mask[drawn_here] = masks.flip(-1) if views[n].mirrored else masks
+        mask, box = torch.zeros(count, *sizes.output, dtype=torch.bool), torch.zeros(count, 4)
+        if sounds.any():
+            features = eye.features_of(pair.frame.image)
+            embed = mask_embed if mask_embed.dim() == 2 else mask_embed[:, k]
+            mask[sounds], box[sounds] = draw(embed[sounds], features, sizes, one_piece=one_piece)
         return pair, OnlineResult(
             pts_ns=pair.frame.pts_ns,
             frame_id=pair.frame.frame_id,
@@ -58,7 +51,7 @@ def drawn_again(model: AVISM, film: Clip, result: ClipResult, fps: float) -> Ite
             score=result.score,
             sounding=sounds & mask.flatten(1).any(dim=1),
             mask=mask,
-            box=boxes_of(mask),
+            box=box,
         )
 
     threads = torch.get_num_threads()

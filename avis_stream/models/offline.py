@@ -15,7 +15,7 @@ from avis_stream.models.clip import ClipResult
 from avis_stream.models.linking import Sightings
 from avis_stream.models.mask_store import MaskStore
 from avis_stream.models.postprocess import MaskSizes
-from avis_stream.models.views import View, agreed, views_of
+from avis_stream.models.preprocess import network_input, network_size
 from avis_stream.stages import StageTimer
 
 if TYPE_CHECKING:
@@ -104,8 +104,9 @@ class _Localized:
     def __init__(self, model: AVISM, timer: StageTimer) -> None:
         self.model = model
         self.timer = timer
-        self.views = views_of(model.config.input)
+        self.input = model.config.input.for_clips()
         self.input_size: tuple[int, int] | None = None
+        self.padded_size = (0, 0)
         self.frame_queries: list[Tensor] = []
         self.audio: list[Tensor] = []
         self.sounding: list[Tensor] = []
@@ -116,10 +117,11 @@ class _Localized:
         """Yields the tokens of a few frames at a time."""
         for batch in _batches(frames, self.model.frames_at_once):
             audio = torch.stack([f.audio_features for f in batch])
-            images, previous = self._stack([f.image for f in batch]), self._previous(batch)
-            seen = [self._looked(view, images, previous, audio) for view in self.views]
+            with self.timer("resize"):
+                images = self._stack([f.image for f in batch])
+                previous = self._previous(batch)
             with self.timer("localize"):
-                tokens = agreed(seen, self.views, (images.shape[-2], images.shape[-1]))
+                tokens = self.model.localize(images, audio.to(self.model.device), previous)
             self.frame_queries.append(tokens.frame_queries)
             if tokens.sounding is not None:
                 self.sounding.append(tokens.sounding)
@@ -132,7 +134,7 @@ class _Localized:
     def sizes(self, output: tuple[int, int] = (0, 0)) -> MaskSizes:
         """Through which masks go on their way to `output`, (height, width)."""
         assert self.input_size is not None
-        return self.views[0].sizes(self.input_size, output)
+        return MaskSizes(self.padded_size, network_size(*self.input_size, self.input), output)
 
     def take_queries(self) -> Tensor:
         """Frame queries [T, N, C] of all frames, once: they are not kept."""
@@ -164,15 +166,9 @@ class _Localized:
                     f"all frames of a clip must have one size, got {self.input_size} and then {(height, width)}; "
                     "cut the clip where the size changes"
                 )
-        return torch.stack(batch)
-
-    def _looked(self, view: View, images: Tensor, previous: Tensor | None, audio: Tensor) -> FrameTokens:
-        device = self.model.device
-        with self.timer("resize"):
-            prepared = view.prepared(images, device)
-            before = None if previous is None else view.prepared(previous, device)
-        with self.timer("localize"):
-            return self.model.localize(prepared, audio.to(device), before)
+        images = network_input(torch.stack(batch), self.input, self.model.device)
+        self.padded_size = (images.shape[-2], images.shape[-1])
+        return images
 
 
 def mask_features_again(model: AVISM, frames: ClipFrames, start: int) -> Iterator[Tensor]:

@@ -44,6 +44,13 @@ def resize_images(images: Tensor, size: tuple[int, int]) -> Tensor:
     return torch.from_numpy(stacked).permute(0, 3, 1, 2)
 
 
+def network_input(pictures: Tensor, config: InputConfig, device: torch.device) -> Tensor:
+    """Pictures uint8 [T, 3, H, W] as the network wants them: resized, normalised and padded, float32 [T, 3, Hp, Wp]."""
+    size = network_size(pictures.shape[-2], pictures.shape[-1], config)
+    resized = resize_images(pictures.cpu(), size)  # Pillow's bytes, wherever they come from
+    return normalise_and_pad(resized.to(device), config)
+
+
 def normalise_and_pad(images: Tensor, config: InputConfig, at_least: tuple[int, int] = (0, 0)) -> Tensor:
     """Normalises uint8 [T, 3, H, W] and pads right and bottom with zeros: float32 [T, 3, Hp, Wp].
 

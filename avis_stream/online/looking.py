@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from avis_stream.checks import check_finite, check_shape, require
-from avis_stream.config import AVISMConfig
+from avis_stream.config import AVISMConfig, InputConfig
 from avis_stream.models.avism import AVISM, FrameTokens
 from avis_stream.models.localizer import FramePrediction
 from avis_stream.models.postprocess import MaskSizes
-from avis_stream.models.views import View
+from avis_stream.models.preprocess import network_input, network_size
 from avis_stream.online.door import FrameInput
 from avis_stream.online.state import LastQueries
 from avis_stream.online.tracking import Arrival
@@ -54,17 +54,19 @@ class Eye:
     Args:
         model: Prepared for inference.
         silence_dbfs: A second with less power is silent; None: none is.
-        view: How pictures are looked at; None: as the model's streams are.
+        input_config: How pictures are brought to the network's size; None: as the model's streams are.
     """
 
-    def __init__(self, model: AVISM, silence_dbfs: float | None, view: View | None = None) -> None:
+    def __init__(self, model: AVISM, silence_dbfs: float | None, input_config: InputConfig | None = None) -> None:
         self.model = model
-        self._view = view or View(model.config.input)
+        self._input = input_config or model.config.input
         self._least_power = None if silence_dbfs is None else 10 ** (silence_dbfs / 10)
 
     def sizes(self, frame_size: tuple[int, int]) -> MaskSizes:
         """The sizes that a mask on a picture of (height, width) goes through."""
-        return self._view.sizes(frame_size, frame_size)
+        network = network_size(*frame_size, self._input)
+        height, width = (side + -side % self._input.size_divisor for side in network)
+        return MaskSizes((height, width), network, frame_size)
 
     def feature_size(self, frame_size: tuple[int, int]) -> tuple[int, int]:
         """Size (h, w) of the mask features of a picture of (height, width)."""
@@ -147,7 +149,7 @@ class Eye:
         return tokens
 
     def _prepared(self, pictures: Sequence[Tensor]) -> Tensor:
-        return self._view.prepared(torch.stack([picture.cpu() for picture in pictures]), self.model.device)
+        return network_input(torch.stack([picture.cpu() for picture in pictures]), self._input, self.model.device)
 
     def _seen(self, given: FrameInput, tokens: FrameTokens, place: int, sound: Tensor, sizes: MaskSizes) -> Seen:
         thing = 1 - tokens.logits[place].softmax(-1)[:, -1]

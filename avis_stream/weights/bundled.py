@@ -13,7 +13,7 @@ from avis_stream.models.avism import AVISM
 from avis_stream.weights.files import read_state
 
 _FOLDER = Path(__file__).parents[1] / "assets" / "weights"
-_SINCE = {"avism_mini": ("input.clip_short_side_px=256",)}  # ADR 0014
+_SINCE = {"avism_mini": ("input.clip_short_side_px=256", "postprocess.presence_threshold=0.4")}  # ADR 0014, 0016
 
 
 def bundled_weights(name: str) -> Path | None:
