@@ -48,7 +48,8 @@ def add_commands(commands: Commands) -> None:
     )  # fmt: skip
     score.add_argument(
         "--as-live", type=Path, metavar="FILE",
-        help="score what had been delivered at each instant, with the latencies of these live results (JSON lines)",
+        help="score what had been delivered at each instant, with the latencies of these live results (JSON "
+        "lines; recordings need --realtime to have any)",
     )  # fmt: skip
     score.add_argument("--semantic", action="store_true", help="also print mIoU and F-score of pixels")
 
