@@ -117,6 +117,21 @@ def test_missing_files(arguments: list[str], words: str, here: Path, capsys: pyt
     assert not captured.out
 
 
+def test_eval_of_predictions_refuses_what_is_about_a_model(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for given, names in (
+        (["--save", "kept.json"], "--save"),
+        (["--mode", "online"], "--mode"),
+        (["--model", "avism_mini"], "--model"),
+        (["--device", "cuda", "--precision", "bfloat16"], "--device, --precision"),
+        (["--set", "input.short_side_px=64", "--audio-weights", "v.pth"], "--audio-weights, --set"),
+    ):
+        assert main([*EVAL, *given]) == 2
+        captured = capsys.readouterr()
+        assert captured.err.endswith(f"no model is asked; leave out {names}\n")
+        assert not captured.out
+    assert not (here / "kept.json").exists()
+
+
 def test_eval_as_live_counts_lateness(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("live.jsonl").write_text('{"latency_ms": 0}\n')
     assert main([*EVAL, "--metrics", "fixed", "--as-live", "live.jsonl"]) == 0
