@@ -118,8 +118,8 @@ def read_latencies(path: Path) -> list[float]:
         ) from error
     if None in told:
         raise DataError(
-            f"{path} must tell the latency of its results, latency_ms is null in it: a recording that is read on demand "
-            "has none; record it with `avis-stream live --realtime`, or from a live source"
+            f"{path} must tell the latency of its results, latency_ms is null in it: a recording that is read on "
+            "demand has none; record it with `avis-stream live --realtime`, or from a live source"
         )
     if not found:
         raise DataError(f"{path}: no result in it, so no latency; record some with `avis-stream live --json {path}`")
