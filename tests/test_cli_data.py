@@ -132,6 +132,14 @@ def test_eval_of_predictions_refuses_what_is_about_a_model(here: Path, capsys: p
     assert not (here / "kept.json").exists()
 
 
+def test_answers_that_are_not_kept_are_called_as_their_model(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = [*EVAL[:5], "--weights", "random", "--set", "input.short_side_px=32", "--json", "scores.json"]
+    for kept, name in (([], "avism_mini"), (["--save", "kept.json"], "kept.json")):
+        assert main([*command, *kept]) == 0
+        assert capsys.readouterr().out.startswith(f"{name} on test: 2 videos, 8 frames; ")
+        assert json.loads((here / "scores.json").read_text())["predictions"] == name
+
+
 def test_eval_as_live_counts_lateness(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("live.jsonl").write_text('{"latency_ms": 0}\n')
     assert main([*EVAL, "--metrics", "fixed", "--as-live", "live.jsonl"]) == 0
