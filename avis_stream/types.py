@@ -35,7 +35,7 @@ class VideoFrame:
     """Goes up by one whenever the source was interrupted."""
     discontinuity: bool = False
     wall_utc: float | None = None
-    """Seconds since the Unix epoch when the frame was captured; None for recordings."""
+    """Seconds since the Unix epoch when the frame was captured; None for recordings that are read on demand."""
     previous: Tensor | None = None
     """uint8 [3, H, W], the picture about 100 ms earlier, for models with a motion cue; None: no cue."""
 

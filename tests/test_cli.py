@@ -338,6 +338,35 @@ def test_what_a_run_that_goes_on_would_pass_over_is_refused(capsys: pytest.Captu
         assert capsys.readouterr().err.endswith(f"leave out {name}\n")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        (["info", "--json", "a.json"], "--json"),
+        (["info", "--plot", "a.png", "--json", "a.json"], "--json, --plot"),
+        (["info", "--settings", "avism_mini", "--data", "d", "--json", "a.json"], "--data, --json"),
+        (["doctor", "--audio", "mic"], "--audio"),
+        (["doctor", "--audio", "source"], "--audio"),
+        (["doctor", "--data", "d", "--av-sync", "f.mp4"], "--av-sync"),
+        (["doctor", "--data", "d", "--clip", "f.mp4", "--audio", "mic"], "--clip, --audio"),
+        (["doctor", "--clip", "f.mp4", "--av-sync", "0", "--audio", "mic"], "--av-sync, --audio"),
+    ],
+)
+def test_what_would_be_passed_over_is_refused(
+    arguments: list[str],
+    names: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.endswith(f"; leave out {names}\n")
+    assert len(captured.err.splitlines()) == 1
+    assert not captured.out
+    assert not list(tmp_path.iterdir())
+
+
 def test_wrong_use_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, words in (
         (["run"], "INPUT"),

@@ -117,6 +117,29 @@ def test_missing_files(arguments: list[str], words: str, here: Path, capsys: pyt
     assert not captured.out
 
 
+def test_eval_of_predictions_refuses_what_is_about_a_model(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for given, names in (
+        (["--save", "kept.json"], "--save"),
+        (["--mode", "online"], "--mode"),
+        (["--model", "avism_mini"], "--model"),
+        (["--device", "cuda", "--precision", "bfloat16"], "--device, --precision"),
+        (["--set", "input.short_side_px=64", "--audio-weights", "v.pth"], "--audio-weights, --set"),
+    ):
+        assert main([*EVAL, *given]) == 2
+        captured = capsys.readouterr()
+        assert captured.err.endswith(f"no model is asked; leave out {names}\n")
+        assert not captured.out
+    assert not (here / "kept.json").exists()
+
+
+def test_answers_that_are_not_kept_are_called_as_their_model(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = [*EVAL[:5], "--weights", "random", "--set", "input.short_side_px=32", "--json", "scores.json"]
+    for kept, name in (([], "avism_mini"), (["--save", "kept.json"], "kept.json")):
+        assert main([*command, *kept]) == 0
+        assert capsys.readouterr().out.startswith(f"{name} on test: 2 videos, 8 frames; ")
+        assert json.loads((here / "scores.json").read_text())["predictions"] == name
+
+
 def test_eval_as_live_counts_lateness(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("live.jsonl").write_text('{"latency_ms": 0}\n')
     assert main([*EVAL, "--metrics", "fixed", "--as-live", "live.jsonl"]) == 0

@@ -132,7 +132,8 @@ def test_a_part_of_a_recording_is_as_long_as_asked(tmp_path: Path) -> None:
     stats = run_live(session, CLASSES, options, io.StringIO())
     lines = lines_of((tmp_path / "lines.jsonl").read_text())
     assert [line["frame_id"] for line in lines] == list(range(15))
-    assert stats.frames_in == stats.steps + stats.refreshes + stats.dropped_frames + stats.waiting
+    assert stats.waiting == 0
+    assert stats.frames_in == len(lines) + stats.unread + stats.dropped_frames
 
 
 def test_no_picture_at_all_is_a_failure(caplog: pytest.LogCaptureFixture) -> None:

@@ -6,7 +6,16 @@ import argparse
 import sys
 from pathlib import Path
 
-from avis_stream.cli.options import Commands, add_data_options, add_model_options, count, load_model
+from avis_stream.cli.options import (
+    Commands,
+    Noted,
+    add_data_options,
+    add_model_options,
+    count,
+    is_given,
+    load_model,
+    refuse,
+)
 
 
 def add_commands(commands: Commands) -> None:
@@ -38,7 +47,7 @@ def add_commands(commands: Commands) -> None:
     answers.add_argument("--predictions", type=Path, metavar="FILE", help="score these answers, in AVISeg's form")
     add_model_options(score, weights=answers)
     score.add_argument(
-        "--mode", choices=["offline", "online"], default="offline",
+        "--mode", choices=["offline", "online"], default="offline", action=Noted,
         help="with --weights, offline: each video as a whole (default); online: each frame when it comes",
     )  # fmt: skip
     score.add_argument("--save", type=Path, metavar="FILE", help="with --weights, also write the model's answers")
@@ -48,7 +57,8 @@ def add_commands(commands: Commands) -> None:
     )  # fmt: skip
     score.add_argument(
         "--as-live", type=Path, metavar="FILE",
-        help="score what had been delivered at each instant, with the latencies of these live results (JSON lines)",
+        help="score what had been delivered at each instant, with the latencies of these live results (JSON "
+        "lines; recordings need --realtime to have any)",
     )  # fmt: skip
     score.add_argument("--semantic", action="store_true", help="also print mIoU and F-score of pixels")
 
@@ -99,6 +109,8 @@ def _eval(options: argparse.Namespace) -> None:
     from avis_stream.commands.evaluate import EvalOptions, evaluate_model, evaluate_predictions
     from avis_stream.metrics import read_latencies
 
+    if options.predictions is not None:
+        _refuse_beside_predictions(options)
     wanted = EvalOptions(
         mode=options.metrics,
         semantic=options.semantic,
@@ -115,6 +127,20 @@ def _eval(options: argparse.Namespace) -> None:
         online = OnlineConfig.of(model.config) if options.mode == "online" else None
         text = evaluate_model(model, options.data, options.split, wanted, keep=options.save, online=online)
     sys.stdout.write(text + "\n")
+
+
+def _refuse_beside_predictions(options: argparse.Namespace) -> None:
+    """Refuses what is about a model, where none is asked."""
+    given = {
+        "--save": options.save,
+        "--mode": is_given(options, "mode"),
+        "--model": is_given(options, "model"),
+        "--audio-weights": options.audio_weights,
+        "--device": is_given(options, "device"),
+        "--precision": is_given(options, "precision"),
+        "--set": options.settings,
+    }
+    refuse(given, "--predictions are scored as they are, no model is asked")
 
 
 def _import(options: argparse.Namespace) -> None:

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from avis_stream.cli.options import Commands, add_data_options
+from avis_stream.cli.options import Commands, Noted, add_data_options, is_given, refuse
 from avis_stream.presets import PRESETS
 
 
@@ -36,8 +36,9 @@ def add_commands(commands: Commands) -> None:
         "--av-sync", metavar="VIDEO", help="measure sound against pictures of a source that watches the clip of --clip"
     )
     doctor.add_argument(
-        "--audio", default="source", metavar="SOURCE", help="with --av-sync: source (default), mic, mic:NAME"
-    )
+        "--audio", default="source", metavar="SOURCE", action=Noted,
+        help="with --av-sync: source (default), mic, mic:NAME",
+    )  # fmt: skip
     doctor.add_argument(
         "--clip", type=Path, metavar="FILE", help="write the flash-and-beep clip (MP4) to show to a camera"
     )
@@ -66,7 +67,9 @@ def _devices(options: argparse.Namespace) -> None:
 
 
 def _doctor(options: argparse.Namespace) -> None:
+    measuring = {"--av-sync": options.av_sync is not None, "--audio": is_given(options, "audio")}
     if options.data is not None:
+        refuse({"--clip": options.clip} | measuring, "with --data a data set is checked instead of this machine")
         from avis_stream.commands.data import check_data
 
         check_data(options.data, sys.stdout)
@@ -74,9 +77,12 @@ def _doctor(options: argparse.Namespace) -> None:
     from avis_stream.commands.doctor import examine, write_flash_and_beep
 
     if options.clip is not None:
+        refuse(measuring, "--clip writes what a source has to see before it can be measured")
         write_flash_and_beep(options.clip, 60.0)
         sys.stderr.write(f"{options.clip}: show it to the camera, near the microphone\n")
         return
+    if options.av_sync is None:
+        refuse(measuring, "without --av-sync no sound is measured")
     examine(sys.stdout, skew_of_source=None if options.av_sync is None else (options.av_sync, options.audio))
 
 
@@ -87,11 +93,14 @@ def _gst(options: argparse.Namespace) -> None:
 
 
 def _info(options: argparse.Namespace) -> None:
+    written = {"--json": options.json, "--plot": options.plot}
     if options.settings is not None:
+        refuse({"--data": options.data} | written, "--settings lists what can be set, and nothing else")
         from avis_stream.commands.info import print_settings
 
         print_settings(options.settings, sys.stdout)
     elif options.data is None:
+        refuse(written, "without --data there are no figures to write")
         from avis_stream.commands.info import print_info
 
         print_info(sys.stdout)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -47,6 +47,20 @@ class Noted(argparse.Action):
 def is_given(options: argparse.Namespace, name: str) -> bool:
     """Whether a `Noted` option was given."""
     return name in getattr(options, _GIVEN, ())
+
+
+def refuse(given: Mapping[str, object], because: str) -> None:
+    """Refuses options that a command would pass over.
+
+    Args:
+        given: What was given for each option, by its name; nothing, or False, where it was not.
+        because: Why it would; the message begins with it.
+    Raises:
+        ConfigError: Some were given.
+    """
+    names = ", ".join(name for name, value in given.items() if value)
+    if names:
+        raise ConfigError(f"{because}; leave out {names}")
 
 
 class _Once(Noted):
@@ -144,14 +158,16 @@ def add_model_options(parser: argparse.ArgumentParser, *, weights: argparse._Act
         weights: The group that `--weights` belongs to, where a command offers something else instead.
     """
     parser.add_argument(
-        "--model", choices=list(PRESETS), default=_MODEL,
+        "--model", choices=list(PRESETS), default=_MODEL, action=Noted,
         help=f"which model (default {_MODEL}); a .safetensors file says so itself",
     )  # fmt: skip
     add_weights_option(weights or parser, default=weights is None)
     add_audio_weights_option(parser)
-    parser.add_argument("--device", default="cpu", help="where to compute, such as cuda or cuda:1 (default cpu)")
     parser.add_argument(
-        "--precision", choices=["float32", "bfloat16"], default="float32",
+        "--device", default="cpu", action=Noted, help="where to compute, such as cuda or cuda:1 (default cpu)"
+    )
+    parser.add_argument(
+        "--precision", choices=["float32", "bfloat16"], default="float32", action=Noted,
         help="of what looks at pixels (default float32); bfloat16 is faster on GPUs and on CPUs that have it",
     )  # fmt: skip
     add_settings_option(parser)

@@ -16,8 +16,8 @@ from avis_stream.cli.options import (
     height_width,
     is_given,
     load_model,
+    refuse,
 )
-from avis_stream.errors import ConfigError
 from avis_stream.presets import PRESETS
 
 
@@ -107,12 +107,14 @@ def _train(options: argparse.Namespace) -> None:
 
 def _refuse_beside_resume(options: argparse.Namespace) -> None:
     """Refuses what a run that goes on would pass over."""
-    said = {name: getattr(options, name) for name in ("init", "force", "audio_weights")}
-    passed_over = [name for name, value in said.items() if value]
-    passed_over += [name for name in ("model", "out") if is_given(options, name)]
-    if passed_over:
-        names = ", ".join(f"--{name.replace('_', '-')}" for name in passed_over)
-        raise ConfigError(f"--resume goes on with a run as it is, in its folder; leave out {names}")
+    given = {
+        "--init": options.init,
+        "--force": options.force,
+        "--audio-weights": options.audio_weights,
+        "--model": is_given(options, "model"),
+        "--out": is_given(options, "out"),
+    }
+    refuse(given, "--resume goes on with a run as it is, in its folder")
 
 
 def _convert(options: argparse.Namespace) -> None:

@@ -78,11 +78,19 @@ class EvalOptions:
     """Seconds: score what had been delivered at each instant (`metrics/streaming.py`); none: what was answered."""
 
 
-def evaluate_predictions(data: Path, split: str, predictions: Path, options: EvalOptions) -> str:
+def evaluate_predictions(
+    data: Path, split: str, predictions: Path, options: EvalOptions, *, called: str | None = None
+) -> str:
     """Scores a predictions file against `data/split.json`; returns the table for people.
 
     Answers of other systems, known by their intervals, are scored second by second instead.
 
+    Args:
+        data: Folder of the set.
+        split: Its name.
+        predictions: The file.
+        options: How to score, and what to write.
+        called: What reports call the answers; None: the file.
     Raises:
         DataError: A file is missing or broken, or they do not belong together.
         ConfigError: Something was asked for that answers cannot give.
@@ -90,8 +98,9 @@ def evaluate_predictions(data: Path, split: str, predictions: Path, options: Eva
     truth = read_annotations(annotation_file(data, split))
     document = read_json(predictions)
     frames = sum(video.length for video in truth.videos)
-    head = f"{predictions} on {split}: {len(truth.videos)} videos, {frames} frames; "
-    report: dict[str, Any] = {"data": str(data), "split": split, "predictions": str(predictions)}
+    name = called or str(predictions)
+    head = f"{name} on {split}: {len(truth.videos)} videos, {frames} frames; "
+    report: dict[str, Any] = {"data": str(data), "split": split, "predictions": name}
     if is_answers(document):
         asked = {
             "--plot": options.plot_file is not None,
@@ -120,7 +129,7 @@ def evaluate_predictions(data: Path, split: str, predictions: Path, options: Eva
         text += "\n\npixels: " + ", ".join(f"{key} {_cell(value)}" for key, value in report["pixels"].items())
     _write(options.json_file, report)
     if options.plot_file is not None:
-        title = f"{predictions.name} on {split}: FSLA {_cell(result.summary()['FA'])} ({mode})"
+        title = f"{called or predictions.name} on {split}: FSLA {_cell(result.summary()['FA'])} ({mode})"
         draw_verdicts([video.verdicts for video in result.videos], options.plot_file, title=title)
     return text
 
@@ -145,9 +154,11 @@ def evaluate_model(
     bar = progress(answering, len(opened), split, "video")
     answers = json.dumps([entry for video in bar for entry in video]) + "\n"
     with TemporaryDirectory() as folder:
-        with atomic_path(keep or Path(folder) / f"{model.config.name}.json") as temporary:
+        file = keep or Path(folder) / "predictions.json"
+        with atomic_path(file) as temporary:
             temporary.write_text(answers, encoding="utf-8")
-        return evaluate_predictions(data, split, keep or Path(folder) / f"{model.config.name}.json", options)
+        # A file that goes at once says nothing to whoever reads the report.
+        return evaluate_predictions(data, split, file, options, called=None if keep else model.config.name)
 
 
 def _write(path: Path | None, report: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from scipy.io import wavfile
 from avis_stream.commands.progress import progress
 from avis_stream.config import AVISEG_CLASSES
 from avis_stream.data.annotations import Track, Video, read_predictions
+from avis_stream.data.aviseg import previous_file
 from avis_stream.data.dataset import open_split, set_categories
 from avis_stream.data.images import read_image
 from avis_stream.data.labels.coco import read_coco, read_ytvis, ytvis_document
@@ -66,7 +67,7 @@ def import_labels(
     target.unlink(missing_ok=True)  # its pictures are replaced: what ends in between must not look like a set
     silent = 0
     for video in progress(videos, len(videos), split, "video"):
-        _copy_images(video, root, out / split / "JPEGImages" / video.name)
+        _copy_images(video, root, out / split)
         silent += not _copy_sound(video.name, audio, out / split / "WAVAudios" / f"{video.name}.wav")
     categories = _categories(out, split, class_names(videos))
     kept = [replace(v, images=tuple(f"{v.name}/{t}.jpg" for t in range(len(v.images)))) for v in videos]
@@ -112,20 +113,31 @@ def _require_images(videos: Sequence[LabelledVideo], root: Path) -> None:
             raise DataError(f"{missing}: no such image of {video.name}; say where they are with --images")
 
 
-def _copy_images(video: LabelledVideo, root: Path, folder: Path) -> None:
+def _copy_images(video: LabelledVideo, root: Path, split: Path) -> None:
+    """Those of its frames, and those 100 ms earlier where they lie beside them as in AVISeg's layout."""
     for t, name in enumerate(video.images):
-        source = root / name
-        picture = read_image(source)  # as everybody will see it: upright, in 8 bits
-        height, width = picture.shape[1:]
-        if (width, height) != (video.width, video.height):
-            raise DataError(
-                f"{source} is {width}x{height}, its labels say {video.width}x{video.height}; correct whichever is wrong"
-            )
-        with atomic_path(folder / f"{t}.jpg") as temporary:
-            if _is_plain_jpeg(source):
-                temporary.write_bytes(source.read_bytes())
-            else:
-                Image.fromarray(picture.permute(1, 2, 0).numpy()).save(temporary, quality=95)
+        image, target = root / name, split / "PrevImages" / video.name / f"{t}.jpg"
+        _copy_image(video, image, split / "JPEGImages" / video.name / f"{t}.jpg")
+        pictures = image.absolute().parent.parent
+        earlier = previous_file(pictures.parent, image) if pictures.name == "JPEGImages" else None
+        if earlier is None:
+            target.unlink(missing_ok=True)  # also none of a set that is replaced
+        else:
+            _copy_image(video, earlier, target)
+
+
+def _copy_image(video: LabelledVideo, source: Path, target: Path) -> None:
+    picture = read_image(source)  # as everybody will see it: upright, in 8 bits
+    height, width = picture.shape[1:]
+    if (width, height) != (video.width, video.height):
+        raise DataError(
+            f"{source} is {width}x{height}, its labels say {video.width}x{video.height}; correct whichever is wrong"
+        )
+    with atomic_path(target) as temporary:
+        if _is_plain_jpeg(source):
+            temporary.write_bytes(source.read_bytes())
+        else:
+            Image.fromarray(picture.permute(1, 2, 0).numpy()).save(temporary, quality=95)
 
 
 def _is_plain_jpeg(path: Path) -> bool:

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TextIO
 
@@ -91,7 +91,7 @@ def run_live(
     Raises:
         SourceError: A source cannot be read, now or ever.
     """
-    view = _View(screen, classes)
+    view, written = _View(screen, classes), 0
     log = logging.getLogger("avis_stream.stream.session")
     own = tuple(f"{source}: " for source in session.source_ids)
 
@@ -107,10 +107,13 @@ def run_live(
         try:
             for result in _results(session, options.duration_seconds, view, interrupted):
                 writers.write(result.pair, result)
+                written += 1
                 view.show(result, session)
         finally:
             session.stop()
             stats = session.stats()
+            # With the one that was taken to see that the time of a recording is over.
+            stats = replace(stats, unread=stats.steps + stats.refreshes - written)
             view.end(stats)
             if options.summary is not None:
                 _write_summary(options.summary, session, stats)

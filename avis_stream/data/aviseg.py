@@ -45,6 +45,11 @@ def video_folder(folder: Path) -> VideoFolder:
         return VideoFolder(folder.name, images, None, (None,) * len(images))
     split = folder.parent.parent
     wav = split / "WAVAudios" / f"{folder.name}.wav"
-    earlier = split / "PrevImages" / folder.name
-    previous = tuple(path if (path := earlier / image.name).is_file() else None for image in images)
+    previous = tuple(previous_file(split, image) for image in images)
     return VideoFolder(folder.name, images, wav if wav.is_file() else None, previous)
+
+
+def previous_file(split: Path, image: Path) -> Path | None:
+    """`<split>/PrevImages/<video>/<k>.jpg`, the picture 100 ms before image `.../<video>/<k>.jpg`, if it is there."""
+    path = split / "PrevImages" / image.parent.name / image.name
+    return path if path.is_file() else None

@@ -25,7 +25,7 @@ from torch import Tensor
 from avis_stream.audio.resample import mono_seconds
 from avis_stream.data import rle
 from avis_stream.data.annotations import Annotations, Track, Video, read_annotations, read_json
-from avis_stream.data.aviseg import VideoFolder, numbered_images
+from avis_stream.data.aviseg import VideoFolder, numbered_images, previous_file
 from avis_stream.data.images import read_image
 from avis_stream.data.problems import Problem
 from avis_stream.errors import DataError
@@ -127,7 +127,8 @@ class DataSplit:
         pictures = self.folder / "JPEGImages"
         images = tuple(_below(pictures, name) for name in video.file_names)
         images = images or numbered_images(pictures / video.name)[: video.length]
-        return VideoFolder(video.name, images, self._wav(video), tuple(self._previous_file(image) for image in images))
+        previous = tuple(previous_file(self.folder, image) for image in images)
+        return VideoFolder(video.name, images, self._wav(video), previous)
 
     def _image_file(self, video: Video, t: int) -> Path:
         """That of one frame: asking for all of them at each would take the square of a video's length."""
@@ -138,10 +139,6 @@ class DataSplit:
         if t >= len(images):
             raise DataError(f"{pictures / video.name} has {len(images)} images, its video {video.length} frames")
         return images[t]
-
-    def _previous_file(self, image: Path) -> Path | None:
-        path = self.folder / "PrevImages" / image.parent.name / image.name
-        return path if path.is_file() else None
 
     def _wav(self, video: Video) -> Path | None:
         path = self.folder / "WAVAudios" / f"{video.name}.wav"
@@ -182,7 +179,7 @@ class DataSplit:
 
     def previous(self, video: Video, t: int) -> Tensor | None:
         """The picture 100 ms before frame t, uint8 [3, H, W]; None in sets without them."""
-        path = self._previous_file(self._image_file(video, t))
+        path = previous_file(self.folder, self._image_file(video, t))
         return None if path is None else self._read(path, video)
 
     def seconds(self, video: Video, frames: Sequence[int]) -> Tensor:

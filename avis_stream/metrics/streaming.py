@@ -106,15 +106,21 @@ def read_latencies(path: Path) -> list[float]:
     """Latencies in seconds from live results, one JSON object a line with `latency_ms` (`docs/formats.md`).
 
     Raises:
-        DataError: Not such a file, or without a line.
+        DataError: Not such a file, without a line, or of a recording that was read on demand: that has no latency.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-        found = [float(json.loads(line)["latency_ms"]) / 1000 for line in lines if line.strip()]
+        told = [json.loads(line)["latency_ms"] for line in lines if line.strip()]
+        found = [float(latency) / 1000 for latency in told if latency is not None]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{path} must hold one JSON object a line with latency_ms, as `avis-stream live --json` writes; {error!r}"
         ) from error
+    if None in told:
+        raise DataError(
+            f"{path} must tell the latency of its results, latency_ms is null in it: a recording that is read on "
+            "demand has none; record it with `avis-stream live --realtime`, or from a live source"
+        )
     if not found:
         raise DataError(f"{path}: no result in it, so no latency; record some with `avis-stream live --json {path}`")
     return found

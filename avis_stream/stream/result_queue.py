@@ -25,16 +25,26 @@ class ResultQueue:
         """That no result has told yet."""
         self._told: Counter[str] = Counter()
         """Losses, by cause, that results have told."""
-        self.unread = 0
+        self._lost = 0
         """Results that were dropped."""
+        self._closed = False
 
     def __len__(self) -> int:
         return len(self._results)
 
     @property
+    def unread(self) -> int:
+        """Results that nobody took: those that were dropped, and once it is closed those that are left in it."""
+        return self._lost + (len(self._results) if self._closed else 0)
+
+    @property
     def is_full(self) -> bool:
         """Whether another result would drop the oldest."""
         return len(self._results) >= self._capacity
+
+    def close(self) -> None:
+        """Nobody is expected to take what is left; whoever does so yet takes it off `unread`."""
+        self._closed = True
 
     def announce(self, event: Event) -> None:
         """Leaves an event of a source to the next result."""
@@ -72,7 +82,7 @@ class ResultQueue:
         lost = self._results.popleft()[0] if self.is_full else None
         self._results.append((made, ready_ns))
         if lost is not None:
-            self.unread += 1
+            self._lost += 1
             self._hand_down(lost)
 
     def take(self) -> tuple[LiveResult, int] | None:

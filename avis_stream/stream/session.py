@@ -149,6 +149,7 @@ class Session:
         deadline = time.monotonic() + _STOP_SECONDS  # one for all, however many are slow to go
         with self._change:
             self._state = "over"
+            self._results.close()
             self._change.notify_all()
         for source in self._sources:
             source.stop()
@@ -162,8 +163,11 @@ class Session:
         """What was measured so far."""
         stats, now = self._stats, self._clock.now() if self._threads else 0
         with self._change:
-            dropped = self._all_dropped()
-            waiting = self._ingest.waiting + self._model_busy
+            # What is on its way to the model when the end has come stays there. Results do not tell of it: it is later
+            # than they are.
+            left = self._ingest.waiting if self._state == "over" else 0
+            dropped = self._all_dropped() + Counter(stopped=left)
+            waiting = self._ingest.waiting - left + self._model_busy
         steps, refreshes = stats.count("steps"), stats.count("refreshes")
         return SessionStats(
             seconds=round(now / NANOSECONDS, 3),
@@ -336,8 +340,13 @@ class Session:
 
     def _run_model(self) -> None:
         shares = lanes_for(self._segmenter, self.config.threads)
-        with model_threads(self.config.threads), Lanes[OnlineResult](shares, self._fail) as lanes:
-            self._follow(lanes)
+        try:
+            with model_threads(self.config.threads), Lanes[OnlineResult](shares, self._fail) as lanes:
+                self._follow(lanes)
+        finally:
+            with self._change:  # what was in work and has no result by now gets none, as after a failure
+                self._dropped["stopped"] += self._model_busy
+                self._model_busy = 0
         self._fail(None)
 
     def _follow(self, lanes: Lanes[OnlineResult]) -> None:

@@ -93,7 +93,29 @@ def test_what_goes_out_comes_back(made: Path, tmp_path: Path, capsys: pytest.Cap
             assert best == 1.0 if kind != "isat" else best > 0.97, (name, label)
     one, two = before.annotations.videos[0], after.annotations.videos[0]
     assert torch.equal(before.image(one, 2), after.image(two, 2))
+    earlier, copied = before.previous(one, 2), after.previous(two, 2)
+    if kind == "ytvis":  # imported from where they lie, with the pictures 100 ms before
+        assert earlier is not None
+        assert copied is not None
+        assert torch.equal(earlier, copied)
+    else:
+        assert copied is None, "other tools do not get them"
     assert torch.allclose(before.seconds(one, [1]), after.seconds(two, [1]), atol=1e-4)
+
+
+def test_a_set_that_is_replaced_leaves_no_earlier_pictures(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(made, source)
+    command = ["import", source / "val.json", tmp_path / "set", "--from", "ytvis", "--split", "val"]
+    ask(capsys, *command)
+    name = read_annotations(made / "val.json").videos[0].name
+    assert (tmp_path / "set" / "val" / "PrevImages" / name / "2.jpg").is_file()
+    (source / "val" / "PrevImages" / name / "2.jpg").unlink()
+    ask(capsys, *command, "--force")
+    kept = sorted(path.name for path in (tmp_path / "set" / "val" / "PrevImages" / name).iterdir())
+    assert kept == ["0.jpg", "1.jpg"]
 
 
 def test_what_is_seen_and_not_heard_comes_back_in_ytvis_and_is_missed_elsewhere(

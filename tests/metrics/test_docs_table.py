@@ -6,6 +6,9 @@ from pathlib import Path
 
 from tiny import Box, Tracks, score
 
+from avis_stream.commands.evaluate import ANSWER_COLUMNS, COLUMNS
+
+DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
 A: Box = (0, 0, 4, 4)
 B: Box = (5, 5, 4, 4)
 Videos = list[tuple[int, Tracks, Tracks]]
@@ -31,6 +34,14 @@ def row(folder: Path, name: str) -> str:
 
 
 def test_the_documented_figures_are_the_codes(tmp_path: Path) -> None:
-    text = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    text = DOCS.read_text(encoding="utf-8")
     for name in CASES:
         assert row(tmp_path, name) in text
+
+
+def test_columns_and_keys_of_eval_are_documented(tmp_path: Path) -> None:
+    table = DOCS.read_text(encoding="utf-8").partition("key in JSON")[2].partition("\n\n")[0]
+    documented = set(table.split("`")[1::2])
+    columns = {**COLUMNS, **ANSWER_COLUMNS}
+    keys = {key for key in score(tmp_path, "fixed", *CASES["silence kept"]) if not key.endswith(("_count", "_all"))}
+    assert not {*columns, *columns.values(), *keys} - documented

@@ -84,7 +84,15 @@ def test_recorded_latencies_are_read(tmp_path: Path) -> None:
     assert read_latencies(path) == [0.1, 0.101, 0.102]
 
 
-@pytest.mark.parametrize(("text", "words"), [("", "no result"), ("{}\n", "latency_ms"), ("hello\n", "one JSON object")])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "no result"),
+        ("{}\n", "latency_ms"),
+        ("hello\n", "one JSON object"),
+        ('{"latency_ms": null}\n', "read on demand has none; record it with `avis-stream live --realtime`"),
+    ],
+)
 def test_what_is_no_profile_is_refused(tmp_path: Path, text: str, words: str) -> None:
     path = tmp_path / "live.jsonl"
     path.write_text(text)

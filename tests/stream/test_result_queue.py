@@ -59,6 +59,19 @@ def test_a_dropped_result_leaves_everything_to_the_next(capacity: int) -> None:
     assert first.dropped_since_last == {"stale": first.frame_id, "unread": 8 - capacity}
 
 
+def test_what_is_left_when_it_is_closed_is_unread_until_it_is_taken() -> None:
+    results = ResultQueue(2)
+    for number in range(3):
+        put(results, number)
+    assert results.unread == 1
+    results.close()
+    assert results.unread == 3
+    assert results.take() is not None
+    assert results.unread == 2
+    put(results, 3)  # of a step that could not be cut off
+    assert results.unread == 3
+
+
 def test_what_is_about_no_identity_is_of_the_source() -> None:
     results = ResultQueue(1)
     frame = VideoFrame(image=torch.zeros(3, 4, 6, dtype=torch.uint8), pts_ns=1, frame_id=1, source_id="cam")

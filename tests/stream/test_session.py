@@ -316,6 +316,46 @@ def test_stopping_from_any_state_ends_everything() -> None:
     assert not avis_threads()
 
 
+@pytest.mark.parametrize("taken", [0, 3])
+@pytest.mark.parametrize("realtime", [False, True])
+def test_a_session_that_is_stopped_early_has_counted_every_frame(realtime: bool, taken: int) -> None:
+    class Stopped(StubSegmenter):
+        """Whose second step lasts until the session is stopped."""
+
+        def step_pair(self, pair, state):  # type: ignore[no-untyped-def]
+            if self.steps:
+                stopping.wait(20)
+            return super().step_pair(pair, state)
+
+    stopping = threading.Event()
+    scene, config = "synthetic://flashbeep?fps=25&seconds=60&size=16x12", SessionConfig(max_unread=64)
+    with Session(Stopped(), scene, realtime=realtime, config=config) as session:
+        for _ in range(taken):
+            assert session.next(20) is not None
+        wait_for(lambda: session.stats().steps + session.stats().refreshes >= 20, 20, "results that wait")
+        wait_for(lambda: session.stats().waiting > 1, 20, "frames that wait")
+        assert session.stats().unread == 0
+        threading.Timer(0.1, stopping.set).start()
+    stats = session.stats()
+    made = stats.steps + stats.refreshes
+    assert stats.waiting == 0
+    assert stats.dropped["stopped"] > 0
+    assert stats.unread == made - taken
+    assert stats.frames_in == made + stats.dropped_frames
+    assert session.next(0) is not None, "they can still be read"
+    assert session.stats().unread == stats.unread - 1
+
+
+def test_frames_of_a_step_that_fails_are_counted() -> None:
+    segmenter = StubSegmenter(hop_seconds=0.04)
+    segmenter.fail_after = 2
+    with Session(segmenter, frames(10), None) as session, pytest.raises(RuntimeError, match="the model failed"):
+        list(session)
+    stats = session.stats()
+    assert (stats.steps, stats.waiting, stats.unread) == (2, 0, 0)
+    assert stats.dropped == {"stopped": stats.frames_in - 2}
+
+
 def test_a_source_that_does_not_begin_leaves_none_behind() -> None:
     class Broken(ItemSource):
         def start(self, clock: object, post: object) -> None:
