@@ -79,7 +79,7 @@ def avism_mini() -> AVISMConfig:
             fusion_hears=False,
             motion_cue=True,
         ),
-        postprocess=PostprocessConfig(one_class=True, one_piece=True, duplicate_iou=0.6),
+        postprocess=PostprocessConfig(one_class=True, one_piece=True, duplicate_iou=0.6, presence_threshold=0.4),
         tracker=TrackerConfig(
             queries=24,
             ffn_channels=384,
