@@ -143,9 +143,14 @@ def test_sound_may_begin_late() -> None:
     assert set(heard[75:]) == {1.0}
 
 
+def test_a_film_whose_sound_is_not_asked_for(tmp_path: Path) -> None:
+    results = list(live(StubSegmenter(), flash_and_beep(tmp_path / "clip.mp4", seconds=1), None, fps=5))
+    assert [(r.pair.audio_valid, r.pair.valid_samples) for r in results] == [(0.0, 0)] * 5
+
+
 def test_the_callers_own_frames_without_sound() -> None:
     results = list(live(StubSegmenter(), frames(10), None))
-    assert [r.pair.audio_valid for r in results] == [0.0] * 10
+    assert [(r.pair.audio_valid, r.pair.valid_samples) for r in results] == [(0.0, 0)] * 10
 
 
 def test_a_real_model_through_a_session() -> None:
