@@ -141,8 +141,8 @@ class Clip:
                         source_id=self.name,
                         previous=picture.previous,
                     )
+                    yield _pair(frame, sound, (index + 1) / self._fps)
                     index += 1
-                    yield _pair(frame, sound, index / self._fps)
             except BrokenMedia as error:
                 if index == 0:
                     raise
