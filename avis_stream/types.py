@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from avis_stream.checks import check_shape, whole_number
+from avis_stream.checks import check_shape, require, whole_number
 
 SAMPLE_RATE = 16_000
 """Rate in Hz of all sound inside the library; one second of it belongs to each frame."""
@@ -78,22 +78,17 @@ class AVPair:
     """Share of the samples that were really heard, in [0, 1]."""
     end_ns: int | None = None
     """When the frame's interval ends, and with it the second of sound; None: not told."""
+    valid_samples: int = SAMPLE_RATE
+    """Samples up to where the recording's sound ends, for encoders that ask (quirk Q20); 0 where there is no sound.
+
+    Zeros before it are sound: of a late start, a hole, or live of what was lost. Only the end of a recording is known.
+    """
 
     def __post_init__(self) -> None:
         check_shape(self.audio, "AVPair.audio", f"{SAMPLE_RATE}", dtype=torch.float32)
-
-    @property
-    def valid_samples(self) -> int:
-        """Samples of the second up to where its sound ends, in [0, SAMPLE_RATE], for encoders that ask (quirk Q20).
-
-        Only what is missing at the end is left out: sound that begins late or has a hole is taken as a waveform with
-        zeros there, as `segment` and data sets have it. Of a second without any sound nothing is left.
-
-            audio_valid 0.5    ####0000  ->  8000    0000####  ->  16000    ##0000##  ->  16000
-        """
-        share = round(self.audio_valid * SAMPLE_RATE)
-        beyond = self.audio[share:].nonzero()
-        return share + int(beyond[-1]) + 1 if len(beyond) else share
+        valid = whole_number(self.valid_samples, "AVPair.valid_samples")
+        require(0 <= valid <= SAMPLE_RATE, "AVPair.valid_samples", valid, f"from 0 to {SAMPLE_RATE}")
+        object.__setattr__(self, "valid_samples", valid)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

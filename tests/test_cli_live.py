@@ -134,6 +134,8 @@ def test_a_part_of_a_recording_is_as_long_as_asked(tmp_path: Path) -> None:
     assert [line["frame_id"] for line in lines] == list(range(15))
     assert stats.waiting == 0
     assert stats.frames_in == len(lines) + stats.unread + stats.dropped_frames
+    assert stats.steps + stats.refreshes == len(lines) + stats.unread
+    assert session.stats().unread == stats.unread, "counted in one place"
 
 
 def test_no_picture_at_all_is_a_failure(caplog: pytest.LogCaptureFixture) -> None:

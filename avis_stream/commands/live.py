@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
@@ -91,7 +91,7 @@ def run_live(
     Raises:
         SourceError: A source cannot be read, now or ever.
     """
-    view, written = _View(screen, classes), 0
+    view = _View(screen, classes)
     log = logging.getLogger("avis_stream.stream.session")
     own = tuple(f"{source}: " for source in session.source_ids)
 
@@ -107,13 +107,10 @@ def run_live(
         try:
             for result in _results(session, options.duration_seconds, view, interrupted):
                 writers.write(result.pair, result)
-                written += 1
                 view.show(result, session)
         finally:
             session.stop()
             stats = session.stats()
-            # With the one that was taken to see that the time of a recording is over.
-            stats = replace(stats, unread=stats.steps + stats.refreshes - written)
             view.end(stats)
             if options.summary is not None:
                 _write_summary(options.summary, session, stats)
@@ -192,22 +189,24 @@ def _gentle_interrupt() -> Iterator[threading.Event]:
 def _results(
     session: Session, seconds: float | None, view: _View, interrupted: threading.Event
 ) -> Iterator[LiveResult]:
+    """Until the time is over, or it is interrupted: what waits then is still taken, what comes later is not."""
     limit = math.inf if seconds is None else seconds
     end = time.monotonic() + limit if session.live else math.inf
     first: float | None = None
     while not session.over and not interrupted.is_set() and time.monotonic() < end:
-        result = session.next(_TABLE_SECONDS)
-        if result is None:
+        ahead = session.peek(_TABLE_SECONDS)
+        if ahead is None:
             view.tell(session.take_events())
             continue
-        first = result.pts_seconds if first is None else first
-        if not session.live and result.pts_seconds - first >= limit:
-            break
+        first = ahead.pts_seconds if first is None else first
+        if not session.live and ahead.pts_seconds - first >= limit:
+            return
+        if (result := session.next(0)) is not None:
+            yield result
+    for _ in range(session.config.max_unread):  # the session goes on meanwhile
+        if (result := session.next(0)) is None:
+            return
         yield result
-    else:
-        session.stop()
-        while (last := session.next(0)) is not None:  # some may have waited
-            yield last
 
 
 class _View:

@@ -371,7 +371,11 @@ class Follower:
             if not self._change.wait_for(heard, max(0.0, rest / 1e9)):
                 self.counts["late_sound"] += 1
             samples, share = self._ring.window(end)
-        return AVPair(frame=frame, audio=torch.from_numpy(samples), audio_valid=share, end_ns=end_ns)
+            # As `AVAligner` has it: what came late or was lost counts as sound, a stream without sound has none.
+            valid = SAMPLE_RATE if self._has_sound or self._ring.end is not None else 0
+        return AVPair(
+            frame=frame, audio=torch.from_numpy(samples), audio_valid=share, valid_samples=valid, end_ns=end_ns
+        )
 
     def _frame_of(self, arrived: _Arrived) -> VideoFrame:
         size = arrived.picture.size

@@ -133,13 +133,17 @@ def fingerprint(model: AVISM) -> str:
     return f"{_SCHEME}:{digest.hexdigest()[:16]}"
 
 
-def layout_of(geometry: Geometry, config: OnlineConfig) -> str:
-    """The settings that shape a state's buffers or give them their meaning, as JSON."""
+def layout_of(geometry: Geometry, config: OnlineConfig, *, keeps_leavers: bool) -> str:
+    """The settings that shape a state's buffers or give them their meaning, as JSON.
+
+    `keeps_leavers`: the delay line can draw those who have left the table; states from before it could are refused.
+    """
     names = (
         "sinks", "kv_cache", "max_identities", "prototypes", "alignment", "refine_delay", "hop_seconds", "half_life_s",
         "sink_write_gate",
     )  # fmt: skip
-    return json.dumps(asdict(geometry) | {name: getattr(config, name) for name in names}, sort_keys=True)
+    shape = asdict(geometry) | {name: getattr(config, name) for name in names}
+    return json.dumps(shape | ({"keeps_leavers": True} if keeps_leavers else {}), sort_keys=True)
 
 
 def check_owner(body: StreamBody, model: str, layout: str) -> None:

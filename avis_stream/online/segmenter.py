@@ -76,7 +76,8 @@ class OnlineSegmenter:
         self._stay = model.config.postprocess.sounding_stay
         self._keeper = IdentityKeeper(self.config, geometry.ring * self.config.hop_seconds, self._stay)
         self._model_id = fingerprint(model)
-        self._layout = layout_of(geometry, self.config)
+        self._keeps_leavers = self._linked and self.config.refine_delay > 0
+        self._layout = layout_of(geometry, self.config, keeps_leavers=self._keeps_leavers)
 
     @property
     def concurrent_refreshes(self) -> bool:
@@ -118,6 +119,7 @@ class OnlineSegmenter:
                     like.new_zeros(geometry.slots),
                     config.max_identities,
                     like.new_zeros(geometry.slots, model.config.drawn_channels) if own_masks else None,
+                    keeps_leavers=self._keeps_leavers,
                 )
         return OnlineState(body)
 

@@ -116,6 +116,8 @@ class Presenter:
         """Who is live, or was seen in the frame; whether it sounded there, bool [n]; mask embeddings [n, Cm]."""
         place = frame % len(delay.pts_ns)
         assert delay.mask_embed is not None
+        assert delay.class_id is not None
+        assert delay.score is not None
         seen_as = delay.seen_as[place]
         known, gone = seen_as == table.public_id, ((seen_as > 0) & (seen_as != table.public_id)).nonzero()[:, 0]
         here = torch.cat([table.live, (known & (table.status == DORMANT)).nonzero()[:, 0]])
@@ -128,7 +130,10 @@ class Presenter:
     def _by_tokens(
         self, body: StreamBody, delay: DelayLine, frame: int, gates: Gates
     ) -> tuple[_Identities, Tensor, Tensor]:
-        """Who is live; whether it was there and sounded in the frame, bool [n]; mask embeddings [n, Cm]."""
+        """Who is live; whether it was there and sounded in the frame, bool [n]; mask embeddings [n, Cm].
+
+        Whoever has left the table is not told of: what their queries looked like has left with them.
+        """
         table, place, rows = body.table, frame % len(delay.pts_ns), body.table.live
         slots, at = self.geometry.slots, ring_frame(self.geometry, body.memory.seen, delay.filled - 1 - frame)
         tokens = body.memory.tokens[at * slots : (at + 1) * slots]

@@ -64,14 +64,17 @@ class DelayLine:
     """float32 [D + 1, I], `IdentityTable.odds` after the frame; on the CPU."""
     heard: Tensor
     """float32 [D + 1, I], the frame's own part of it; on the CPU."""
-    class_id: Tensor
-    """int64 [D + 1, I], as reported then, for those who leave the table before the frame is drawn; on the CPU."""
-    score: Tensor
-    """float32 [D + 1, I], likewise; on the CPU."""
     filled: int = 0
     """Frames taken in so far."""
     mask_embed: Tensor | None = None
     """[D + 1, N, Cm], of the frame queries' own masks, where objects are drawn by these."""
+    class_id: Tensor | None = None
+    """int64 [D + 1, I], as reported then, for those who leave the table before the frame is drawn; on the CPU.
+
+    Where frame queries are the objects: of others a frame keeps nothing to draw them by once they have left.
+    """
+    score: Tensor | None = None
+    """float32 [D + 1, I], likewise; on the CPU."""
 
 
 @dataclass(slots=True)

@@ -39,9 +39,13 @@ def released(held: HeldFrame, audio: Tensor) -> FrameInput:
 
 
 def delay_line(
-    delay: int, features: Tensor, chance: Tensor, identities: int, mask_embed: Tensor | None = None
-) -> DelayLine:
-    """Room for `delay` frames and the newest: mask features like [Cm, h, w], chances like [N], embeddings [N, Cm]."""
+    delay: int, features: Tensor, chance: Tensor, identities: int, mask_embed: Tensor | None = None, *,
+    keeps_leavers: bool = False,
+) -> DelayLine:  # fmt: skip
+    """Room for `delay` frames and the newest: mask features like [Cm, h, w], chances like [N], embeddings [N, Cm].
+
+    `keeps_leavers`: also for what it takes to tell of identities that leave the table before the frame is drawn.
+    """
     places = delay + 1
     numbers, by_row = torch.zeros(places, dtype=torch.int64), torch.zeros(places, identities)
     return DelayLine(
@@ -55,9 +59,9 @@ def delay_line(
         seen_query=by_row.long(),
         odds=by_row,
         heard=by_row.clone(),
-        class_id=by_row.long(),
-        score=by_row.clone(),
         mask_embed=None if mask_embed is None else mask_embed.expand(places, -1, -1).clone(),
+        class_id=by_row.long() if keeps_leavers else None,
+        score=by_row.clone() if keeps_leavers else None,
     )
 
 
@@ -82,7 +86,8 @@ def put(delay: DelayLine, given: FrameInput, seen: Seen, table: IdentityTable, s
     delay.seen_as[place] = torch.where(table.seen_ns == given.pts_ns, table.public_id, 0)
     delay.seen_query[place] = table.token_slot
     delay.odds[place], delay.heard[place] = table.odds, table.heard
-    delay.class_id[place], delay.score[place] = table.class_id, table.score
+    if delay.class_id is not None and delay.score is not None:
+        delay.class_id[place], delay.score[place] = table.class_id, table.score
     delay.filled += 1
 
 

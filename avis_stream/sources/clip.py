@@ -141,10 +141,8 @@ class Clip:
                         source_id=self.name,
                         previous=picture.previous,
                     )
-                    samples, heard = sound.ending_at((index + 1) / self._fps)
+                    yield _pair(frame, sound, (index + 1) / self._fps)
                     index += 1
-                    end_ns = round(index * NANOSECONDS / self._fps)
-                    yield AVPair(frame=frame, audio=torch.from_numpy(samples), audio_valid=heard, end_ns=end_ns)
             except BrokenMedia as error:
                 if index == 0:
                     raise
@@ -170,9 +168,7 @@ class Clip:
                         image=picture.image, pts_ns=round(time * NANOSECONDS), frame_id=index, source_id=self.name,
                         previous=picture.previous,
                     )  # fmt: skip
-                    samples, heard = sound.ending_at(end)
-                    end_ns = round(end * NANOSECONDS)
-                    yield AVPair(frame=frame, audio=torch.from_numpy(samples), audio_valid=heard, end_ns=end_ns)
+                    yield _pair(frame, sound, end)
                     index += 1
             except BrokenMedia as error:
                 if index == 0:
@@ -184,3 +180,12 @@ class Clip:
             f"Clip({self.name!r}, {self.width}x{self.height}, {self.fps:g} fps, frames={self.expected_frames}, "
             f"has_audio={self.has_audio})"
         )
+
+
+def _pair(frame: VideoFrame, sound: SecondsOfSound, end: Fraction) -> AVPair:
+    """A frame with the second of sound that ends with its interval, at `end` seconds."""
+    second = sound.ending_at(end)
+    return AVPair(
+        frame=frame, audio=torch.from_numpy(second.samples), audio_valid=second.heard, valid_samples=second.valid,
+        end_ns=round(end * NANOSECONDS),
+    )  # fmt: skip

@@ -236,7 +236,7 @@ def _to_its_end(clip: Clip, items: Iterable[VideoFrame | AVPair]) -> Iterator[It
 
 def _silent(pairs: Iterable[AVPair]) -> Iterator[AVPair]:
     silence = torch.zeros(SAMPLE_RATE)
-    return (replace(pair, audio=silence, audio_valid=0.0) for pair in pairs)
+    return (replace(pair, audio=silence, audio_valid=0.0, valid_samples=0) for pair in pairs)
 
 
 def _without_sound(items: Iterable[Any], with_sound: bool) -> Iterator[Any]:

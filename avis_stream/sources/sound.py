@@ -41,6 +41,18 @@ class SoundBlock:
 
 
 @dataclass(frozen=True, slots=True)
+class SecondOfSound:
+    """A second of a track."""
+
+    samples: FloatArray
+    """float32 [SAMPLE_RATE]; zeros where nothing was recorded."""
+    heard: float
+    """Share that was recorded, in [0, 1]."""
+    valid: int
+    """Samples up to where the track ends: holes count, what lies beyond does not."""
+
+
+@dataclass(frozen=True, slots=True)
 class SoundTrack:
     """One audio stream of a file. Reading begins anew with every call of `blocks`."""
 
@@ -156,8 +168,8 @@ class SecondsOfSound:
         self._heard = np.zeros(SAMPLE_RATE, bool)
         self._start = -SAMPLE_RATE  # index on the clip clock of the first sample held; before 0 there is nothing
 
-    def ending_at(self, seconds: Fraction) -> tuple[FloatArray, float]:
-        """The second before `seconds`: float32 [SAMPLE_RATE] and the share of it that was heard."""
+    def ending_at(self, seconds: Fraction) -> SecondOfSound:
+        """The second before `seconds`."""
         end = round(seconds * SAMPLE_RATE)
         samples, heard = [self._samples], [self._heard]
         held_end = self._start + len(self._samples)
@@ -177,8 +189,10 @@ class SecondsOfSound:
         # What lies before this second is forgotten; zeros made up at the end are not kept, they cannot become sound.
         self._samples, self._heard = joined[first : len(joined) - missing], marks[first : len(marks) - missing]
         self._start = end - SAMPLE_RATE
-        second = joined[first : first + SAMPLE_RATE].copy()
-        return second, float(marks[first : first + SAMPLE_RATE].mean())
+        own = slice(first, first + SAMPLE_RATE)
+        # Of a track without any sound nothing is valid, though the time before 0 lies before its end.
+        valid = max(0, SAMPLE_RATE - missing) if held_end > 0 else 0
+        return SecondOfSound(joined[own].copy(), float(marks[own].mean()), valid)
 
     def close(self) -> None:
         """Closes the file."""

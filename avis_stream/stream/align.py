@@ -9,7 +9,7 @@ import torch
 
 from avis_stream.checks import require
 from avis_stream.stream.ring import SoundRing, sample_of
-from avis_stream.types import AudioChunk, AVPair, VideoFrame
+from avis_stream.types import SAMPLE_RATE, AudioChunk, AVPair, VideoFrame
 
 MILLISECOND = 1_000_000
 
@@ -42,7 +42,8 @@ class AVAligner:
 
     A frame's sound is the second that ends with the frame's interval. The frame is released once that second is
     complete, after `audio_wait_ms` without it, or at once if there is no sound (any more). What is missing is zeros,
-    and `AVPair.audio_valid` says how much was heard.
+    and `AVPair.audio_valid` says how much was heard. It counts as sound (`valid_samples`): an encoder that takes a cut
+    second for none must not be deaf to the rest of one that came late. Only without any source there is no sound.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class AVAligner:
             same_source: Sound comes with the pictures, so what interrupts these interrupts it.
         """
         self._same_source = same_source
+        self._valid_samples = SAMPLE_RATE if has_audio else 0
         self._config = config or AlignerConfig()
         self._ring = SoundRing(self._config.ring_seconds)
         self._waiting: deque[_Waiting] = deque()
@@ -125,4 +127,7 @@ class AVAligner:
         self.late += not (self._audio_over or self._complete(waiting))
         samples, heard = self._ring.window(sample_of(waiting.sound_ends_ns))
         sound = torch.from_numpy(samples)
-        return AVPair(frame=waiting.frame, audio=sound, audio_valid=heard, end_ns=waiting.sound_ends_ns)
+        return AVPair(
+            frame=waiting.frame, audio=sound, audio_valid=heard, valid_samples=self._valid_samples,
+            end_ns=waiting.sound_ends_ns,
+        )  # fmt: skip

@@ -25,17 +25,17 @@ class ResultQueue:
         """That no result has told yet."""
         self._told: Counter[str] = Counter()
         """Losses, by cause, that results have told."""
-        self._lost = 0
-        """Results that were dropped."""
+        self.unread = 0
+        """Results that nobody took while it was open: dropped, or left when it was closed. It never goes down."""
         self._closed = False
 
     def __len__(self) -> int:
         return len(self._results)
 
     @property
-    def unread(self) -> int:
-        """Results that nobody took: those that were dropped, and once it is closed those that are left in it."""
-        return self._lost + (len(self._results) if self._closed else 0)
+    def first(self) -> LiveResult | None:
+        """The oldest result, which stays; None: there is none."""
+        return self._results[0][0] if self._results else None
 
     @property
     def is_full(self) -> bool:
@@ -43,7 +43,9 @@ class ResultQueue:
         return len(self._results) >= self._capacity
 
     def close(self) -> None:
-        """Nobody is expected to take what is left; whoever does so yet takes it off `unread`."""
+        """Nobody is expected to take what is left, or comes yet: it is `unread`, though it can still be taken."""
+        if not self._closed:
+            self.unread += len(self._results)
         self._closed = True
 
     def announce(self, event: Event) -> None:
@@ -81,8 +83,8 @@ class ResultQueue:
         )  # fmt: skip
         lost = self._results.popleft()[0] if self.is_full else None
         self._results.append((made, ready_ns))
+        self.unread += self._closed or lost is not None  # what is lost after that has been counted
         if lost is not None:
-            self._lost += 1
             self._hand_down(lost)
 
     def take(self) -> tuple[LiveResult, int] | None:

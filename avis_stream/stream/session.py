@@ -47,6 +47,7 @@ logger = logging.getLogger(__name__)
 _TICK_SECONDS = 0.05
 _STOP_SECONDS = 2.0
 _INBOX = 64
+_NOT_BEGUN = "a Session must be started before it has results; write: with session: ..."
 
 
 class Session:
@@ -142,6 +143,8 @@ class Session:
     def stop(self) -> None:
         """Ends every thread and process; returns when they are gone, after 2 s at the latest. Harmless when they are.
 
+        Results that wait can still be taken, but count as `unread`, as those do that come yet.
+
         A step of the model that is under way is not cut off. What has not ended by then, such a step or an iterator of
         the caller's that waits, is left alone: its thread ends when it can. The end of the program waits for such a
         step (`threads.py`), hardly for such an iterator.
@@ -203,19 +206,31 @@ class Session:
             AvisStreamError: A source or the model failed; or the session has not begun.
         """
         if self._state == "new":
-            raise AvisStreamError("a Session must be started before it has results; write: with session: ...")
+            raise AvisStreamError(_NOT_BEGUN)
         with self._change:
-            self._change.wait_for(lambda: self._results or self._state == "over", timeout)
+            self._await_result(timeout)
             taken = self._results.take()
             if taken is None:
-                if self._state == "over" and self._error is not None:
-                    error, self._error = self._error, None
-                    raise error
                 return None
             self._change.notify_all()
         result, ready_ns = taken
         self._stats.time("deliver", self._clock.now() - ready_ns)
         return result
+
+    def peek(self, timeout: float | None = None) -> LiveResult | None:
+        """What `next` would return, or raise; a result stays where it is, until it is taken or, live, is too many."""
+        if self._state == "new":
+            raise AvisStreamError(_NOT_BEGUN)
+        with self._change:
+            self._await_result(timeout)
+            return self._results.first
+
+    def _await_result(self, timeout: float | None) -> None:
+        """Until there is one or none will come; raises, once, what ended the session after its last result."""
+        self._change.wait_for(lambda: self._results or self._state == "over", timeout)
+        if not self._results and self._state == "over" and self._error is not None:
+            error, self._error = self._error, None
+            raise error
 
     @property
     def over(self) -> bool:

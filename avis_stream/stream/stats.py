@@ -52,12 +52,18 @@ class SessionStats:
     dropped: Mapping[str, int]
     """Frames without a result, by cause."""
     unread: int
-    """Results that nobody took, in time or before the session was stopped; among `steps` and `refreshes`."""
+    """Results, of `steps` and `refreshes`, that nobody took in time or before the session was stopped.
+
+    What is taken after that stays among them: the number never goes down.
+    """
     late_sound: int
     """Frames that went without the whole of their sound."""
     reconnects: int
     waiting: int
-    """Frames that have neither been dropped nor got a result yet: all others of `frames_in`. None after the end."""
+    """Frames that have neither been dropped nor got a result yet: all others of `frames_in`.
+
+    After the end those of a step of the model that was not waited for, until it is done; else none.
+    """
     stages: Mapping[str, Spread] = field(default_factory=dict)
     """`align` (frame waits for its sound), `queue` (for the model), `step`, `refresh`, `deliver` (for the reader).
 
@@ -101,7 +107,7 @@ class SessionStats:
         dropped = sorted(self.dropped.items())
         family("dropped_total", "counter", "Frames without a result, by cause.",
                ((f'dropped_total{{{label},cause="{cause}"}}', count) for cause, count in dropped))  # fmt: skip
-        single("unread_total", "counter", "Results that nobody took, in time or before the end.", self.unread)
+        single("unread_total", "counter", "Results that nobody took in time or before the end.", self.unread)
         single("late_sound_total", "counter", "Frames that went without the whole of their sound.", self.late_sound)
         single("reconnects_total", "counter", "How often a source was found again.", self.reconnects)
         single("input_fps", "gauge", "Frames a second that come in.", self.fps_in)

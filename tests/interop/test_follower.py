@@ -157,6 +157,14 @@ def test_sound_that_is_said_not_to_come_is_not_waited_for() -> None:
     assert first == pytest.approx(0.5, abs=0.05)
     assert second == 0.0
     assert third == 1.0
+    assert {pair.valid_samples for pair in segmenter.steps} == {16_000}
+
+
+def test_a_stream_without_sound_has_none() -> None:
+    segmenter = StubSegmenter(hop_seconds=0.001)
+    one = follower(segmenter)
+    one.frame_sync(picture(), 960 * MS)
+    assert segmenter.steps[0].valid_samples == 0
 
 
 def test_frames_seconds_apart_hear_the_second_that_begins_with_them() -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 from small_model import open_config, play, scene, small_model, with_postprocess
 
+from avis_stream.errors import CheckpointError
 from avis_stream.models.sounding_chain import MOST, carried, smoothed
 from avis_stream.online import OnlineConfig, OnlineSegmenter, OnlineState
 from avis_stream.online.state import DelayLine
@@ -83,6 +87,7 @@ def test_the_state_has_room_for_every_identity() -> None:
     delay = online.init_state((48, 80)).body.delay
     assert delay is not None
     assert delay.odds.shape == delay.heard.shape == delay.seen_as.shape == (3, 7)
+    assert delay.class_id is delay.score is None, "those of video queries cannot be drawn once they have left"
 
 
 def test_a_stream_that_waits_shows_what_a_clip_that_ends_later_shows() -> None:
@@ -142,6 +147,24 @@ def test_whoever_leaves_a_full_table_stays_in_the_frames_still_due(tmp_path: Pat
             size = late_state.nbytes
     assert pushed_out & set(seen[6].track_id[seen[6].sounding].tolist())
     assert late_state.nbytes == size
+
+
+@pytest.mark.parametrize("objects", ["video", "frame"])
+def test_a_state_saved_before_frames_kept_who_leaves(objects: str, tmp_path: Path) -> None:
+    """It goes on where nothing of that is kept now either, else it is refused."""
+    film, online = scene(2), OnlineSegmenter(small_model(objects=objects), open_config(refine_delay=1))
+    body = online.init_state((48, 80)).body
+    assert body.delay is not None
+    settings = json.loads(body.layout)
+    settings.pop("keeps_leavers", None)
+    old = replace(body, layout=json.dumps(settings), delay=replace(body.delay, class_id=None, score=None))
+    OnlineState(old).save(tmp_path / "state.safetensors")
+    state = OnlineState.load(tmp_path / "state.safetensors")
+    if objects == "video":
+        play(online, film, state, range(2))
+    else:
+        with pytest.raises(CheckpointError, match="keeps_leavers"):
+            play(online, film, state, range(2))
 
 
 def test_seconds_say_as_much_about_each_other_at_any_rate() -> None:

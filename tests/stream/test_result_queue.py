@@ -59,17 +59,31 @@ def test_a_dropped_result_leaves_everything_to_the_next(capacity: int) -> None:
     assert first.dropped_since_last == {"stale": first.frame_id, "unread": 8 - capacity}
 
 
-def test_what_is_left_when_it_is_closed_is_unread_until_it_is_taken() -> None:
+def test_what_is_left_when_it_is_closed_is_unread_for_good() -> None:
     results = ResultQueue(2)
     for number in range(3):
         put(results, number)
     assert results.unread == 1
-    results.close()
-    assert results.unread == 3
+    for _ in range(2):  # once is enough
+        results.close()
+        assert results.unread == 3
     assert results.take() is not None
-    assert results.unread == 2
-    put(results, 3)  # of a step that could not be cut off
-    assert results.unread == 3
+    assert results.unread == 3, "a counter does not go down"
+    for number in (3, 4):  # of steps that could not be cut off; the second one drops what has been counted
+        put(results, number)
+        assert results.unread == number + 1
+
+
+def test_the_first_can_be_looked_at_and_stays() -> None:
+    results = ResultQueue(2)
+    assert results.first is None
+    for number in range(2):
+        put(results, number)
+    assert results.first is results.first is not None
+    taken = results.take()
+    assert taken is not None
+    assert taken[0].frame_id == 0
+    assert results.first.frame_id == 1
 
 
 def test_what_is_about_no_identity_is_of_the_source() -> None:

@@ -76,6 +76,7 @@ def test_sound_that_does_not_come_is_waited_for_so_long_and_no_longer() -> None:
     (pair,) = aligner.ready(1240 * MS)
     assert pair.audio_valid == pytest.approx((500 - 40) / 1000, abs=1e-3)
     assert not pair.audio[round(0.47 * SAMPLE_RATE) :].any()
+    assert pair.valid_samples == SAMPLE_RATE, "late sound makes no encoder deaf to what came"
     assert aligner.late == 1
     assert aligner.deadline_ns() is None
 
@@ -88,7 +89,14 @@ def test_without_sound_nothing_waits(how: str) -> None:
         aligner.end_audio()
     (pair,) = aligner.push_video(frame(60), duration_ns=PERIOD, now_ns=0)
     assert pair.audio_valid == 0.0
+    assert pair.valid_samples == (0 if how == "never" else SAMPLE_RATE)
     assert aligner.late == 0
+
+
+@pytest.mark.parametrize("samples", [-1, SAMPLE_RATE + 1, 0.5])
+def test_a_second_has_so_many_samples(samples: float) -> None:
+    with pytest.raises(ConfigError, match=r"AVPair\.valid_samples must be"):
+        AVPair(frame=frame(0), audio=torch.zeros(SAMPLE_RATE), valid_samples=samples)  # type: ignore[arg-type]
 
 
 def test_sound_that_starts_late_is_used_from_then_on() -> None:
