@@ -34,7 +34,7 @@ from avis_stream.synth.procedural import ProceduralLibrary
 from avis_stream.synth.protocol import Protocol
 from avis_stream.train.checkpoint import stored_configuration, stored_step
 from avis_stream.train.dataset_clips import DatasetClips
-from avis_stream.train.loop import train
+from avis_stream.train.loop import JUDGED_BY, train
 from avis_stream.train.optimiser import all_but, learning_parameters
 from avis_stream.train.processes import (
     all_or_none,
@@ -159,13 +159,6 @@ def _run(
         if diary is not None:
             stack.callback(diary.close)
 
-        def validate(step: int) -> float:
-            assert judge is not None
-            scores = _scores(model, judge)
-            if diary is not None:
-                diary.note(step, {f"val_{name}": value for name, value in scores.items()})
-            return scores["FSLA"]
-
         train(
             model,
             config=schedule,
@@ -174,7 +167,7 @@ def _run(
             still=_still(model, schedule),
             resume=resume,
             log=None if diary is None else diary.note,
-            validate=None if judge is None else validate,
+            validate=None if judge is None else lambda _: _scores(model, judge),
             keep_best=lambda: _save(model, best, schedule),
         )
     if _first():
@@ -320,7 +313,8 @@ def _scores(model: AVISM, split: DataSplit) -> dict[str, float]:
         answers = [entry for video in predict(model, split) for entry in video]
     found = parse_predictions(Path("validation"), answers, split.annotations)
     summary = evaluation(split.annotations, found, "fixed").summary()
-    return {name: float(summary[key] or 0.0) for name, key in (("FSLA", "FA"), ("HOTA", "HOTA"), ("mAP", "AP_all"))}
+    named = ((JUDGED_BY, "FA"), ("val_HOTA", "HOTA"), ("val_mAP", "AP_all"))
+    return {name: float(summary[key] or 0.0) for name, key in named}
 
 
 def _save(model: AVISM, target: Path, schedule: TrainConfig) -> None:
