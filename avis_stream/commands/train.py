@@ -65,7 +65,7 @@ from avis_stream.train.streams import (
     localized_streams,
     save_streams,
 )
-from avis_stream.weights.bundled import bundled_weights, stored_state
+from avis_stream.weights.bundled import stored_state, weights_file
 from avis_stream.weights.files import save_weights
 from avis_stream.weights.initial import start_from
 from avis_stream.weights.load import unfolded_model, untrained_model
@@ -74,7 +74,6 @@ Part = TypeVar("Part")
 Material = ClipSource | SynthSounds
 
 _MADE = "synth"
-_BUNDLED = "bundled"
 _TRAIN = "train."
 
 _CHECKPOINT, _STREAMS, _SOUNDS = "last.pt", "streams.pt", "sounds.pt"
@@ -126,7 +125,7 @@ def run_training(
         torch.manual_seed(schedule.seed)
         model = untrained_model(config, audio_weights) if resume is None else unfolded_model(config, None, "")
         if init is not None and resume is None:
-            report = start_from(model, _initial(init, model_name))
+            report = start_from(model, weights_file(init, model_name))
             if _first():
                 sys.stderr.write(f"{init}: {report}\n")
         learning_parameters(model, schedule, _still(model, schedule))  # refuses, before anything is cleared away
@@ -214,16 +213,6 @@ def _configuration(name: str, resume: Path | None, settings: Sequence[str]) -> t
     config = config.with_overrides(s for s in settings if not s.startswith(_TRAIN))
     of_training = [s.removeprefix(_TRAIN) for s in settings if s.startswith(_TRAIN)]
     return config, with_overrides(schedule, of_training, before=_TRAIN)
-
-
-def _initial(init: str | os.PathLike[str], name: str) -> str | os.PathLike[str]:
-    """The file that weights to begin with are in."""
-    if os.fspath(init) != _BUNDLED:
-        return init
-    weights = bundled_weights(name)
-    if weights is None:
-        raise ConfigError(f"--init {_BUNDLED}: no weights of {name} come with the package; give a file of some")
-    return weights
 
 
 def _require_room(folder: Path, *, force: bool) -> None:
