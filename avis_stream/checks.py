@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -93,3 +94,17 @@ def require(condition: bool, name: str, value: object, wanted: str) -> None:
     """Raises ConfigError, naming the field, what was wanted and what came, unless `condition` holds."""
     if not condition:
         raise ConfigError(f"{name} must be {wanted}, got {describe(value)}")
+
+
+def refuse(given: Mapping[str, object], because: str) -> None:
+    """Refuses options that a command would pass over.
+
+    Args:
+        given: What was given for each option, by its name; nothing, or False, where it was not.
+        because: Why it would; the message begins with it.
+    Raises:
+        ConfigError: Some were given.
+    """
+    names = ", ".join(name for name, value in given.items() if value)
+    if names:
+        raise ConfigError(f"{because}; leave out {names}")

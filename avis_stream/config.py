@@ -406,6 +406,8 @@ class AVISMConfig:
     postprocess: PostprocessConfig = field(default_factory=PostprocessConfig)
 
     def __post_init__(self) -> None:
+        twice = [name for name in self.classes if self.classes.count(name) > 1]
+        require(not twice, "AVISMConfig.classes", twice, "names that differ: weights are taken by them")
         for part in ("pixel_decoder", "localizer", "tracker"):
             heads = getattr(self, part).heads
             require(self.channels % heads == 0, f"{part}.heads", heads, f"a divisor of the {self.channels} channels")

@@ -37,7 +37,10 @@ def from_json(cls: type[Config], text: str, kinds: Kinds) -> Config:
         plain = json.loads(text)
     except ValueError as error:
         raise ConfigError(f"configuration must be JSON as written by {cls.__name__}.to_json, got {error}") from error
-    config: Config = _build(cls, plain, "config", kinds)
+    try:
+        config: Config = _build(cls, plain, "config", kinds)
+    except TypeError as error:
+        raise ConfigError(f"configuration has a value of another type than {cls.__name__}'s ({error})") from error
     return config
 
 

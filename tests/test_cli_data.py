@@ -134,10 +134,11 @@ def test_eval_of_predictions_refuses_what_is_about_a_model(here: Path, capsys: p
 
 def test_answers_that_are_not_kept_are_called_as_their_model(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = [*EVAL[:5], "--weights", "random", "--set", "input.short_side_px=32", "--json", "scores.json"]
-    for kept, name in (([], "avism_mini"), (["--save", "kept.json"], "kept.json")):
+    for kept, key, name in (([], "model", "avism_mini"), (["--save", "kept.json"], "predictions", "kept.json")):
         assert main([*command, *kept]) == 0
         assert capsys.readouterr().out.startswith(f"{name} on test: 2 videos, 8 frames; ")
-        assert json.loads((here / "scores.json").read_text())["predictions"] == name
+        report = json.loads((here / "scores.json").read_text())
+        assert {key: value for key, value in report.items() if key in {"model", "predictions"}} == {key: name}
 
 
 def test_eval_as_live_counts_lateness(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -168,7 +169,9 @@ def test_eval_of_answers_and_of_pixels(here: Path, capsys: pytest.CaptureFixture
     (here / "live.jsonl").write_text('{"latency_ms": 0}\n')
     for refused in (["--plot", "seconds.png"], ["--semantic"], ["--as-live", "live.jsonl"], ["--metrics", "official"]):
         assert main([*command, *refused]) == 2
-        assert f"{refused[0]} must be left out where answers" in capsys.readouterr().err
+        assert (
+            f"answers with intervals are scored second by second; leave out {refused[0]}\n" in capsys.readouterr().err
+        )
 
 
 def test_doctor(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

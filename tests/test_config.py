@@ -56,6 +56,7 @@ def test_overrides() -> None:
         ("channels.wide=3", "is a value, not a group"),
         ("audio.encoder=loud", "must be one of"),
         ("localizer.heads=7", "a divisor of the 256 channels"),
+        ("classes=dog,cat,dog", r"AVISMConfig\.classes must be names that differ: .*, got \['dog', 'dog'\]"),
     ],
 )
 def test_bad_overrides(setting: str, words: str) -> None:
@@ -99,6 +100,8 @@ def test_a_field_that_is_like_none_is_not_guessed() -> None:
         ("[]", "config must be an object"),
         ('{"colour": 1}', "unknown fields"),
         ('{"backbone": {"kind": "vgg"}}', "backbone.kind must be one of"),
+        ('{"channels": [256]}', "a value of another type than AVISMConfig's"),
+        ('{"classes": 26}', "a value of another type than AVISMConfig's"),
     ],
 )
 def test_bad_json(text: str, words: str) -> None:

@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from avis_stream.checks import refuse
 from avis_stream.cli.options import (
     Commands,
     Noted,
@@ -14,7 +15,6 @@ from avis_stream.cli.options import (
     count,
     is_given,
     load_model,
-    refuse,
 )
 
 

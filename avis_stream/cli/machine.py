@@ -6,7 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from avis_stream.cli.options import Commands, Noted, add_data_options, is_given, refuse
+from avis_stream.checks import refuse
+from avis_stream.cli.options import Commands, Noted, add_data_options, is_given
 from avis_stream.presets import PRESETS
 
 

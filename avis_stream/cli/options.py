@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -47,20 +47,6 @@ class Noted(argparse.Action):
 def is_given(options: argparse.Namespace, name: str) -> bool:
     """Whether a `Noted` option was given."""
     return name in getattr(options, _GIVEN, ())
-
-
-def refuse(given: Mapping[str, object], because: str) -> None:
-    """Refuses options that a command would pass over.
-
-    Args:
-        given: What was given for each option, by its name; nothing, or False, where it was not.
-        because: Why it would; the message begins with it.
-    Raises:
-        ConfigError: Some were given.
-    """
-    names = ", ".join(name for name, value in given.items() if value)
-    if names:
-        raise ConfigError(f"{because}; leave out {names}")
 
 
 class _Once(Noted):
@@ -201,9 +187,8 @@ def load_model(options: argparse.Namespace) -> AVISM:
     """The model that the options of `add_model_options` ask for."""
     from avis_stream.weights import load
 
-    weights = None if options.weights == "bundled" else options.weights
     return load(
-        options.model, weights, options.device, audio_weights=options.audio_weights, settings=options.settings,
+        options.model, options.weights, options.device, audio_weights=options.audio_weights, settings=options.settings,
         precision=options.precision,
     )  # fmt: skip
 

@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from avis_stream.checks import refuse
 from avis_stream.cli.options import (
     Commands,
     Noted,
@@ -16,7 +17,6 @@ from avis_stream.cli.options import (
     height_width,
     is_given,
     load_model,
-    refuse,
 )
 from avis_stream.presets import PRESETS
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from avis_stream.checks import require
+from avis_stream.checks import refuse
 from avis_stream.commands.output import aligned
 from avis_stream.commands.progress import progress
 from avis_stream.data.annotations import parse_predictions, read_annotations, read_json
@@ -79,7 +79,7 @@ class EvalOptions:
 
 
 def evaluate_predictions(
-    data: Path, split: str, predictions: Path, options: EvalOptions, *, called: str | None = None
+    data: Path, split: str, predictions: Path, options: EvalOptions, *, model: str | None = None
 ) -> str:
     """Scores a predictions file against `data/split.json`; returns the table for people.
 
@@ -90,7 +90,7 @@ def evaluate_predictions(
         split: Its name.
         predictions: The file.
         options: How to score, and what to write.
-        called: What reports call the answers; None: the file.
+        model: Who gave the answers, where the file is not kept; None: reports name the file.
     Raises:
         DataError: A file is missing or broken, or they do not belong together.
         ConfigError: Something was asked for that answers cannot give.
@@ -98,18 +98,17 @@ def evaluate_predictions(
     truth = read_annotations(annotation_file(data, split))
     document = read_json(predictions)
     frames = sum(video.length for video in truth.videos)
-    name = called or str(predictions)
-    head = f"{name} on {split}: {len(truth.videos)} videos, {frames} frames; "
-    report: dict[str, Any] = {"data": str(data), "split": split, "predictions": name}
+    head = f"{model or predictions} on {split}: {len(truth.videos)} videos, {frames} frames; "
+    answered = {"predictions": str(predictions)} if model is None else {"model": model}
+    report: dict[str, Any] = {"data": str(data), "split": split, **answered}
     if is_answers(document):
-        asked = {
-            "--plot": options.plot_file is not None,
+        given = {
+            "--plot": options.plot_file,
             "--semantic": options.semantic,
-            "--as-live": bool(options.latencies),
-            "--metrics": options.mode is not None,
+            "--as-live": options.latencies,
+            "--metrics": options.mode,
         }
-        given = " and ".join(name for name, is_given in asked.items() if is_given)
-        require(not given, given, "answers with intervals", "left out where answers are scored second by second")
+        refuse(given, "answers with intervals are scored second by second")
         scores = score_answers(truth, parse_answers(predictions, document, truth))
         _write(options.json_file, report | {"mode": "answers", "summary": scores})
         return f"{head}answers second by second, in percent\n\n{table([('all', scores)], ANSWER_COLUMNS)}"
@@ -129,7 +128,7 @@ def evaluate_predictions(
         text += "\n\npixels: " + ", ".join(f"{key} {_cell(value)}" for key, value in report["pixels"].items())
     _write(options.json_file, report)
     if options.plot_file is not None:
-        title = f"{called or predictions.name} on {split}: FSLA {_cell(result.summary()['FA'])} ({mode})"
+        title = f"{model or predictions.name} on {split}: FSLA {_cell(result.summary()['FA'])} ({mode})"
         draw_verdicts([video.verdicts for video in result.videos], options.plot_file, title=title)
     return text
 
@@ -158,7 +157,7 @@ def evaluate_model(
         with atomic_path(file) as temporary:
             temporary.write_text(answers, encoding="utf-8")
         # A file that goes at once says nothing to whoever reads the report.
-        return evaluate_predictions(data, split, file, options, called=None if keep else model.config.name)
+        return evaluate_predictions(data, split, file, options, model=None if keep else model.config.name)
 
 
 def _write(path: Path | None, report: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from glob import escape
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image
 from scipy.io import wavfile
+from torch import Tensor
 
 from avis_stream.commands.progress import progress
 from avis_stream.config import AVISEG_CLASSES
@@ -51,7 +53,7 @@ def import_labels(
         audio: Folder of recordings named like the videos, of any kind that FFmpeg reads; None: there is no sound.
         force: Replace a split that is there.
     Raises:
-        DataError: Labels are broken, or images missing.
+        DataError: Labels are broken, or images missing or broken; what was there is left.
         AvisStreamError: The split is there already.
     """
     target = out / f"{split}.json"
@@ -64,12 +66,17 @@ def import_labels(
     if twice:
         raise DataError(f"{source}: several videos are called {twice[0]!r}; rename all but one")
     _require_images(videos, root)
-    target.unlink(missing_ok=True)  # its pictures are replaced: what ends in between must not look like a set
-    silent = 0
-    for video in progress(videos, len(videos), split, "video"):
-        _copy_images(video, root, out / split)
-        silent += not _copy_sound(video.name, audio, out / split / "WAVAudios" / f"{video.name}.wav")
     categories = _categories(out, split, class_names(videos))
+    silent, gone = 0, [target]  # first: its files are replaced, and what ends in between must not look like a set
+    with ExitStack() as made:  # at its end all of them take their places: what fails before leaves what is there
+        for video in progress(videos, len(videos), split, "video"):
+            gone += _copy_images(video, root, out / split, made)
+            sound = out / split / "WAVAudios" / f"{video.name}.wav"
+            if not _copy_sound(video.name, audio, sound, made):
+                silent += 1
+                gone.append(sound)
+        for path in gone:
+            path.unlink(missing_ok=True)
     kept = [replace(v, images=tuple(f"{v.name}/{t}.jpg" for t in range(len(v.images)))) for v in videos]
     with atomic_path(target) as temporary:
         temporary.write_text(json.dumps(ytvis_document(kept, categories)) + "\n", encoding="utf-8")
@@ -113,31 +120,63 @@ def _require_images(videos: Sequence[LabelledVideo], root: Path) -> None:
             raise DataError(f"{missing}: no such image of {video.name}; say where they are with --images")
 
 
-def _copy_images(video: LabelledVideo, root: Path, split: Path) -> None:
-    """Those of its frames, and those 100 ms earlier where they lie beside them as in AVISeg's layout."""
+def _copy_images(video: LabelledVideo, root: Path, split: Path, made: ExitStack) -> list[Path]:
+    """Those of its frames, and those 100 ms earlier where they lie beside them as in AVISeg's layout.
+
+    Returns:
+        Where there are none of the latter, which may be there of a set that is replaced.
+    """
+    without = []
     for t, name in enumerate(video.images):
         image, target = root / name, split / "PrevImages" / video.name / f"{t}.jpg"
-        _copy_image(video, image, split / "JPEGImages" / video.name / f"{t}.jpg")
+        picture = read_image(image)
+        if not _fits(picture, video):
+            raise DataError(
+                f"{image} is {_size(picture)}, its labels say {video.width}x{video.height}; correct whichever is wrong"
+            )
+        _copy_image(picture, image, split / "JPEGImages" / video.name / f"{t}.jpg", made)
         pictures = image.absolute().parent.parent
         earlier = previous_file(pictures.parent, image) if pictures.name == "JPEGImages" else None
-        if earlier is None:
-            target.unlink(missing_ok=True)  # also none of a set that is replaced
+        cue = None if earlier is None else _cue(earlier, video)
+        if earlier is None or cue is None:
+            without.append(target)
         else:
-            _copy_image(video, earlier, target)
+            _copy_image(cue, earlier, target, made)
+    return without
 
 
-def _copy_image(video: LabelledVideo, source: Path, target: Path) -> None:
-    picture = read_image(source)  # as everybody will see it: upright, in 8 bits
+def _cue(earlier: Path, video: LabelledVideo) -> Tensor | None:
+    """The picture 100 ms before a frame; None, with a warning, where it is of no use: a frame does without."""
+    try:
+        picture = read_image(earlier)
+    except DataError as error:
+        logger.warning("%s; its frame is imported without it, and has no motion cue", error)
+        return None
+    if not _fits(picture, video):
+        logger.warning(
+            "%s is %s, the frame 100 ms after it %dx%d: that is imported without it, and has no motion cue",
+            earlier, _size(picture), video.width, video.height,
+        )  # fmt: skip
+        return None
+    return picture
+
+
+def _fits(picture: Tensor, video: LabelledVideo) -> bool:
+    return picture.shape[1:] == (video.height, video.width)
+
+
+def _size(picture: Tensor) -> str:
     height, width = picture.shape[1:]
-    if (width, height) != (video.width, video.height):
-        raise DataError(
-            f"{source} is {width}x{height}, its labels say {video.width}x{video.height}; correct whichever is wrong"
-        )
-    with atomic_path(target) as temporary:
-        if _is_plain_jpeg(source):
-            temporary.write_bytes(source.read_bytes())
-        else:
-            Image.fromarray(picture.permute(1, 2, 0).numpy()).save(temporary, quality=95)
+    return f"{width}x{height}"
+
+
+def _copy_image(picture: Tensor, source: Path, target: Path, made: ExitStack) -> None:
+    """Writes a picture as everybody will see it: as it was read of its file, upright and in 8 bits."""
+    temporary = made.enter_context(atomic_path(target))
+    if _is_plain_jpeg(source):
+        temporary.write_bytes(source.read_bytes())
+    else:
+        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(temporary, quality=95)
 
 
 def _is_plain_jpeg(path: Path) -> bool:
@@ -146,18 +185,17 @@ def _is_plain_jpeg(path: Path) -> bool:
         return picture.format == "JPEG" and picture.getexif().get(ExifTags.Base.Orientation, 1) == 1
 
 
-def _copy_sound(name: str, audio: Path | None, target: Path) -> bool:
-    """Writes a video's sound as WAV; False if there is none, also none of a set that is replaced."""
+def _copy_sound(name: str, audio: Path | None, target: Path, made: ExitStack) -> bool:
+    """Writes a video's sound as WAV; False if there is none."""
     files = () if audio is None else (path for path in sorted(audio.glob(f"{escape(name)}.*")) if path.is_file())
     kinds = {path.suffix.lower(): path for path in files if path.stem == name}  # recorders write .WAV
     source = next((kinds[suffix] for suffix in _RECORDINGS if suffix in kinds), None)
     if source is None:
-        target.unlink(missing_ok=True)
         return False
     track = sound_track(source)
     samples = np.concatenate([block.samples for block in track.blocks()], axis=1).T
-    with atomic_path(target) as temporary:
-        wavfile.write(temporary, track.rate, np.round(samples * 32767).astype(np.int16))
+    temporary = made.enter_context(atomic_path(target))
+    wavfile.write(temporary, track.rate, np.round(samples * 32767).astype(np.int16))
     return True
 
 

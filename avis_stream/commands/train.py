@@ -34,7 +34,7 @@ from avis_stream.synth.procedural import ProceduralLibrary
 from avis_stream.synth.protocol import Protocol
 from avis_stream.train.checkpoint import stored_configuration, stored_step
 from avis_stream.train.dataset_clips import DatasetClips
-from avis_stream.train.loop import train
+from avis_stream.train.loop import JUDGED_BY, train
 from avis_stream.train.optimiser import all_but, learning_parameters
 from avis_stream.train.processes import (
     all_or_none,
@@ -65,7 +65,7 @@ from avis_stream.train.streams import (
     localized_streams,
     save_streams,
 )
-from avis_stream.weights.bundled import bundled_weights, stored_state
+from avis_stream.weights.bundled import stored_state, weights_file
 from avis_stream.weights.files import save_weights
 from avis_stream.weights.initial import start_from
 from avis_stream.weights.load import unfolded_model, untrained_model
@@ -74,7 +74,6 @@ Part = TypeVar("Part")
 Material = ClipSource | SynthSounds
 
 _MADE = "synth"
-_BUNDLED = "bundled"
 _TRAIN = "train."
 
 _CHECKPOINT, _STREAMS, _SOUNDS = "last.pt", "streams.pt", "sounds.pt"
@@ -126,7 +125,7 @@ def run_training(
         torch.manual_seed(schedule.seed)
         model = untrained_model(config, audio_weights) if resume is None else unfolded_model(config, None, "")
         if init is not None and resume is None:
-            report = start_from(model, _initial(init, model_name))
+            report = start_from(model, weights_file(init, model_name))
             if _first():
                 sys.stderr.write(f"{init}: {report}\n")
         learning_parameters(model, schedule, _still(model, schedule))  # refuses, before anything is cleared away
@@ -159,13 +158,6 @@ def _run(
         if diary is not None:
             stack.callback(diary.close)
 
-        def validate(step: int) -> float:
-            assert judge is not None
-            scores = _scores(model, judge)
-            if diary is not None:
-                diary.note(step, {f"val_{name}": value for name, value in scores.items()})
-            return scores["FSLA"]
-
         train(
             model,
             config=schedule,
@@ -174,7 +166,7 @@ def _run(
             still=_still(model, schedule),
             resume=resume,
             log=None if diary is None else diary.note,
-            validate=None if judge is None else validate,
+            validate=None if judge is None else lambda _: _scores(model, judge),
             keep_best=lambda: _save(model, best, schedule),
         )
     if _first():
@@ -221,16 +213,6 @@ def _configuration(name: str, resume: Path | None, settings: Sequence[str]) -> t
     config = config.with_overrides(s for s in settings if not s.startswith(_TRAIN))
     of_training = [s.removeprefix(_TRAIN) for s in settings if s.startswith(_TRAIN)]
     return config, with_overrides(schedule, of_training, before=_TRAIN)
-
-
-def _initial(init: str | os.PathLike[str], name: str) -> str | os.PathLike[str]:
-    """The file that weights to begin with are in."""
-    if os.fspath(init) != _BUNDLED:
-        return init
-    weights = bundled_weights(name)
-    if weights is None:
-        raise ConfigError(f"--init {_BUNDLED}: no weights of {name} come with the package; give a file of some")
-    return weights
 
 
 def _require_room(folder: Path, *, force: bool) -> None:
@@ -320,7 +302,8 @@ def _scores(model: AVISM, split: DataSplit) -> dict[str, float]:
         answers = [entry for video in predict(model, split) for entry in video]
     found = parse_predictions(Path("validation"), answers, split.annotations)
     summary = evaluation(split.annotations, found, "fixed").summary()
-    return {name: float(summary[key] or 0.0) for name, key in (("FSLA", "FA"), ("HOTA", "HOTA"), ("mAP", "AP_all"))}
+    named = ((JUDGED_BY, "FA"), ("val_HOTA", "HOTA"), ("val_mAP", "AP_all"))
+    return {name: float(summary[key] or 0.0) for name, key in named}
 
 
 def _save(model: AVISM, target: Path, schedule: TrainConfig) -> None:

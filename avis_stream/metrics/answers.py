@@ -26,7 +26,7 @@ from avis_stream.data.annotations import Annotations, Predictions, Track, Video
 from avis_stream.errors import DataError
 from avis_stream.metrics.alignment import ALPHAS, assign
 from avis_stream.metrics.fsla import MULTI, FrameVerdicts, pooled_fsla
-from avis_stream.metrics.pairs import HALF, BoolArray, FloatArray
+from avis_stream.metrics.pairs import BoolArray, FloatArray, is_on_crowd
 
 _AT_HALF = 9
 """Index of the threshold 0.5."""
@@ -120,7 +120,7 @@ def score_answers(truth: Annotations, answers: Answers, *, boxes: bool | None = 
     for video in truth.videos:
         own = truth.tracks[video.id]
         objects, crowds = (_by_second(video, [t for t in own if t.crowd == many]) for many in (False, True))
-        asked = [_beside_crowds(*second, boxes) for second in zip(objects, crowds, answers[video.id], strict=True)]
+        asked = [_asked_about(*second, boxes) for second in zip(objects, crowds, answers[video.id], strict=True)]
         right = np.zeros((video.length, len(ALPHAS)), bool)
         for t, (real, said) in enumerate(zip(objects, asked, strict=True)):
             iou = _overlaps(real, said, boxes)  # [G, P], 0 between classes
@@ -142,22 +142,19 @@ def score_answers(truth: Annotations, answers: Answers, *, boxes: bool | None = 
     return scores
 
 
-def _beside_crowds(
+def _asked_about(
     objects: Sequence[Answer], crowds: Sequence[Answer], said: Sequence[Answer], boxes: bool
 ) -> Sequence[Answer]:
     """The answers of a second that are asked about, where who of many sounds is not.
 
-    One goes that lies with more than half of itself on a crowd of its class and is no object's of that class, by an
-    IoU of 0.5, as in `VideoPair.without_crowds`. Of those without a place so many of a crowd's class go as there are
-    more than objects of it.
+    One goes that is shown on a crowd (`is_on_crowd`). Of those without a place so many of a crowd's class go as there
+    are more than objects of it.
     """
     many = {crowd.category for crowd in crowds}
     if not many:
         return said
-    share = _overlaps(crowds, said, boxes, of_answer=True).max(axis=0, initial=0)
-    iou = _overlaps(objects, said, boxes).max(axis=0, initial=0)
-    beside = (share <= HALF) | (iou >= HALF)
-    kept = [answer for answer, asked in zip(said, beside.tolist(), strict=True) if asked and answer.place is not None]
+    gone = is_on_crowd(_overlaps(crowds, said, boxes, of_answer=True), _overlaps(objects, said, boxes))
+    kept = [answer for answer, is_gone in zip(said, gone, strict=True) if answer.place is not None and not is_gone]
     missing = Counter(own.category for own in objects) - Counter(answer.category for answer in kept)
     for answer in said:
         if answer.place is None and (answer.category not in many or missing[answer.category] > 0):

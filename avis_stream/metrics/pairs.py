@@ -24,8 +24,19 @@ IntArray = NDArray[np.int64]
 _EMPTY_AT_720P = "PPTl0"
 """The run lengths of an all-zero mask of 1280x720: how the official FSLA knows an empty mask (quirk Q6)."""
 
-HALF = 0.5
+_HALF = 0.5
 """A mask is a crowd's by more than this share of its pixels, unless it is an object's by at least this IoU."""
+
+
+def is_on_crowd(on_crowds: FloatArray, with_objects: FloatArray) -> BoolArray:
+    """What of P masks or boxes is shown on a crowd [..., P].
+
+    Args:
+        on_crowds: Share of each that lies on each of C crowds of its class [..., C, P].
+        with_objects: IoU of each with each of G objects of its class [..., G, P].
+    """
+    crowds, objects = on_crowds > _HALF, with_objects >= _HALF
+    return np.asarray(crowds.any(axis=-2) & ~objects.any(axis=-2))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,9 +114,9 @@ class VideoPair:
         if not crowd.any():
             return self
         same = self.truth.category[:, None] == self.predicted.category[None, :]  # [G, P]
-        on_crowd = (self._common() * (same & crowd[:, None])).max(axis=1) > HALF * self.predicted.area  # [T, P]
-        an_object = ((self.iou >= HALF) & same & ~crowd[:, None]).any(axis=1)
-        gone = on_crowd & ~an_object
+        own = self.predicted.area[:, None, :]
+        share = np.divide(self._common(), own, out=np.zeros_like(self.iou), where=own > 0)
+        gone = is_on_crowd((share * same)[:, crowd], (self.iou * same)[:, ~crowd])  # [T, P]
         shown = replace(self.predicted, area=np.where(gone, 0, self.predicted.area))
         iou = np.where(gone[:, None, :], 0.0, self.iou)[:, ~crowd]
         return VideoPair(self.name, self.truth.take(~crowd), shown, iou).without_empty_masks()

@@ -100,7 +100,7 @@ def label_maps(truth: Annotations, predictions: Predictions) -> Iterator[tuple[L
     """
     for video in truth.videos:
         objects = [track for track in truth.tracks[video.id] if not track.crowd]
-        shown = _beside_crowds(video, truth.tracks[video.id], predictions.get(video.id, ()))
+        shown = _off_crowds(video, truth.tracks[video.id], predictions.get(video.id, ()))
         sides = [_by_rank(objects), _by_rank(shown)]
         for t in range(video.length):
             maps = [_label_map(video, tracks, t) for tracks in sides]
@@ -146,7 +146,7 @@ def _fscore(common: int, shown: int, wanted: int) -> float:
     return float((1 + BETA_SQUARED) * precision * recall / (BETA_SQUARED * precision + recall))
 
 
-def _beside_crowds(video: Video, truth: Sequence[Track], predicted: Sequence[Track]) -> Sequence[Track]:
+def _off_crowds(video: Video, truth: Sequence[Track], predicted: Sequence[Track]) -> Sequence[Track]:
     """Predicted tracks without the masks that are shown on a crowd."""
     if not any(track.crowd for track in truth):
         return predicted

@@ -36,8 +36,11 @@ logger = logging.getLogger(__name__)
 Log = Callable[[int, dict[str, float]], None]
 """Takes a step number and the losses of that step by name."""
 
-Validate = Callable[[int], float]
-"""Takes a step number, judges the model as it is then, in evaluation mode; more is better."""
+Validate = Callable[[int], dict[str, float]]
+"""Takes a step number, judges the model as it is then, in evaluation mode; scores by name with `JUDGED_BY`."""
+
+JUDGED_BY = "val_FSLA"
+"""The score that says which weights are the best; more is better."""
 
 
 class Stopped(AvisStreamError):
@@ -75,10 +78,11 @@ def train(
         ahead: Make samples in a process of its own; False: they are there already.
         resume: Go on from `folder/last.pt`, exactly if as many processes go on as stopped.
         save_every: Steps between checkpoints; there is one before and one after each validation, too.
-        log: Called on the first process after every step.
+        log: Called on the first process after every step; and with the scores of a validation, when the state that
+            knows of it is safe: what is made up for when a run goes on was not logged before.
         validate: Called on the first process every `config.validate_every` steps and after the last; when a run goes
             on, first of all if it failed at the step that was saved.
-        keep_best: Called whenever `validate` gave as much as ever before or more, to put the weights away. What any of
+        keep_best: Called whenever `JUDGED_BY` was as much as ever before or more, to put the weights away. What any of
             these three raises ends the run, in all processes.
     Raises:
         Stopped: Asked to stop; the state is saved.
@@ -106,25 +110,32 @@ def train(
     def save() -> None:
         save_checkpoint(checkpoint, model, optimiser, config, progress)
 
+    def note(figures: dict[str, float]) -> None:
+        with all_or_none("logging", model.device):
+            if log is not None and rank == 0:
+                log(progress.step, figures)
+
+    def judge(by: Validate) -> None:
+        scores = _judge(model, progress, by, keep_best)
+        save()
+        note(scores)
+
     with _stop_requests() as stop, bar, closing(steps):
         if validate is not None and progress.validated < begun and _is_due(begun, config):
-            _judge(model, progress, validate, keep_best)  # what failed or broke off when the run had come so far
-            save()
+            judge(validate)  # what failed or broke off when the run had come so far
         while (samples := _samples(steps, model.device, save if progress.step > begun else None)) is not None:
             set_rate(optimiser, config, progress.step)
             values = _step(model, step_of, optimiser, samples, config, draw, folder)
             progress.step += 1
             bar.update()
             bar.set_postfix(loss=f"{values['total']:.2f}")
-            with all_or_none("logging", model.device):
-                if log is not None and rank == 0:
-                    log(progress.step, values)
+            note(values)
             if validate is not None and _is_due(progress.step, config):
                 save()  # before: a validation that fails must not cost what was learnt
-                _judge(model, progress, validate, keep_best)
+                judge(validate)
             stopping = any_of_all(stop.is_set(), model.device)
-            ended, judged = progress.step == config.steps, progress.step == progress.validated
-            if stopping or ended or judged or progress.step % save_every == 0:
+            ended, saved = progress.step == config.steps, progress.step == progress.validated
+            if not saved and (stopping or ended or progress.step % save_every == 0):
                 save()
             if stopping:
                 raise Stopped(f"stopped after step {progress.step}; go on with --resume {folder}")
@@ -137,18 +148,23 @@ def _is_due(step: int, config: TrainConfig) -> bool:
     return step % config.validate_every == 0 or step >= config.steps
 
 
-def _judge(model: AVISM, progress: Progress, validate: Validate, keep_best: Callable[[], None] | None) -> None:
-    """Validates on the first process, for which the others wait."""
+def _judge(
+    model: AVISM, progress: Progress, validate: Validate, keep_best: Callable[[], None] | None
+) -> dict[str, float]:
+    """Validates on the first process, for which the others wait; they get no scores."""
+    scores: dict[str, float] = {}
     with all_or_none("validating", model.device):
         if rank_and_count()[0] == 0:
             model.eval()
-            figure = validate(progress.step)
+            scores = validate(progress.step)
             model.train()
+            figure = scores[JUDGED_BY]
             if figure >= progress.best:  # of equals, such as 0 while nothing passes a threshold, who has learnt more
                 progress.best = figure
                 if keep_best is not None:
                     keep_best()
     progress.validated = progress.step
+    return scores
 
 
 def _samples(steps: Iterator[list[S]], device: torch.device, save: Callable[[], None] | None) -> list[S] | None:

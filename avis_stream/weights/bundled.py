@@ -9,8 +9,12 @@ from pathlib import Path
 from torch import Tensor
 
 from avis_stream.audio.yamnet import is_published
+from avis_stream.errors import CheckpointError
 from avis_stream.models.avism import AVISM
 from avis_stream.weights.files import read_state
+
+BUNDLED = "bundled"
+"""How whoever gives weights says that he means those of the package."""
 
 _FOLDER = Path(__file__).parents[1] / "assets" / "weights"
 _SINCE = {"avism_mini": ("input.clip_short_side_px=256", "postprocess.presence_threshold=0.4")}  # ADR 0014, 0016
@@ -20,6 +24,23 @@ def bundled_weights(name: str) -> Path | None:
     """Path of the weights of a model that ships with the package; None if it does not."""
     path = _FOLDER / f"{name}.safetensors"
     return path if path.is_file() else None
+
+
+def weights_file(weights: str | os.PathLike[str], name: str) -> str | os.PathLike[str]:
+    """The file that is meant by weights of a model: that of the package by `BUNDLED`, else themselves.
+
+    Raises:
+        CheckpointError: None ship with the package.
+    """
+    if os.fspath(weights) != BUNDLED:
+        return weights
+    path = bundled_weights(name)
+    if path is None:
+        raise CheckpointError(
+            f"no weights of {name} come with the package: give a file of some (--weights FILE on the command line, of "
+            'train --init FILE), an official .pth or a converted .safetensors, or --weights "random" for a dry run'
+        )
+    return path
 
 
 def since_written(weights: str | os.PathLike[str]) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from avis_stream.config import AVISMConfig
-from avis_stream.errors import CheckpointError
+from avis_stream.errors import CheckpointError, ConfigError
 from avis_stream.files import atomic_path
 
 _CONFIG_KEY = "avis_stream_config"
@@ -48,20 +48,28 @@ def read_state(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], AVISMCo
             f"{str(path)!r} cannot be read as weights ({_first_line(error)}); is it complete? "
             "Wanted: .safetensors, a .pth of plain tensors, or a detectron2 .pkl"
         ) from error
-    return _unwrap(loaded, path), _config_beside(loaded)
+    return _unwrap(loaded, path), _config_beside(loaded, path)
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], AVISMConfig | None]:
     with safetensors.safe_open(path, framework="pt") as file:
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping, it only has keys()
         text = (file.metadata() or {}).get(_CONFIG_KEY)
-    return state, None if text is None else AVISMConfig.from_json(text)
+    return state, None if text is None else _parsed(text, path)
 
 
-def _config_beside(loaded: object) -> AVISMConfig | None:
+def _config_beside(loaded: object, path: Path) -> AVISMConfig | None:
     """What `train/checkpoint.py` keeps beside weights; None: another wrote the file."""
     ours = isinstance(loaded, Mapping) and {"config", "train", "model"} <= loaded.keys()
-    return AVISMConfig.from_json(loaded["config"]) if ours else None  # type: ignore[index]
+    text = loaded["config"] if ours else None  # type: ignore[index]
+    return _parsed(text, path) if isinstance(text, str) else None
+
+
+def _parsed(text: str, path: Path) -> AVISMConfig:
+    try:
+        return AVISMConfig.from_json(text)
+    except ConfigError as error:
+        raise CheckpointError(f"{str(path)!r} holds a configuration that cannot be read: {error}") from error
 
 
 def _unwrap(loaded: object, path: Path) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from avis_stream.errors import CheckpointError, ConfigError
 from avis_stream.models.avism import AVISM
 from avis_stream.models.literal import LiteralAVISM
 from avis_stream.presets import preset
-from avis_stream.weights.bundled import bundled_weights, bundled_yamnet, since_written
+from avis_stream.weights.bundled import BUNDLED, bundled_yamnet, since_written, weights_file
 from avis_stream.weights.files import fill, read_state
 from avis_stream.weights.official import config_of, is_official, rename_state
 from avis_stream.weights.vggish import vggish_state
@@ -41,8 +41,8 @@ def load(
 
     Args:
         name: One of the presets (`avism_r50_coco`, ...).
-        weights: An official `.pth`, our `.safetensors` or a run's `last.pt`; None: the bundled ones; `"random"`: for
-            benchmarks.
+        weights: An official `.pth`, our `.safetensors` or a run's `last.pt`; None or `"bundled"`: the bundled ones;
+            `"random"`: for benchmarks.
         device: Where to put it.
         audio_weights: Public VGGish weights, for models that hear through it; None: none, unless `weights` holds them.
         settings: Changes to the configuration, `"tracker.token_window=3"`.
@@ -56,13 +56,7 @@ def load(
     device = usable_device(device)
     require(precision in PRECISIONS, "precision", precision, "one of " + ", ".join(PRECISIONS))
     config = preset(name).with_overrides(settings)
-    if weights is None:
-        weights = bundled_weights(name)
-    if weights is None:
-        raise CheckpointError(
-            f"no weights of {name} come with the package: give some as weights (--weights FILE on the command line), "
-            'an official .pth or a converted .safetensors, or "random" for a dry run'
-        )
+    weights = weights_file(BUNDLED if weights is None else weights, name)
     if weights == "random":
         model = unfolded_model(config, None, "", reference=reference)
         return model.prepare_for_inference(PRECISIONS[precision]).to(device)

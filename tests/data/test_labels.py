@@ -118,6 +118,28 @@ def test_a_set_that_is_replaced_leaves_no_earlier_pictures(
     assert kept == ["0.jpg", "1.jpg"]
 
 
+def test_an_earlier_picture_that_is_of_no_use_is_left_out(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """With a warning: a frame does without, and the labelled ones are all good."""
+    source = tmp_path / "source"
+    shutil.copytree(made, source)
+    command = ["import", source / "val.json", tmp_path / "set", "--from", "ytvis", "--split", "val"]
+    ask(capsys, *command)
+    before = (tmp_path / "set" / "val.json").read_bytes()
+    name = read_annotations(made / "val.json").videos[0].name
+    earlier = source / "val" / "PrevImages" / name
+    (earlier / "0.jpg").write_bytes((earlier / "0.jpg").read_bytes()[:300])
+    picture(earlier / "1.jpg", (40, 30))
+    ask(capsys, *command, "--force")
+    assert f"{earlier / '0.jpg'} cannot be read as an image" in caplog.text
+    assert f"{earlier / '1.jpg'} is 40x30, the frame 100 ms after it 96x64" in caplog.text
+    assert [path.name for path in (tmp_path / "set" / "val" / "PrevImages" / name).iterdir()] == ["2.jpg"]
+    assert (tmp_path / "set" / "val.json").read_bytes() == before
+    ask(capsys, *[*command[:2], tmp_path / "another", *command[3:]])
+    assert not [p for p in data_set_problems(tmp_path / "another") if "WAVAudios" not in str(p)]
+
+
 def test_what_is_seen_and_not_heard_comes_back_in_ytvis_and_is_missed_elsewhere(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -328,6 +350,30 @@ def test_what_cannot_replace_a_set_leaves_it(made: Path, tmp_path: Path, capsys:
     again = ["import", made / "val.json", tmp_path / "set", "--from", "ytvis", "--split", "val", "--force"]
     refused(capsys, *again, "--images", tmp_path / "nowhere")
     assert (tmp_path / "set" / "val.json").read_bytes() == (made / "val.json").read_bytes()
+
+
+@pytest.mark.parametrize("broken", ["picture", "sound", "classes"])
+def test_what_breaks_off_leaves_the_set_that_was_to_be_replaced(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], broken: str
+) -> None:
+    source, target = tmp_path / "source", tmp_path / "set"
+    shutil.copytree(made, source)
+    shutil.copytree(made, target)
+    last = read_annotations(made / "val.json").videos[-1].name  # all before it is made by then
+    if broken == "picture":
+        (source / "val" / "JPEGImages" / last / "2.jpg").write_bytes(b"none")
+    elif broken == "sound":
+        (source / "val" / "WAVAudios" / f"{last}.wav").write_bytes(b"none")
+    else:
+        for name, own in (("one", 1), ("two", 2)):
+            shutil.copy(made / "val.json", target / f"{name}.json")
+            document = json.loads((target / f"{name}.json").read_text())
+            document["categories"][0]["id"] = document["categories"][1]["id"] = own
+            (target / f"{name}.json").write_text(json.dumps(document))
+    before = {path: path.read_bytes() for path in target.rglob("*") if path.is_file()}
+    again = ["import", source / "val.json", target, "--from", "ytvis", "--split", "val", "--force"]
+    refused(capsys, *again, "--audio", source / "val" / "WAVAudios")
+    assert {path: path.read_bytes() for path in target.rglob("*") if path.is_file()} == before
 
 
 def test_masks_without_pixels_are_silence(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,10 +34,12 @@ from avis_stream.synth.procedural import ProceduralLibrary
 from avis_stream.synth.protocol import Protocol
 from avis_stream.synth.scene import Scene
 from avis_stream.train import clip_losses as clips_module
+from avis_stream.train import loop as loop_module
 from avis_stream.train import source as source_module
 from avis_stream.train import step as step_module
 from avis_stream.train.batch import ClipSample
-from avis_stream.train.loop import Stopped, train
+from avis_stream.train.checkpoint import save_checkpoint
+from avis_stream.train.loop import JUDGED_BY, Stopped, train
 from avis_stream.train.optimiser import build_optimiser
 from avis_stream.train.processes import all_or_none
 from avis_stream.train.source import SynthClips, harder
@@ -163,9 +165,9 @@ def test_validation_keeps_the_best(tmp_path: Path) -> None:
     kept: list[int] = []
     model = fresh_model()
 
-    def validate(step: int) -> float:
+    def validate(step: int) -> dict[str, float]:
         asked.append((step, model.training))
-        return next(figures)
+        return {JUDGED_BY: next(figures)}
 
     progress = train(
         model,
@@ -297,11 +299,11 @@ def one_rank_of_which_the_first_fails(rank: int, store: str, folder: str, what: 
     patience = timedelta(seconds=60)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=patience)
 
-    def fail(*_: object) -> float:
+    def fail(*_: object) -> None:
         raise OSError("no space left")
 
-    def judge(step: int) -> float:
-        return float(step)
+    def judge(step: int) -> dict[str, float]:
+        return {JUDGED_BY: float(step)}
 
     given: dict[str, Any] = {"validate": judge, "keep_best": lambda: None} | {what: fail}
     if what == "checkpoint":
@@ -355,21 +357,55 @@ def test_a_best_that_cannot_be_kept_ends_the_run(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="no space left"):
         train(
             fresh_model(), OneClip(), schedule, tmp_path, ahead=False, save_every=1,
-            validate=lambda _: next(figures), keep_best=keep,
+            validate=lambda _: {JUDGED_BY: next(figures)}, keep_best=keep,
         )  # fmt: skip
     state = torch.load(tmp_path / "last.pt", weights_only=True)
     assert (state["step"], state["best"], state["validated"]) == (2, 1.0, 1)
+
+
+@pytest.mark.parametrize("what", ["keep_best", "checkpoint"])
+def test_scores_that_are_made_up_for_are_logged_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Not before the state that knows of them is safe: a run that goes on judges again until then."""
+    asked: list[int] = []
+    logged: list[tuple[int, float]] = []
+
+    def validate(step: int) -> dict[str, float]:
+        asked.append(step)
+        return {JUDGED_BY: float(step)}
+
+    def log(step: int, figures: dict[str, float]) -> None:
+        logged.extend((step, figures[JUDGED_BY]) for name in figures if name == JUDGED_BY)
+
+    def keep() -> None:
+        if what == "keep_best" and len(asked) == 1:
+            raise OSError("no space left")
+
+    def save(*given: Any) -> None:
+        if what == "checkpoint" and given[-1].validated and len(asked) == 1:
+            raise OSError("no space left")
+        save_checkpoint(*given)
+
+    monkeypatch.setattr(loop_module, "save_checkpoint", save)
+    given: dict[str, Any] = {"ahead": False, "validate": validate, "keep_best": keep, "log": log}
+    schedule = replace(QUICK, validate_every=2)
+    with pytest.raises(OSError, match="no space left"):
+        train(fresh_model(), OneClip(), schedule, tmp_path, **given)
+    train(fresh_model(), OneClip(), schedule, tmp_path, resume=True, **given)
+    assert asked == [2, 2, 4]
+    assert logged == [(2, 2.0), (4, 4.0)]
 
 
 def test_a_validation_that_fails_costs_nothing_and_is_made_up_for(tmp_path: Path) -> None:
     """Also after the last step, when there is nothing else to go on with."""
     asked: list[int] = []
 
-    def validate(step: int) -> float:
+    def validate(step: int) -> dict[str, float]:
         asked.append(step)
         if len(asked) in (1, 3):
             raise OSError("a picture cannot be read")
-        return 1.0
+        return {JUDGED_BY: 1.0}
 
     schedule, kept = replace(QUICK, validate_every=2), []
     given: dict[str, Any] = {"ahead": False, "validate": validate, "keep_best": lambda: kept.append(asked[-1])}
@@ -392,7 +428,7 @@ def test_of_equal_figures_the_later_is_the_best(tmp_path: Path) -> None:
     kept, asked = [], []
     train(
         fresh_model(), OneClip(), replace(QUICK, validate_every=1), tmp_path, ahead=False,
-        validate=lambda step: asked.append(step) or 0.0, keep_best=lambda: kept.append(asked[-1]),
+        validate=lambda step: asked.append(step) or {JUDGED_BY: 0.0}, keep_best=lambda: kept.append(asked[-1]),
     )  # fmt: skip
     assert kept == [1, 2, 3, 4]
 

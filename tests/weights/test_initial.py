@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from golden_data import state
+from safetensors.torch import save_file
 from torch import Tensor
 
 from avis_stream.commands.convert import convert
@@ -161,6 +162,18 @@ def test_weights_that_are_not_finite_are_refused(learnt: AVISM, tmp_path: Path) 
     save_weights(state, learnt.config, tmp_path / "nan.safetensors")
     with pytest.raises(CheckpointError, match=r"nan\.safetensors holds NaN .*: tracker\.class_embed\.bias$"):
         begun(tmp_path / "nan.safetensors")
+
+
+def test_a_configuration_of_anothers_is_passed_over_or_names_its_file(tmp_path: Path) -> None:
+    weight = {"a.weight": torch.zeros(2)}
+    torch.save({"model": weight, "config": {"lr": 0.1}, "train": {}}, tmp_path / "last.pt")
+    assert read_state(tmp_path / "last.pt")[1] is None
+    for text in ("lr: 0.1", "[]", '{"lr": 0.1}', '{"channels": [1]}'):
+        torch.save({"model": weight, "config": text, "train": ""}, tmp_path / "last.pt")
+        save_file(weight, tmp_path / "own.safetensors", metadata={"avis_stream_config": text})
+        for name in ("last.pt", "own.safetensors"):
+            with pytest.raises(CheckpointError, match=rf"{name}' holds a configuration that cannot be read: "):
+                read_state(tmp_path / name)
 
 
 def test_a_checkpoint_of_a_run_says_what_it_is_of(learnt: AVISM, tmp_path: Path) -> None:

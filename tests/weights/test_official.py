@@ -158,5 +158,6 @@ def test_presets_are_named_as_they_are_called() -> None:
     assert all(build().name == name for name, build in PRESETS.items())
     with pytest.raises(avs.ConfigError, match="no model 'avism_r51'; there are avism_mini, avism_r50_in"):
         avs.load("avism_r51")
-    with pytest.raises(avs.CheckpointError, match="no weights of avism_r50_in come with the package"):
-        avs.load("avism_r50_in")
+    for weights in (None, "bundled"):
+        with pytest.raises(avs.CheckpointError, match="no weights of avism_r50_in come with the package"):
+            avs.load("avism_r50_in", weights)
