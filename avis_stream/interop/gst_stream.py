@@ -16,7 +16,7 @@ from avis_stream.interop.answer import Answer
 from avis_stream.interop.follower import Follower
 from avis_stream.interop.gst_frames import BufferPicture, draw_into, mask_buffer
 from avis_stream.interop.gst_metadata import Analytics, Regions, message_of
-from avis_stream.interop.gst_time import NO_TIME, SegmentTime
+from avis_stream.interop.gst_time import NO_TIME, SegmentTime, SoundPlaces
 from avis_stream.sources.worker.layout import Layout
 from avis_stream.stream.cores import usual_threads
 from avis_stream.types import AVPair
@@ -35,6 +35,8 @@ _LAST_ANSWER_SECONDS = 10.0
 """The JSON's end waits so long for the last frames' answers; some models take seconds for one."""
 _LATE_FRAMES = 10
 """So many without the end of their sound are worth a warning; a microphone that begins late costs a few."""
+
+_STAMPED = "set format=time and do-timestamp=true on an appsrc, or stamp its buffers"
 
 
 class Stream:
@@ -68,7 +70,7 @@ class Stream:
             failed=lambda error: fail(f"the model failed: {type(error).__name__}: {error}", "see what it was given"),
             wants_previous=wants_previous, source_id=name,
         )  # fmt: skip
-        self._time, self._audio_time = SegmentTime.from_zero(), SegmentTime.from_zero()
+        self._time, self._sound_places = SegmentTime.from_zero(), SoundPlaces()
         self._sound_flush: int | None = None
         """Number of the last seek that flushed the sound; the video's flush has the same, before or after."""
         self._layout: Layout | None = None
@@ -83,7 +85,8 @@ class Stream:
         """Answers up to this number are of a stream that has been left."""
         self._shown = (NO_TIME, NO_TIME)
         """Time and duration of the last frame."""
-        self._warned = False
+        self._warned: set[str] = set()
+        """Warnings that have been given."""
         self._times: deque[int] = deque(maxlen=_KEPT_TIMES)
         self._frames_in = self._frames_out = 0
         self.age_ms = -1
@@ -116,6 +119,8 @@ class Stream:
         waited, picture = 0, None
         if pts_ns != NO_TIME:  # else it has none, or is outside the segment: nobody knows what is heard then
             picture = BufferPicture(buffer, layout)
+        elif buffer.pts == NO_TIME or not self._time.is_time:
+            self._warn_once("frames without time stamps pass without results", _STAMPED)
         if picture is not None and self._sync:
             before = time.perf_counter_ns()
             follower.frame_sync(picture, pts_ns)
@@ -132,14 +137,21 @@ class Stream:
         self._push_beside(answer, layout)
         if picture is not None and not self._sync:
             follower.frame(picture, pts_ns)  # wakes the model, so it comes last: both want the interpreter
-        if not self._warned and follower.counts["late_sound"] >= _LATE_FRAMES:
-            self._warned = True
+        if follower.counts["late_sound"] >= _LATE_FRAMES:
             wait = self._values["audio-wait-ms"]
-            self._warn(f"sound comes more than {wait} ms after its frames", "put a queue before video_sink and "
-                       "audio_sink, raise audio-wait-ms, or give the source of sound a smaller latency")  # fmt: skip
+            self._warn_once(
+                f"sound comes more than {wait} ms after its frames",
+                "put a queue before video_sink and audio_sink, raise audio-wait-ms, or give the source of sound a "
+                "smaller latency",
+            )
         self._times.append(time.perf_counter_ns() - begin - waited)
         self._frames_out += 1
         return self._pads["video_src"].push(out)
+
+    def _warn_once(self, text: str, remedy: str) -> None:
+        if text not in self._warned:
+            self._warned.add(text)
+            self._warn(text, remedy)
 
     def _fitting(self, answer: Answer | None, pts_ns: int, layout: Layout) -> Answer | None:
         """The newest answer, if it is of such frames and not too old."""
@@ -216,13 +228,17 @@ class Stream:
 
     def take_sound(self, buffer: Any) -> Any:
         """Keeps a block of sound for the frames that it belongs to."""
-        pts_ns = self._audio_time.of_buffer(buffer.pts)
-        if pts_ns == NO_TIME:
+        places = self._sound_places
+        if not places.knows(buffer.pts):
+            self._warn_once("sound without time stamps is not heard", _STAMPED)
+        placed = places.place(buffer.pts, buffer.get_size() // np.dtype(np.float32).itemsize)
+        if placed is None:
             return Gst.FlowReturn.OK
         good, info = buffer.map(Gst.MapFlags.READ)
         if good:
-            samples = np.frombuffer(info.data, np.float32).copy()
+            samples = np.frombuffer(info.data, np.float32)[placed.samples].copy()
             buffer.unmap(info)
+            pts_ns = placed.pts_ns
             if not self._is_live() and not self._follower.await_pictures(pts_ns, self._playing):
                 self._warn("no picture comes while sound is held back for them, so it runs ahead now and frames hear "
                            "nothing", "put a larger queue before video_sink and audio_sink")  # fmt: skip
@@ -238,11 +254,12 @@ class Stream:
     def _take_gap(self, event: Any) -> None:
         """Sound that will not come: a paused microphone, a muted track."""
         pts, duration = event.parse_gap()
-        if NO_TIME in (pts, duration):
+        time = self._sound_places.time
+        if NO_TIME in (pts, duration) or not time.is_time:
             return  # what comes next says how long it was
-        inside, *clipped = self._audio_time.segment.clip(Gst.Format.TIME, pts, min(pts + duration, NO_TIME - 1))
+        inside, *clipped = time.segment.clip(Gst.Format.TIME, pts, min(pts + duration, NO_TIME - 1))
         if inside:
-            begin_ns, end_ns = sorted(map(self._audio_time.of_buffer, clipped))  # backwards, it begins at its end
+            begin_ns, end_ns = sorted(map(time.of_buffer, clipped))  # backwards, it begins at its end
             self._follower.no_sound(begin_ns, end_ns)
 
     # --- events ------------------------------------------------------------------------------------------------------
@@ -284,7 +301,7 @@ class Stream:
         """Takes note of what comes between blocks of sound."""
         kind = event.type
         if kind == Gst.EventType.SEGMENT:
-            self._audio_time = SegmentTime.of(event.parse_segment())
+            self._sound_places.begin(SegmentTime.of(event.parse_segment()))
         elif kind == Gst.EventType.GAP:
             self._take_gap(event)
         elif kind in (Gst.EventType.EOS, Gst.EventType.FLUSH_START):
@@ -293,7 +310,7 @@ class Stream:
             self._follower.forget_sound()
             self._sound_flush = event.get_seqnum()  # from here on the video's flush keeps what sound there is
             self.audio_pad_changed()
-            self._audio_time = SegmentTime.from_zero()
+            self._sound_places.begin(SegmentTime.from_zero())
 
     # --- figures -----------------------------------------------------------------------------------------------------
 

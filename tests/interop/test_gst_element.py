@@ -390,6 +390,48 @@ def test_sound_that_is_always_late_is_worth_one_warning(gst: Any, stub: StubSegm
     assert "queue" in warning[1]
 
 
+@pytest.mark.parametrize(
+    ("form", "stamped", "heard", "told"),
+    [
+        ("time", 40, True, []),
+        ("time", 1, True, []),
+        ("time", 0, False, ["sound without time stamps is not heard"]),
+        ("bytes", 40, False, ["sound without time stamps is not heard"]),
+    ],
+)
+def test_sound_follows_on_from_a_stamp_and_needs_one(
+    gst: Any, stub: StubSegmenter, form: str, stamped: int, heard: bool, told: list[str]
+) -> None:
+    caps = "audio/x-raw,format=F32LE,rate=16000,channels=1,layout=interleaved"
+    with Run(
+        gst, f"{video(60)} ! avisseg name=m sync=true appsrc name=in format={form} caps={caps} ! m.audio_sink {OUT}"
+    ) as run:
+        for n in range(40):  # two seconds
+            buffer = gst.Buffer.new_wrapped(np.full(800, 0.5, np.float32).tobytes())
+            buffer.pts = n * gst.SECOND // 20 if n < stamped else gst.CLOCK_TIME_NONE
+            run.pipeline.get_by_name("in").emit("push-buffer", buffer)
+        run.pipeline.get_by_name("in").emit("end-of-stream")
+        assert len(run.pull()) == 60
+        assert not run.errors
+    assert [pair.audio_valid for pair in stub.steps][1:] == [1.0 if heard else 0.0]
+    assert [m.parse_warning()[0].message for m in run.messages if m.type == gst.MessageType.WARNING] == told
+
+
+def test_pictures_in_bytes_pass_without_results_and_are_told_of_once(gst: Any, stub: StubSegmenter) -> None:
+    caps = "video/x-raw,format=RGB,width=64,height=48,framerate=1/1"
+    with Run(gst, f"appsrc name=in caps={caps} ! avisseg name=m sync=true {OUT}") as run:
+        for n in range(3):
+            buffer = gst.Buffer.new_wrapped(bytes(48 * 64 * 3))
+            buffer.pts = n * gst.SECOND
+            run.pipeline.get_by_name("in").emit("push-buffer", buffer)
+        run.pipeline.get_by_name("in").emit("end-of-stream")
+        assert len(run.pull()) == 3
+        assert not run.errors
+    (warning,) = [m.parse_warning() for m in run.messages if m.type == gst.MessageType.WARNING]
+    assert "frames without time stamps pass without results" in warning[0].message
+    assert "format=time" in warning[1]
+
+
 def test_a_flush_lets_go_a_frame_that_waits_for_sound(gst: Any, stub: StubSegmenter) -> None:
     silent = "appsrc name=nobody format=time ! audio/x-raw,format=F32LE,rate=16000,channels=1,layout=interleaved"
     text = f"{video(30)} ! avisseg name=m sync=true audio-wait-ms=10000 {silent} ! m.audio_sink {OUT}"
