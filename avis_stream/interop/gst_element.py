@@ -221,6 +221,8 @@ class AvisSeg(Gst.Element):  # type: ignore[misc]
         stream = self._stream
         if stream is not None:
             stream.video_event(event)
+        if stream is not None and event.type == Gst.EventType.GAP:
+            return bool(stream.hand_on_gap(lambda: self._pads["video_src"].push_event(event)))
         handed_on = bool(self._pads["video_src"].push_event(event))
         if stream is not None and event.type == Gst.EventType.EOS:
             stream.end_texts(event)

@@ -107,6 +107,10 @@ class Stream:
 
     def take_frame(self, buffer: Any) -> Any:
         """Hands a frame to the model, and on with the newest result there is."""
+        with self._follower.in_hand():  # downstream may hold it for as long as it likes
+            return self._through(buffer)
+
+    def _through(self, buffer: Any) -> Any:
         begin = time.perf_counter_ns()
         follower, layout = self._follower, self._layout
         if layout is None:
@@ -224,8 +228,8 @@ class Stream:
             samples = np.frombuffer(info.data, np.float32).copy()
             buffer.unmap(info)
             if not self._is_live() and not self._follower.await_pictures(pts_ns, self._playing):
-                self._warn("no picture comes while sound is held back for them, so it runs ahead now and frames hear "
-                           "nothing", "put a larger queue before video_sink and audio_sink")  # fmt: skip
+                self._warn("no picture comes while sound is held back for them, so it runs ahead until one comes",
+                           "put a larger queue before video_sink and audio_sink")  # fmt: skip
             if "audio_sink" in self._pads:
                 self._follower.sound(samples, pts_ns)
         return Gst.FlowReturn.OK
@@ -256,6 +260,8 @@ class Stream:
             self._time = SegmentTime.of(event.parse_segment())
             self._masks.new_segment()
             self._texts.new_segment()
+        elif kind == Gst.EventType.GAP:
+            self._take_video_gap(event)
         elif kind == Gst.EventType.FLUSH_START:
             self._follower.flush()
         elif kind == Gst.EventType.FLUSH_STOP:
@@ -271,6 +277,18 @@ class Stream:
                 self._follower.frames_over()
             else:
                 self._texts.hand_on(event, self._pads.get("json_src"))
+
+    def _take_video_gap(self, event: Any) -> None:
+        """Pictures that will not come: sound need not wait for them."""
+        pts, duration = event.parse_gap()
+        if NO_TIME not in (pts, duration):
+            ends = [self._time.of_buffer(ns) for ns in (pts, min(pts + duration, NO_TIME - 1))]
+            self._follower.no_frame(max((ns for ns in ends if ns != NO_TIME), default=0))
+
+    def hand_on_gap(self, push: Callable[[], bool]) -> bool:
+        """Hands it on, which sinks may hold for as long as no picture is shown."""
+        with self._follower.in_hand():
+            return push()
 
     def _take_caps(self, caps: Any) -> None:
         self._layout = layout = Layout.of_caps(caps)

@@ -274,8 +274,84 @@ def test_sound_far_ahead_waits_for_pictures(end: str, monkeypatch: pytest.Monkey
         getattr(one, "stop" if end == "paused" else end)()
     waiting.join(15)
     assert found == [end != "stuck"]
-    if end == "stuck":
-        assert one.await_pictures(90_000 * MS, lambda: True), "none is held back any more"
+
+
+class Clock:
+    """Of the follower, in the place of `time` and of its waits: each look at it lets time go by."""
+
+    def __init__(self, one: Follower, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.ns, self.one = 0, one
+        self.end_ns = 3_600_000 * MS
+        """The follower is stopped then."""
+        monkeypatch.setattr("avis_stream.interop.follower.time.monotonic_ns", lambda: self.ns)
+        monkeypatch.setattr(one._change, "wait", self.wait)
+        one.reset()
+        one.expect_sound()
+
+    def wait(self, seconds: float) -> None:
+        self.ns += round(seconds * 1e9)
+        if self.ns > self.end_ns:
+            self.one.stop()
+
+
+def hear(one: Follower, seconds: Iterable[int]) -> list[bool]:
+    """A second of sound at each of these times, each when it may come; whether pictures were not given up."""
+    paced = []
+    for at in seconds:
+        paced.append(one.await_pictures(at * 1000 * MS, lambda: True))
+        one.sound(np.ones(16_000, np.float32), at * 1000 * MS)
+    return paced
+
+
+def test_a_frame_that_downstream_holds_is_no_missing_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = follower(StubSegmenter(), audio_wait_ms=0)
+    clock = Clock(one, monkeypatch)
+    one.frame(picture(), 0)
+    clock.end_ns = 60_000 * MS
+    with one.in_hand():
+        assert one.await_pictures(9_000 * MS, lambda: True)
+    assert clock.ns > clock.end_ns, "it was held for as long as the frame"
+    assert one.counts["let_go"] == 0
+
+
+def test_sound_through_a_hole_in_the_pictures_is_still_there_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    segmenter = StubSegmenter(hop_seconds=0.001)
+    one = follower(segmenter, audio_wait_ms=0)
+    clock = Clock(one, monkeypatch)
+    one.frame_sync(picture(), 0)
+    assert hear(one, range(9)) == [True] * 9
+    assert clock.ns == 0, "nothing had to wait"
+    assert hear(one, range(9, 31)) == [False] + [True] * 21, "told of once"
+    assert 10_000 * MS < clock.ns < 16_000 * MS
+    one.frame_sync(picture(), 29_000 * MS)
+    assert segmenter.steps[-1].audio_valid == 1.0
+    before = clock.ns
+    assert all(hear(one, range(31, 38)))
+    assert clock.ns == before
+    assert all(hear(one, [38]))
+    assert clock.ns > before + 10_000 * MS, "paced as in the beginning"
+
+
+def test_sound_that_lies_far_ahead_of_its_pictures_is_let_go_as_they_need_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As some files have them: each picture comes when twelve more seconds of sound have been taken."""
+    segmenter = StubSegmenter(hop_seconds=0.001)
+    one = follower(segmenter, audio_wait_ms=0)
+    clock = Clock(one, monkeypatch)
+    hear(one, range(13))
+    for at in range(1, 100):
+        one.frame_sync(picture(), at * 1000 * MS)
+        hear(one, [at + 12])
+    assert clock.ns < 40_000 * MS
+    assert {pair.audio_valid for pair in segmenter.steps[1:]} == {1.0}
+
+
+def test_where_no_picture_is_to_come_sound_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = follower(StubSegmenter(), audio_wait_ms=0)
+    clock = Clock(one, monkeypatch)
+    one.frame_sync(picture(), 0)
+    one.no_frame(30_000 * MS)
+    assert all(hear(one, range(39)))
+    assert clock.ns == 0
 
 
 def test_a_flush_lets_go_a_frame_that_waits_for_sound_though_more_of_it_comes() -> None:
