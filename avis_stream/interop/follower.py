@@ -42,6 +42,10 @@ _LET_NS = 2 * NANOSECONDS
 """So much of it is let go at a time: the ring must still hold what the next picture belongs to."""
 _NEXT_LET_NS = NANOSECONDS // 4
 """After the first time; in between pictures have time to come, and a long hole is passed in an eighth of its length."""
+_WELL_BELOW_NS = NANOSECONDS // 2
+"""A stamp so far below those before it is not merely late."""
+_FOR_GOOD = 3
+"""So many of these in a row, in order, are another beginning."""
 
 
 class Picture(Protocol):
@@ -68,6 +72,22 @@ class _Arrived(NamedTuple):
 
     def image(self) -> Tensor:
         return torch.from_numpy(self.picture.pixels()).permute(2, 0, 1)
+
+
+class _Back:
+    """Tells stamps that have begun anew from a few that are late: those go on in order, well below where they were."""
+
+    def __init__(self) -> None:
+        self._last_ns, self._count = 0, 0
+
+    def is_for_good(self, pts_ns: int, reached_ns: int) -> bool:
+        """Whether time begins anew with this stamp; `reached_ns`: where it was."""
+        if pts_ns >= reached_ns - _WELL_BELOW_NS:
+            self._count = 0
+            return False
+        self._count = self._count + 1 if self._count and pts_ns > self._last_ns else 1
+        self._last_ns = pts_ns
+        return self._count >= _FOR_GOOD
 
 
 class Follower:
@@ -142,6 +162,7 @@ class Follower:
             self._take()
             self._stamps: deque[int] = deque(maxlen=PERIOD_DISTANCES + 1)
             """Of the last frames, to know how long each is shown."""
+            self._back = _Back()
             self._earlier: deque[_Arrived] = deque()
             self._rates = TwoRates(self._segmenter)  # which one it is tells this stream from those before
             self.answer: Answer | None = None
@@ -153,8 +174,18 @@ class Follower:
         """Takes a block of sound, float32 [n] at 16 kHz."""
         with self._change:
             self._has_sound = True
+            if self._begins_anew(pts_ns):
+                self._ring.clear()
             self._ring.push(samples, pts_ns)
             self._change.notify_all()
+
+    def _begins_anew(self, pts_ns: int) -> bool:
+        """Whether sound does, to where the pictures are; else they still need what the ring would have to forget."""
+        end = self._ring.end
+        if end is None or not self._sound_back.is_for_good(pts_ns, end * NANOSECONDS // SAMPLE_RATE):
+            return False
+        seen_ns = self._seen_ns()
+        return abs(pts_ns - seen_ns) < abs(end * NANOSECONDS // SAMPLE_RATE - seen_ns)
 
     def await_pictures(self, pts_ns: int, playing: Callable[[], bool]) -> bool:
         """Waits while sound from there on is too far ahead of the pictures to be kept for them.
@@ -246,7 +277,7 @@ class Follower:
             self._forget_sound()
 
     def _forget_sound(self) -> None:
-        self._ring = SoundRing(_RING_SECONDS)
+        self._ring, self._sound_back = SoundRing(_RING_SECONDS), _Back()
         self._has_sound = False
         self._first_sound_ns = self._let_ns = None
 
@@ -281,7 +312,10 @@ class Follower:
         """Notes a frame, as cheaply as can be: this happens in the stream's own thread."""
         number = self.counts["frames"]
         self.counts["frames"] += 1
-        if self._stamps and pts_ns <= self._stamps[-1]:
+        if self._stamps and self._back.is_for_good(pts_ns, self._stamps[-1]):
+            self.counts["begun_anew"] += 1
+            self.reset(keeps_sound=True)
+        elif self._stamps and pts_ns <= self._stamps[-1]:
             self.counts["out_of_order"] += 1
             return None
         self._stamps.append(pts_ns)

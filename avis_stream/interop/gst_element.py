@@ -46,7 +46,7 @@ _OWN_LATENCY_MS = 20
 _OF_THE_MODEL = ("model", "weights", "device", "score-threshold", "mask-threshold")
 """Properties that take another model, or the same with other settings."""
 _FIGURES = (
-    "frames-in", "frames-out", "results", "steps", "refreshes", "passed-over", "late-sound",
+    "frames-in", "frames-out", "results", "steps", "refreshes", "passed-over", "late-sound", "out-of-order",
     "frame-p50-us", "frame-p99-us", "step-p50-us", "refresh-p50-us",
 )  # fmt: skip
 """Of the property `stats`: counts, and times in microseconds."""

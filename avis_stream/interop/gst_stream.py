@@ -35,6 +35,8 @@ _LAST_ANSWER_SECONDS = 10.0
 """The JSON's end waits so long for the last frames' answers; some models take seconds for one."""
 _LATE_FRAMES = 10
 """So many without the end of their sound are worth a warning; a microphone that begins late costs a few."""
+_AFTER_MS = 100
+"""A result may be of a picture so much later than the frame, as some come a little out of order."""
 
 
 class Stream:
@@ -83,7 +85,7 @@ class Stream:
         """Answers up to this number are of a stream that has been left."""
         self._shown = (NO_TIME, NO_TIME)
         """Time and duration of the last frame."""
-        self._warned = False
+        self._warned = self._warned_anew = False
         self._times: deque[int] = deque(maxlen=_KEPT_TIMES)
         self._frames_in = self._frames_out = 0
         self.age_ms = -1
@@ -141,6 +143,9 @@ class Stream:
             wait = self._values["audio-wait-ms"]
             self._warn(f"sound comes more than {wait} ms after its frames", "put a queue before video_sink and "
                        "audio_sink, raise audio-wait-ms, or give the source of sound a smaller latency")  # fmt: skip
+        if not self._warned_anew and follower.counts["begun_anew"]:
+            self._warned_anew = True
+            self._warn("time stamps of frames went back, so that results begin anew", "see what is before video_sink")
         self._times.append(time.perf_counter_ns() - begin - waited)
         self._frames_out += 1
         return self._pads["video_src"].push(out)
@@ -150,7 +155,10 @@ class Stream:
         self.age_ms = -1
         if answer is None or answer.size != layout.size:
             return None
-        age_ms = 0 if pts_ns == NO_TIME else max(0, (pts_ns - answer.result.pts_ns) // 1_000_000)
+        age_ms = 0 if pts_ns == NO_TIME else (pts_ns - answer.result.pts_ns) // 1_000_000
+        if age_ms < -_AFTER_MS:
+            return None
+        age_ms = max(0, age_ms)
         limit = self._values["max-latency-ms"]
         if limit and age_ms > limit:
             return None
@@ -322,6 +330,7 @@ class Stream:
             "frames-in": self._frames_in, "frames-out": self._frames_out, "results": counts.get("answers", 0),
             "steps": counts.get("steps", 0), "refreshes": counts.get("refreshes", 0),
             "passed-over": counts.get("passed_over", 0), "late-sound": counts.get("late_sound", 0),
+            "out-of-order": counts.get("out_of_order", 0),
             "frame-p50-us": times[len(times) // 2] // 1000 if times else 0,
             "frame-p99-us": times[len(times) * 99 // 100] // 1000 if times else 0,
             "step-p50-us": round(stats.spread("step").p50 * 1000),

@@ -187,6 +187,57 @@ def test_after_a_reset_old_answers_are_gone_and_time_may_begin_anew() -> None:
     assert one.frame_sync(picture(), 0) is not None
 
 
+@pytest.mark.parametrize("stray", [[], [3_600_000]])
+def test_stamps_that_go_back_for_good_begin_anew(stray: list[int]) -> None:
+    """Also those after a single one that was far ahead of them."""
+    one = follower(StubSegmenter(), audio_wait_ms=0)
+    for at in [900_000, 900_040, *stray]:
+        assert one.frame_sync(picture(), at * MS) is not None
+    back = [900_080 if stray else 0, 900_120 if stray else 40]
+    assert [one.frame_sync(picture(), at * MS) for at in back] == [None] * 2
+    answer = one.frame_sync(picture(), (back[-1] + 40) * MS)
+    assert answer is not None
+    assert answer.result.pts_ns == (back[-1] + 40) * MS
+    assert one.frame_sync(picture(), (back[-1] + 80) * MS) is not None
+    assert (one.counts["out_of_order"], one.counts["begun_anew"]) == (2, 1)
+
+
+@pytest.mark.parametrize("late", [[9_960, 9_840, 9_920, 9_600, 9_700, 9_800], [5_000, 4_000, 3_000], [5_000, 5_040]])
+def test_stamps_that_are_late_or_all_over_the_place_do_not(late: list[int]) -> None:
+    one = follower(StubSegmenter(), audio_wait_ms=0)
+    one.frame_sync(picture(), 10_000 * MS)
+    assert [one.frame_sync(picture(), at * MS) for at in late] == [None] * len(late)
+    assert one.frame_sync(picture(), 10_040 * MS) is not None
+    assert (one.counts["out_of_order"], one.counts["begun_anew"]) == (len(late), 0)
+    for n in range(5):
+        assert one.frame_sync(picture(), (9_000 + 40 * n) * MS) is None
+        assert one.frame_sync(picture(), (11_000 + 40 * n) * MS) is not None, "not in a row"
+
+
+@pytest.mark.parametrize("sound_first", [True, False])
+def test_sound_that_begins_anew_with_its_pictures_is_heard(sound_first: bool) -> None:
+    """Five seconds over and over, of which the ring would still hold the first round."""
+    segmenter = StubSegmenter(hop_seconds=0.001)
+    one = follower(segmenter, audio_wait_ms=0)
+
+    def show(tenths: int) -> None:
+        one.frame_sync(picture(), tenths * 100 * MS)
+
+    def play(tenths: int, value: float) -> None:
+        one.sound(np.full(1_600, value, np.float32), tenths * 100 * MS)
+
+    for loudness in (0.25, 0.5, 0.75):
+        for tenths in range(50):
+            for_both = [lambda at=tenths, by=loudness: play(at, by), lambda at=tenths: show(at)]
+            for act in for_both if sound_first else reversed(for_both):
+                act()
+    assert one.counts["begun_anew"] == 2
+    heard = segmenter.steps[-1]
+    assert heard.frame.pts_ns == 4_900 * MS
+    assert heard.audio_valid > 0.8
+    assert float(heard.audio.max()) == 0.75
+
+
 def test_a_frame_that_waited_for_sound_does_not_enter_the_stream_after_a_seek() -> None:
     segmenter = StubSegmenter()
     one = follower(segmenter, audio_wait_ms=60_000)
