@@ -37,7 +37,15 @@ _AHEAD_NS = 8 * NANOSECONDS
 """Sound of a file may be so far ahead of the pictures, before it would push out what frames to come belong to."""
 _LOOK_SECONDS = 0.05
 _STUCK_NS = 10 * NANOSECONDS
-"""Without a picture for so long, pictures wait for the sound that is held back."""
+"""Without a picture for so long, pictures wait for the sound that is held back, or there is a hole in them."""
+_LET_NS = 2 * NANOSECONDS
+"""So much of it is let go at a time: the ring must still hold what the next picture belongs to."""
+_NEXT_LET_NS = NANOSECONDS // 4
+"""After the first time; in between pictures have time to come, and a long hole is passed in an eighth of its length."""
+_WELL_BELOW_NS = NANOSECONDS // 2
+"""A stamp so far below those before it is not merely late."""
+_FOR_GOOD = 3
+"""So many of these in a row, in order, are another beginning."""
 
 
 class Picture(Protocol):
@@ -64,6 +72,22 @@ class _Arrived(NamedTuple):
 
     def image(self) -> Tensor:
         return torch.from_numpy(self.picture.pixels()).permute(2, 0, 1)
+
+
+class _Back:
+    """Tells stamps that have begun anew from a few that are late: those go on in order, well below where they were."""
+
+    def __init__(self) -> None:
+        self._last_ns, self._count = 0, 0
+
+    def is_for_good(self, pts_ns: int, reached_ns: int) -> bool:
+        """Whether time begins anew with this stamp; `reached_ns`: where it was."""
+        if pts_ns >= reached_ns - _WELL_BELOW_NS:
+            self._count = 0
+            return False
+        self._count = self._count + 1 if self._count and pts_ns > self._last_ns else 1
+        self._last_ns = pts_ns
+        return self._count >= _FOR_GOOD
 
 
 class Follower:
@@ -110,7 +134,9 @@ class Follower:
         """Nothing is waited for: the stream is about to be forgotten."""
         self._thread: threading.Thread | None = None
         self._lanes = Lanes[Answer]((num_threads,), self._fail)
-        self._over = self._in_hand = False
+        self._over = False
+        self._in_hand = 0
+        """Above 0 while a frame is on its way through."""
         self.failure: BaseException | None = None
         """Why there are no more answers."""
         self._first_sound_ns: int | None = None
@@ -126,12 +152,17 @@ class Follower:
         with self._change:
             self._flushing = self._ended = False
             self._moved_ns = time.monotonic_ns()
-            """When a picture came or had its answer last."""
+            """When a picture came, or had gone through, last."""
+            self._gap_ns: int | None = None
+            """Until there no picture was to come."""
+            self._let_ns: int | None = None
+            """Sound was let go as if pictures had come until there; None: they have caught up."""
             if not keeps_sound:
                 self._forget_sound()
             self._take()
             self._stamps: deque[int] = deque(maxlen=PERIOD_DISTANCES + 1)
             """Of the last frames, to know how long each is shown."""
+            self._back = _Back()
             self._earlier: deque[_Arrived] = deque()
             self._rates = TwoRates(self._segmenter)  # which one it is tells this stream from those before
             self.answer: Answer | None = None
@@ -143,8 +174,18 @@ class Follower:
         """Takes a block of sound, float32 [n] at 16 kHz."""
         with self._change:
             self._has_sound = True
+            if self._begins_anew(pts_ns):
+                self._ring.clear()
             self._ring.push(samples, pts_ns)
             self._change.notify_all()
+
+    def _begins_anew(self, pts_ns: int) -> bool:
+        """Whether sound does, to where the pictures are; else they still need what the ring would have to forget."""
+        end = self._ring.end
+        if end is None or not self._sound_back.is_for_good(pts_ns, end * NANOSECONDS // SAMPLE_RATE):
+            return False
+        seen_ns = self._seen_ns()
+        return abs(pts_ns - seen_ns) < abs(end * NANOSECONDS // SAMPLE_RATE - seen_ns)
 
     def await_pictures(self, pts_ns: int, playing: Callable[[], bool]) -> bool:
         """Waits while sound from there on is too far ahead of the pictures to be kept for them.
@@ -155,25 +196,53 @@ class Follower:
             pts_ns: Of the sound that has come.
             playing: Whether pictures should be coming.
         Returns:
-            False: no picture came for long. They wait for this sound, so no more of it is held back.
+            False: no picture came for long, for the first time. They may wait for this sound, so it is let go, little
+            by little, until they have come.
         """
         with self._change:
             if self._first_sound_ns is None:
                 self._first_sound_ns = pts_ns
+            if pts_ns <= self._seen_ns() + _AHEAD_NS:
+                self._let_ns = None
             while self._outruns(pts_ns):
                 self._change.wait(_LOOK_SECONDS)
                 if self._in_hand or not playing():
                     self._moved_ns = time.monotonic_ns()
-                elif time.monotonic_ns() - self._moved_ns > _STUCK_NS:
-                    self._paces_sound = False
-                    return False
+                elif time.monotonic_ns() - self._moved_ns > (_STUCK_NS if self._let_ns is None else _NEXT_LET_NS):
+                    self._let_ns = pts_ns - _AHEAD_NS + _LET_NS
+                    self._moved_ns = time.monotonic_ns()
+                    self.counts["let_go"] += 1
+                    return self.counts["let_go"] > 1
         return True
 
     def _outruns(self, pts_ns: int) -> bool:
         gone = self._over or self._flushing or self._ended or self.failure is not None
-        if gone or not self._has_sound or not self._paces_sound or self._first_sound_ns is None:
+        if gone or not self._has_sound:
             return False
-        return pts_ns > (self._stamps[-1] if self._stamps else self._first_sound_ns) + _AHEAD_NS
+        seen_ns = self._seen_ns()
+        return pts_ns > (seen_ns if self._let_ns is None else max(seen_ns, self._let_ns)) + _AHEAD_NS
+
+    def _seen_ns(self) -> int:
+        """How far pictures have come; before the first, where sound began."""
+        there = [ns for ns in (self._stamps[-1] if self._stamps else None, self._gap_ns) if ns is not None]
+        return max(there, default=self._first_sound_ns or 0)
+
+    @contextmanager
+    def in_hand(self) -> Iterator[None]:
+        """While a frame, or what is told in its place, is on its way through: no picture is missing, however long."""
+        self._in_hand += 1
+        try:
+            yield
+        finally:
+            self._in_hand -= 1
+            self._moved_ns = time.monotonic_ns()
+
+    def no_frame(self, end_ns: int) -> None:
+        """Takes note that none comes until there."""
+        with self._change:
+            self._gap_ns = end_ns if self._gap_ns is None else max(self._gap_ns, end_ns)
+            self._moved_ns = time.monotonic_ns()
+            self._change.notify_all()
 
     def frames_over(self) -> None:
         """No frame comes any more: sound waits for none."""
@@ -208,10 +277,9 @@ class Follower:
             self._forget_sound()
 
     def _forget_sound(self) -> None:
-        self._ring = SoundRing(_RING_SECONDS)
+        self._ring, self._sound_back = SoundRing(_RING_SECONDS), _Back()
         self._has_sound = False
-        self._paces_sound = True
-        self._first_sound_ns = None
+        self._first_sound_ns = self._let_ns = None
 
     def expect_sound(self) -> None:
         """Sound is about to come."""
@@ -236,17 +304,18 @@ class Follower:
         if arrived is None or self.failure is not None:
             return None
         set_own_threads(self._num_threads)
-        self._in_hand = True
-        with self._failing():
+        with self.in_hand(), self._failing():
             self._think(self._paired(arrived), arrived.rates)
-        self._in_hand, self._moved_ns = False, time.monotonic_ns()
         return None if self.failure is not None else self.answer
 
     def _arrived(self, picture: Picture, pts_ns: int) -> _Arrived | None:
         """Notes a frame, as cheaply as can be: this happens in the stream's own thread."""
         number = self.counts["frames"]
         self.counts["frames"] += 1
-        if self._stamps and pts_ns <= self._stamps[-1]:
+        if self._stamps and self._back.is_for_good(pts_ns, self._stamps[-1]):
+            self.counts["begun_anew"] += 1
+            self.reset(keeps_sound=True)
+        elif self._stamps and pts_ns <= self._stamps[-1]:
             self.counts["out_of_order"] += 1
             return None
         self._stamps.append(pts_ns)

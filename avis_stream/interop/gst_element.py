@@ -46,7 +46,7 @@ _OWN_LATENCY_MS = 20
 _OF_THE_MODEL = ("model", "weights", "device", "score-threshold", "mask-threshold")
 """Properties that take another model, or the same with other settings."""
 _FIGURES = (
-    "frames-in", "frames-out", "results", "steps", "refreshes", "passed-over", "late-sound",
+    "frames-in", "frames-out", "results", "steps", "refreshes", "passed-over", "late-sound", "out-of-order",
     "frame-p50-us", "frame-p99-us", "step-p50-us", "refresh-p50-us",
 )  # fmt: skip
 """Of the property `stats`: counts, and times in microseconds."""
@@ -221,6 +221,8 @@ class AvisSeg(Gst.Element):  # type: ignore[misc]
         stream = self._stream
         if stream is not None:
             stream.video_event(event)
+        if stream is not None and event.type == Gst.EventType.GAP:
+            return bool(stream.hand_on_gap(lambda: self._pads["video_src"].push_event(event)))
         handed_on = bool(self._pads["video_src"].push_event(event))
         if stream is not None and event.type == Gst.EventType.EOS:
             stream.end_texts(event)

@@ -35,6 +35,8 @@ _LAST_ANSWER_SECONDS = 10.0
 """The JSON's end waits so long for the last frames' answers; some models take seconds for one."""
 _LATE_FRAMES = 10
 """So many without the end of their sound are worth a warning; a microphone that begins late costs a few."""
+_AFTER_MS = 100
+"""A result may be of a picture so much later than the frame, as some come a little out of order."""
 
 _STAMPED = "set format=time and do-timestamp=true on an appsrc, or stamp its buffers"
 
@@ -110,6 +112,10 @@ class Stream:
 
     def take_frame(self, buffer: Any) -> Any:
         """Hands a frame to the model, and on with the newest result there is."""
+        with self._follower.in_hand():  # downstream may hold it for as long as it likes
+            return self._through(buffer)
+
+    def _through(self, buffer: Any) -> Any:
         begin = time.perf_counter_ns()
         follower, layout = self._follower, self._layout
         if layout is None:
@@ -144,6 +150,10 @@ class Stream:
                 "put a queue before video_sink and audio_sink, raise audio-wait-ms, or give the source of sound a "
                 "smaller latency",
             )
+        if follower.counts["begun_anew"]:
+            self._warn_once(
+                "time stamps of frames went back, so that results begin anew", "see what is before video_sink"
+            )
         self._times.append(time.perf_counter_ns() - begin - waited)
         self._frames_out += 1
         return self._pads["video_src"].push(out)
@@ -158,7 +168,10 @@ class Stream:
         self.age_ms = -1
         if answer is None or answer.size != layout.size:
             return None
-        age_ms = 0 if pts_ns == NO_TIME else max(0, (pts_ns - answer.result.pts_ns) // 1_000_000)
+        age_ms = 0 if pts_ns == NO_TIME else (pts_ns - answer.result.pts_ns) // 1_000_000
+        if age_ms < -_AFTER_MS:
+            return None
+        age_ms = max(0, age_ms)
         limit = self._values["max-latency-ms"]
         if limit and age_ms > limit:
             return None
@@ -240,8 +253,8 @@ class Stream:
             buffer.unmap(info)
             pts_ns = placed.pts_ns
             if not self._is_live() and not self._follower.await_pictures(pts_ns, self._playing):
-                self._warn("no picture comes while sound is held back for them, so it runs ahead now and frames hear "
-                           "nothing", "put a larger queue before video_sink and audio_sink")  # fmt: skip
+                self._warn("no picture comes while sound is held back for them, so it runs ahead until one comes",
+                           "put a larger queue before video_sink and audio_sink")  # fmt: skip
             if "audio_sink" in self._pads:
                 self._follower.sound(samples, pts_ns)
         return Gst.FlowReturn.OK
@@ -273,6 +286,8 @@ class Stream:
             self._time = SegmentTime.of(event.parse_segment())
             self._masks.new_segment()
             self._texts.new_segment()
+        elif kind == Gst.EventType.GAP:
+            self._take_video_gap(event)
         elif kind == Gst.EventType.FLUSH_START:
             self._follower.flush()
         elif kind == Gst.EventType.FLUSH_STOP:
@@ -288,6 +303,18 @@ class Stream:
                 self._follower.frames_over()
             else:
                 self._texts.hand_on(event, self._pads.get("json_src"))
+
+    def _take_video_gap(self, event: Any) -> None:
+        """Pictures that will not come: sound need not wait for them."""
+        pts, duration = event.parse_gap()
+        if NO_TIME not in (pts, duration) and self._time.is_time:
+            ends = [self._time.of_buffer(ns) for ns in (pts, min(pts + duration, NO_TIME - 1))]
+            self._follower.no_frame(max((ns for ns in ends if ns != NO_TIME), default=0))
+
+    def hand_on_gap(self, push: Callable[[], bool]) -> bool:
+        """Hands it on, which sinks may hold for as long as no picture is shown."""
+        with self._follower.in_hand():
+            return push()
 
     def _take_caps(self, caps: Any) -> None:
         self._layout = layout = Layout.of_caps(caps)
@@ -321,6 +348,7 @@ class Stream:
             "frames-in": self._frames_in, "frames-out": self._frames_out, "results": counts.get("answers", 0),
             "steps": counts.get("steps", 0), "refreshes": counts.get("refreshes", 0),
             "passed-over": counts.get("passed_over", 0), "late-sound": counts.get("late_sound", 0),
+            "out-of-order": counts.get("out_of_order", 0),
             "frame-p50-us": times[len(times) // 2] // 1000 if times else 0,
             "frame-p99-us": times[len(times) * 99 // 100] // 1000 if times else 0,
             "step-p50-us": round(stats.spread("step").p50 * 1000),

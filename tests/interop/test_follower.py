@@ -187,6 +187,57 @@ def test_after_a_reset_old_answers_are_gone_and_time_may_begin_anew() -> None:
     assert one.frame_sync(picture(), 0) is not None
 
 
+@pytest.mark.parametrize("stray", [[], [3_600_000]])
+def test_stamps_that_go_back_for_good_begin_anew(stray: list[int]) -> None:
+    """Also those after a single one that was far ahead of them."""
+    one = follower(StubSegmenter(), audio_wait_ms=0)
+    for at in [900_000, 900_040, *stray]:
+        assert one.frame_sync(picture(), at * MS) is not None
+    back = [900_080 if stray else 0, 900_120 if stray else 40]
+    assert [one.frame_sync(picture(), at * MS) for at in back] == [None] * 2
+    answer = one.frame_sync(picture(), (back[-1] + 40) * MS)
+    assert answer is not None
+    assert answer.result.pts_ns == (back[-1] + 40) * MS
+    assert one.frame_sync(picture(), (back[-1] + 80) * MS) is not None
+    assert (one.counts["out_of_order"], one.counts["begun_anew"]) == (2, 1)
+
+
+@pytest.mark.parametrize("late", [[9_960, 9_840, 9_920, 9_600, 9_700, 9_800], [5_000, 4_000, 3_000], [5_000, 5_040]])
+def test_stamps_that_are_late_or_all_over_the_place_do_not(late: list[int]) -> None:
+    one = follower(StubSegmenter(), audio_wait_ms=0)
+    one.frame_sync(picture(), 10_000 * MS)
+    assert [one.frame_sync(picture(), at * MS) for at in late] == [None] * len(late)
+    assert one.frame_sync(picture(), 10_040 * MS) is not None
+    assert (one.counts["out_of_order"], one.counts["begun_anew"]) == (len(late), 0)
+    for n in range(5):
+        assert one.frame_sync(picture(), (9_000 + 40 * n) * MS) is None
+        assert one.frame_sync(picture(), (11_000 + 40 * n) * MS) is not None, "not in a row"
+
+
+@pytest.mark.parametrize("sound_first", [True, False])
+def test_sound_that_begins_anew_with_its_pictures_is_heard(sound_first: bool) -> None:
+    """Five seconds over and over, of which the ring would still hold the first round."""
+    segmenter = StubSegmenter(hop_seconds=0.001)
+    one = follower(segmenter, audio_wait_ms=0)
+
+    def show(tenths: int) -> None:
+        one.frame_sync(picture(), tenths * 100 * MS)
+
+    def play(tenths: int, value: float) -> None:
+        one.sound(np.full(1_600, value, np.float32), tenths * 100 * MS)
+
+    for loudness in (0.25, 0.5, 0.75):
+        for tenths in range(50):
+            for_both = [lambda at=tenths, by=loudness: play(at, by), lambda at=tenths: show(at)]
+            for act in for_both if sound_first else reversed(for_both):
+                act()
+    assert one.counts["begun_anew"] == 2
+    heard = segmenter.steps[-1]
+    assert heard.frame.pts_ns == 4_900 * MS
+    assert heard.audio_valid > 0.8
+    assert float(heard.audio.max()) == 0.75
+
+
 def test_a_frame_that_waited_for_sound_does_not_enter_the_stream_after_a_seek() -> None:
     segmenter = StubSegmenter()
     one = follower(segmenter, audio_wait_ms=60_000)
@@ -274,8 +325,84 @@ def test_sound_far_ahead_waits_for_pictures(end: str, monkeypatch: pytest.Monkey
         getattr(one, "stop" if end == "paused" else end)()
     waiting.join(15)
     assert found == [end != "stuck"]
-    if end == "stuck":
-        assert one.await_pictures(90_000 * MS, lambda: True), "none is held back any more"
+
+
+class Clock:
+    """Of the follower, in the place of `time` and of its waits: each look at it lets time go by."""
+
+    def __init__(self, one: Follower, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.ns, self.one = 0, one
+        self.end_ns = 3_600_000 * MS
+        """The follower is stopped then."""
+        monkeypatch.setattr("avis_stream.interop.follower.time.monotonic_ns", lambda: self.ns)
+        monkeypatch.setattr(one._change, "wait", self.wait)
+        one.reset()
+        one.expect_sound()
+
+    def wait(self, seconds: float) -> None:
+        self.ns += round(seconds * 1e9)
+        if self.ns > self.end_ns:
+            self.one.stop()
+
+
+def hear(one: Follower, seconds: Iterable[int]) -> list[bool]:
+    """A second of sound at each of these times, each when it may come; whether pictures were not given up."""
+    paced = []
+    for at in seconds:
+        paced.append(one.await_pictures(at * 1000 * MS, lambda: True))
+        one.sound(np.ones(16_000, np.float32), at * 1000 * MS)
+    return paced
+
+
+def test_a_frame_that_downstream_holds_is_no_missing_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = follower(StubSegmenter(), audio_wait_ms=0)
+    clock = Clock(one, monkeypatch)
+    one.frame(picture(), 0)
+    clock.end_ns = 60_000 * MS
+    with one.in_hand():
+        assert one.await_pictures(9_000 * MS, lambda: True)
+    assert clock.ns > clock.end_ns, "it was held for as long as the frame"
+    assert one.counts["let_go"] == 0
+
+
+def test_sound_through_a_hole_in_the_pictures_is_still_there_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    segmenter = StubSegmenter(hop_seconds=0.001)
+    one = follower(segmenter, audio_wait_ms=0)
+    clock = Clock(one, monkeypatch)
+    one.frame_sync(picture(), 0)
+    assert hear(one, range(9)) == [True] * 9
+    assert clock.ns == 0, "nothing had to wait"
+    assert hear(one, range(9, 31)) == [False] + [True] * 21, "told of once"
+    assert 10_000 * MS < clock.ns < 16_000 * MS
+    one.frame_sync(picture(), 29_000 * MS)
+    assert segmenter.steps[-1].audio_valid == 1.0
+    before = clock.ns
+    assert all(hear(one, range(31, 38)))
+    assert clock.ns == before
+    assert all(hear(one, [38]))
+    assert clock.ns > before + 10_000 * MS, "paced as in the beginning"
+
+
+def test_sound_that_lies_far_ahead_of_its_pictures_is_let_go_as_they_need_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As some files have them: each picture comes when twelve more seconds of sound have been taken."""
+    segmenter = StubSegmenter(hop_seconds=0.001)
+    one = follower(segmenter, audio_wait_ms=0)
+    clock = Clock(one, monkeypatch)
+    hear(one, range(13))
+    for at in range(1, 100):
+        one.frame_sync(picture(), at * 1000 * MS)
+        hear(one, [at + 12])
+    assert clock.ns < 40_000 * MS
+    assert {pair.audio_valid for pair in segmenter.steps[1:]} == {1.0}
+
+
+def test_where_no_picture_is_to_come_sound_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = follower(StubSegmenter(), audio_wait_ms=0)
+    clock = Clock(one, monkeypatch)
+    one.frame_sync(picture(), 0)
+    one.no_frame(30_000 * MS)
+    assert all(hear(one, range(39)))
+    assert clock.ns == 0
 
 
 def test_a_flush_lets_go_a_frame_that_waits_for_sound_though_more_of_it_comes() -> None:

@@ -232,6 +232,62 @@ def test_sound_that_is_told_not_to_come_is_not_waited_for(gst: Any, stub: StubSe
     assert {pair.audio_valid for pair in stub.steps} == {0.0}
 
 
+def test_a_wrong_stamp_ends_no_results_and_its_answer_is_on_no_frame_before_it(gst: Any, stub: StubSegmenter) -> None:
+    element, video_sink, _, _ = begun(gst)
+    element.set_property("audio-wait-ms", 0)
+    bus = gst.Bus()
+    element.set_bus(bus)
+    ages = []
+    for at in (1000, 1040, 3_600_000, 1080, 1120, 1160, 1200, 0, 40, 80):
+        buffer = gst.Buffer.new_wrapped(bytes(48 * 64 * 3))
+        buffer.pts, buffer.duration = at * gst.MSECOND, 40 * gst.MSECOND
+        video_sink.chain(buffer)
+        ages.append(element.get_property("result-age-ms"))
+    stats = element.get_property("stats")
+    warned = 0
+    while (message := bus.pop_filtered(gst.MessageType.WARNING)) is not None:
+        warned += "begin anew" in message.parse_warning()[0].message
+    element.set_state(gst.State.NULL)
+    assert ages == [0, 0, 0, -1, -1, 0, 0, -1, -1, 0]
+    assert (stats.get_value("results"), stats.get_value("out-of-order"), warned) == (6, 4, 1)
+
+
+@pytest.mark.parametrize("sync", [True, False])
+def test_what_downstream_holds_is_no_missing_picture(gst: Any, stub: StubSegmenter, sync: bool) -> None:
+    """And a gap tells the follower that none is to come."""
+    element, video_sink, _, segment = begun(gst)
+    element.set_state(gst.State.NULL)
+    element.set_property("sync", sync)
+    found: list[int] = []
+
+    def held(*_: Any) -> Any:
+        found.append(element._stream._follower._in_hand)
+        return gst.FlowReturn.OK
+
+    def told(_pad: Any, _parent: Any, event: Any) -> bool:
+        if event.type == gst.EventType.GAP:
+            held()
+        return True
+
+    peer = gst.Pad.new("peer", gst.PadDirection.SINK)
+    peer.set_chain_function_full(held)
+    peer.set_event_function_full(told)
+    peer.set_active(True)
+    assert element.get_static_pad("video_src").link(peer) == gst.PadLinkReturn.OK
+    element.set_state(gst.State.PAUSED)
+    video_sink.send_event(gst.Event.new_stream_start("video"))
+    caps = "video/x-raw,format=RGB,width=64,height=48,framerate=30/1"
+    video_sink.send_event(gst.Event.new_caps(gst.Caps.from_string(caps)))
+    video_sink.send_event(gst.Event.new_segment(segment))
+    buffer = gst.Buffer.new_wrapped(bytes(48 * 64 * 3))
+    buffer.pts, buffer.duration = 0, gst.SECOND // 30
+    video_sink.chain(buffer)
+    video_sink.send_event(gst.Event.new_gap(gst.SECOND, 19 * gst.SECOND))
+    follower = element._stream._follower
+    assert (found, follower._in_hand, follower._seen_ns()) == ([1, 1], 0, 20 * gst.SECOND)
+    element.set_state(gst.State.NULL)
+
+
 def stop_while_a_frame_waits_for_sound(gst: Any) -> tuple[int, float]:
     """How often sound came too late, and the seconds that the stop took; ten were to be waited."""
     silent = "appsrc name=nobody format=time ! audio/x-raw,format=F32LE,rate=16000,channels=1,layout=interleaved"
