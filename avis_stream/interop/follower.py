@@ -224,8 +224,8 @@ class Follower:
 
     def _seen_ns(self) -> int:
         """How far pictures have come; before the first, where sound began."""
-        there = [ns for ns in (self._stamps[-1] if self._stamps else None, self._gap_ns) if ns is not None]
-        return max(there, default=self._first_sound_ns or 0)
+        last_ns = self._stamps[-1] if self._stamps else self._first_sound_ns or 0
+        return last_ns if self._gap_ns is None else max(last_ns, self._gap_ns)
 
     @contextmanager
     def in_hand(self) -> Iterator[None]:
