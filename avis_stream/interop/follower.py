@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from avis_stream.interop.answer import Answer, Row, layer_of
+from avis_stream.interop.stamps import GoneBack
 from avis_stream.stream.cores import model_threads, set_own_threads
 from avis_stream.stream.lanes import Lanes, lanes_for
 from avis_stream.stream.ring import SoundRing, sample_of
@@ -42,10 +43,6 @@ _LET_NS = 2 * NANOSECONDS
 """So much of it is let go at a time: the ring must still hold what the next picture belongs to."""
 _NEXT_LET_NS = NANOSECONDS // 4
 """After the first time; in between pictures have time to come, and a long hole is passed in an eighth of its length."""
-_WELL_BELOW_NS = NANOSECONDS // 2
-"""A stamp so far below those before it is not merely late."""
-_FOR_GOOD = 3
-"""So many of these in a row, in order, are another beginning."""
 
 
 class Picture(Protocol):
@@ -72,22 +69,6 @@ class _Arrived(NamedTuple):
 
     def image(self) -> Tensor:
         return torch.from_numpy(self.picture.pixels()).permute(2, 0, 1)
-
-
-class _Back:
-    """Tells stamps that have begun anew from a few that are late: those go on in order, well below where they were."""
-
-    def __init__(self) -> None:
-        self._last_ns, self._count = 0, 0
-
-    def is_for_good(self, pts_ns: int, reached_ns: int) -> bool:
-        """Whether time begins anew with this stamp; `reached_ns`: where it was."""
-        if pts_ns >= reached_ns - _WELL_BELOW_NS:
-            self._count = 0
-            return False
-        self._count = self._count + 1 if self._count and pts_ns > self._last_ns else 1
-        self._last_ns = pts_ns
-        return self._count >= _FOR_GOOD
 
 
 class Follower:
@@ -162,7 +143,7 @@ class Follower:
             self._take()
             self._stamps: deque[int] = deque(maxlen=PERIOD_DISTANCES + 1)
             """Of the last frames, to know how long each is shown."""
-            self._back = _Back()
+            self._back = GoneBack()
             self._earlier: deque[_Arrived] = deque()
             self._rates = TwoRates(self._segmenter)  # which one it is tells this stream from those before
             self.answer: Answer | None = None
@@ -277,7 +258,7 @@ class Follower:
             self._forget_sound()
 
     def _forget_sound(self) -> None:
-        self._ring, self._sound_back = SoundRing(_RING_SECONDS), _Back()
+        self._ring, self._sound_back = SoundRing(_RING_SECONDS), GoneBack()
         self._has_sound = False
         self._first_sound_ns = self._let_ns = None
 
